@@ -1,0 +1,171 @@
+"""What a potential is: the energy of a Graph, everything else by differentiating it."""
+
+import abc
+from typing import TYPE_CHECKING, Any, Self
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxmlip.systems.graph import Graph, strained
+from jaxmlip.types import AnyArray, Leaf, Matrices, PerAtom, PerGraph, Vectors
+
+N_SPECIES = 119
+"""Length of tables indexed by atomic number (0, the padding atom, to 118)."""
+
+
+class Potential(abc.ABC):
+    """Energy of a Graph. Subclasses are frozen pytrees (`flax.struct.dataclass`).
+
+    Parameters are leaves and everything else is static, so that `jax.vmap` over a stack of potentials is an ensemble,
+    `jax.grad` of a function of a potential is a sensitivity, and `low + delta` is a potential.
+
+    Attributes:
+        params: parameters as a pytree of arrays.
+        references: [119], elemental reference energies in eV by atomic number, float64 on the host. They never enter
+            the energy on the device, where float32 would lose what matters: `reference_energy` adds them at the border.
+    """
+
+    params: Leaf
+    references: Leaf
+
+    if TYPE_CHECKING:
+
+        def replace(self, **updates: Any) -> Self:
+            """A copy with other values, as flax.struct.dataclass provides it."""
+            ...
+
+    @property
+    @abc.abstractmethod
+    def cutoff(self) -> float:
+        """Distance in Å within which neighbours matter."""
+
+    @property
+    def inner_cutoff(self) -> float:
+        """Distance in Å that the leading `Graph.inner` slots must cover; 0 if the potential does not use them."""
+        return 0.0
+
+    @property
+    @abc.abstractmethod
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers the potential knows, ascending."""
+
+    @abc.abstractmethod
+    def atomic_energies(self, graph: Graph) -> PerAtom:
+        """Contribution of each atom in eV, relative to its elemental reference; 0 for padding atoms."""
+
+    def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
+        """Atomic energies of every fidelity the potential has a readout for; one, unless a subclass has more."""
+        return self.atomic_energies(graph)[:, None]
+
+    def energy(self, graph: Graph) -> PerGraph:
+        """Energy of each graph in eV, relative to the elemental references; 0 for padding graphs."""
+        return graph.sum_over_atoms(self.atomic_energies(graph))
+
+    def __add__(self, other: "Potential") -> "Potential":
+        """The potential whose energies (and references) are the sums: `low + delta`."""
+        return Sum((self, other))
+
+
+@flax.struct.dataclass
+class Sum(Potential):
+    """Sum of potentials, as in differential learning."""
+
+    terms: tuple
+
+    @property
+    def params(self) -> tuple:
+        """Parameters of the terms, in order."""
+        return tuple(term.params for term in self.terms)
+
+    @property
+    def references(self) -> Float[np.ndarray, "119"]:
+        """Sum of the terms' references, eV."""
+        return np.sum([np.asarray(term.references, np.float64) for term in self.terms], axis=0)
+
+    @property
+    def cutoff(self) -> float:
+        """The longest of the terms', Å."""
+        return max(term.cutoff for term in self.terms)
+
+    @property
+    def inner_cutoff(self) -> float:
+        """The longest of the terms', Å."""
+        return max(term.inner_cutoff for term in self.terms)
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers that every term knows."""
+        return tuple(sorted(set.intersection(*(set(term.species) for term in self.terms))))
+
+    def atomic_energies(self, graph: Graph) -> PerAtom:
+        """Sum of the terms' atomic energies, eV."""
+        return sum((term.atomic_energies(graph) for term in self.terms), start=jnp.zeros((), graph.positions.dtype))
+
+
+class Prediction(flax.struct.PyTreeNode):
+    """What a potential says of a Graph.
+
+    Attributes:
+        energy: [graphs], eV, relative to the elemental references.
+        forces: [atoms, 3], eV/Å; zero on padding atoms.
+        stress: [graphs, 3, 3], eV/Å³, positive under tension; None unless asked for, NaN where a graph has no volume
+            because it is not periodic in all three directions.
+    """
+
+    energy: Leaf
+    forces: Leaf
+    stress: Leaf = None
+
+
+def evaluate(potential: Potential, graph: Graph, *, stress: bool = False) -> Prediction:
+    """Energy, forces −∂E/∂R and, if asked for, stress ∂E/∂ε / V by automatic differentiation.
+
+    The strain ε is symmetric and acts on positions and cell alike (Knuth et al., Comput. Phys. Commun. 190, 33 (2015)).
+    """
+    if not stress:
+        energy, gradient = _value_and_gradient(lambda r: potential.energy(graph.replace(positions=r)), graph.positions)
+        return Prediction(energy=energy, forces=-gradient)
+
+    def energy_under_strain(variables: tuple[Vectors, Matrices]) -> PerGraph:
+        return potential.energy(strained(graph, *variables))
+
+    no_strain = jnp.zeros_like(graph.cell)
+    energy, (gradient, virial) = _value_and_gradient(energy_under_strain, (graph.positions, no_strain))
+    volume = graph.volume()[:, None, None]
+    solid = volume > 0
+    return Prediction(energy, -gradient, jnp.where(solid, virial / jnp.where(solid, volume, 1.0), jnp.nan))
+
+
+def _value_and_gradient(energy, at):
+    """Energies per graph and the gradient of their sum."""
+
+    def total(variables):
+        energies = energy(variables)
+        return energies.sum(), energies
+
+    gradient, energies = jax.grad(total, has_aux=True)(at)
+    return energies, gradient
+
+
+def reference_energy(potential: Potential, species: Int[np.ndarray, " atoms"]) -> float:
+    """Sum in float64 of the elemental references of a structure's atoms, eV; to be added to `Potential.energy`."""
+    return float(np.sum(np.asarray(potential.references, np.float64)[np.asarray(species)]))
+
+
+def check_species(potential: Potential, species: Int[np.ndarray, " atoms"]) -> None:
+    """Raise ValueError, naming the elements, if a potential does not know all of them."""
+    from ase.data import chemical_symbols
+
+    unknown = sorted(set(np.asarray(species).tolist()) - set(potential.species) - {0})
+    if unknown:
+        names = ", ".join(chemical_symbols[z] for z in unknown)
+        known = " ".join(chemical_symbols[z] for z in potential.species)
+        raise ValueError(f"The potential does not know {names}; the elements it knows are {known}.")
+
+
+def stack(potentials: "list[Potential]") -> Potential:
+    """Potentials of equal structure as one whose leaves have a leading axis, for `jax.vmap`."""
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *potentials)
