@@ -1,0 +1,275 @@
+"""The bridge to ASE, both ways: a Potential as a calculator, and any calculator as a teacher."""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, unquote
+
+import jax
+import numpy as np
+from ase import Atoms
+from ase.calculators import calculator as ase_calculator
+from ase.calculators.calculator import CalculationFailed, PropertyNotImplementedError
+from ase.stress import full_3x3_to_voigt_6_stress
+from tqdm import tqdm
+
+from jaxmlip.potentials.evaluation import bare_copy, compiled_evaluate, potential_dtype, round_up
+from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.systems.dataset import Frame
+from jaxmlip.systems.graph import Graph, check_structure, graph_from_atoms, periodic_cell
+
+
+class Calculator(ase_calculator.Calculator):
+    """A Potential as an ASE calculator, for ASE's optimisers, filters and dynamics.
+
+    The neighbour list reaches `skin` further than the potential and is kept until atoms (or the cell) have moved far
+    enough that it could miss a pair. Its slots are padded, with room that grows when needed: growing compiles anew,
+    once.
+
+    Energies include the elemental references (eV), forces are eV/Å, stress is eV/Å³ in Voigt order xx yy zz yz xz xy,
+    positive under tension, and only for structures periodic in all three directions.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 (as ASE declares it)
+
+    def __init__(self, potential: Potential, *, skin: float = 0.5) -> None:
+        """Wrap a potential.
+
+        Args:
+            potential: any Potential; calculates in the precision of its parameters.
+            skin: extra reach of the neighbour list in Å; 0 makes a new list at every step.
+
+        Raises:
+            ValueError: for a negative skin.
+        """
+        if skin < 0:
+            raise ValueError(f"The skin of the neighbour list must not be negative, but is {skin} Å.")
+        super().__init__()
+        self.potential = potential
+        self.skin = skin
+        self._on_device = jax.device_put(potential)
+        self._list_made_for: Atoms | None = None
+        self._graph: Graph | None = None
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = ase_calculator.all_changes,
+    ) -> None:
+        """Fill `self.results`; called by ASE.
+
+        Raises:
+            PropertyNotImplementedError: if stress is asked for a structure that has no volume.
+            ValueError: for an unknown element or a structure that cannot be evaluated.
+            CalculationFailed: if the energy, forces or stress come out as NaN or infinite.
+        """
+        super().calculate(atoms, list(properties), list(system_changes))
+        atoms = self.atoms
+        if atoms is None:
+            raise ValueError(
+                "The calculator has no structure to work on; attach it to one: atoms.calc = Calculator(…)."
+            )
+        periodic = bool(atoms.pbc.all())
+        if "stress" in properties and not periodic:
+            raise PropertyNotImplementedError(
+                f"{atoms.symbols} is periodic along {atoms.pbc.tolist()}: stress needs a cell that is periodic in all "
+                "three directions."
+            )
+        check_species(self.potential, atoms.numbers)
+        check_structure(atoms)
+        prediction = jax.device_get(compiled_evaluate(self._on_device, self._current_graph(atoms), periodic))
+        energy = float(prediction.energy[0]) + reference_energy(self.potential, atoms.numbers)
+        results = {"energy": energy, "free_energy": energy, "forces": np.asarray(prediction.forces, np.float64)}
+        if periodic:
+            results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(prediction.stress[0], np.float64))
+        for what, values in results.items():
+            if not np.isfinite(values).all():
+                raise CalculationFailed(
+                    f"The {what} of {atoms.symbols} is not finite; the structure is far from anything the potential "
+                    "was trained on (atoms too close), or its parameters are damaged."
+                )
+        self.results = results
+
+    def _current_graph(self, atoms: Atoms) -> Graph:
+        """The graph with the atoms where they are now, its neighbour list made anew only if it could miss a pair."""
+        if self._graph is None or not self._list_holds(atoms):
+            self._graph = self._new_graph(atoms)
+            self._list_made_for = bare_copy(atoms)
+        dtype = potential_dtype(self.potential)
+        return self._graph.replace(
+            positions=np.asarray(atoms.positions, dtype), cell=np.asarray(periodic_cell(atoms)[None], dtype)
+        )
+
+    def _list_holds(self, atoms: Atoms) -> bool:
+        """Whether every pair within the cutoff is still on the list.
+
+        With R' = R F + u, F the change of the cell, a pair that was further apart than cutoff + skin is now further
+        than (cutoff + skin) σ − 2 max|u|, σ the smallest singular value of F.
+        """
+        old = self._list_made_for
+        if old is None or len(old) != len(atoms):
+            return False
+        if (old.numbers != atoms.numbers).any() or (old.pbc != atoms.pbc).any():
+            return False
+        change = np.eye(3)
+        if (periodic_cell(old) != periodic_cell(atoms)).any():
+            if not atoms.pbc.all():
+                return False
+            change = np.linalg.solve(old.cell.array, atoms.cell.array)
+        smallest = np.linalg.svd(change, compute_uv=False)[-1]
+        moved = np.linalg.norm(atoms.positions - old.positions @ change, axis=1).max()
+        return bool((self.potential.cutoff + self.skin) * smallest - 2.0 * moved >= self.potential.cutoff)
+
+    def _new_graph(self, atoms: Atoms) -> Graph:
+        """A graph with padded slots: the present capacity if it suffices, else a larger one with some room."""
+        potential = self.potential
+        reach = potential.cutoff + self.skin
+        inner_reach = potential.inner_cutoff + self.skin if potential.inner_cutoff > 0 else 0.0
+        graph = graph_from_atoms(atoms, reach, inner_reach, dtype=potential_dtype(potential))
+        slots, inner = graph.n_slots, graph.inner
+        previous = self._graph
+        if previous is not None and previous.n_atoms == graph.n_atoms:
+            fits = slots <= previous.n_slots and inner <= previous.inner
+            # Both grow together, so that a compression that fills either compiles once.
+            slots = previous.n_slots if fits else max(previous.n_slots, _with_room(slots))
+            inner = previous.inner if fits else max(previous.inner, _with_room(inner))
+        else:
+            slots, inner = _with_room(slots), _with_room(inner)
+        padding = ((0, 0), (0, slots - graph.n_slots))
+        return graph.replace(
+            neighbors=np.pad(graph.neighbors, padding, constant_values=-1),
+            shifts=np.pad(graph.shifts, (*padding, (0, 0))),
+            inner=min(inner, slots),
+        )
+
+
+def _with_room(number: int) -> int:
+    """A capacity at least a tenth larger."""
+    return round_up(number + -(-number // 10))
+
+
+@dataclasses.dataclass(frozen=True)
+class AseTeacher:
+    """Any ASE calculator as a teacher: it labels structures, and is not a Potential.
+
+    Attributes:
+        factory: import path `package.module:factory` of a calculator class, or of a function that returns a
+            calculator.
+        kwargs: keyword arguments for the factory, JSON values.
+    """
+
+    factory: str
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, name: str) -> "AseTeacher":
+        """The teacher that a name like `ase:ase.calculators.emt:EMT?asap_cutoff=true` stands for.
+
+        Keyword arguments follow a question mark as `key=value`, separated by `&`; values are JSON (strings in double
+        quotes), and %-escapes are read as in a URL.
+
+        Raises:
+            ValueError: if the name does not have this form.
+        """
+        path, _, query = name.removeprefix("ase:").partition("?")
+        kwargs = {}
+        for item in filter(None, query.split("&")):
+            key, equals, value = item.partition("=")
+            try:
+                if not equals or not key:
+                    raise ValueError("it has no '='")
+                kwargs[unquote(key)] = json.loads(unquote(value))
+            except ValueError as error:
+                raise ValueError(
+                    f"{name!r}: cannot read the keyword argument {item!r} ({error}); write key=value with a JSON "
+                    'value, strings in double quotes: path="model.pt".'
+                ) from None
+        module, colon, attribute = path.partition(":")
+        if not (module and colon and attribute):
+            raise ValueError(
+                f"{name!r} does not name an ASE calculator; write ase:package.module:factory, for example "
+                "ase:ase.calculators.emt:EMT."
+            )
+        return cls(path, kwargs)
+
+    def __str__(self) -> str:
+        """The name that `parse` reads."""
+        query = "&".join(
+            f"{quote(key, safe='')}={quote(json.dumps(value, sort_keys=True), safe='')}"
+            for key, value in sorted(self.kwargs.items())
+        )
+        return f"ase:{self.factory}" + (f"?{query}" if query else "")
+
+    def calculator(self) -> Any:
+        """A new calculator.
+
+        Raises:
+            ImportError: if module or factory cannot be imported.
+            TypeError: if the factory cannot be called with the keyword arguments, or does not give a calculator.
+        """
+        module_name, _, attribute = self.factory.partition(":")
+        try:
+            factory: Any = importlib.import_module(module_name)
+            for part in attribute.split("."):
+                factory = getattr(factory, part)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"The teacher {self} cannot be imported ({error}); is the package installed, and the path spelled "
+                "package.module:factory?"
+            ) from error
+        try:
+            made = factory(**self.kwargs)
+        except TypeError as error:
+            raise TypeError(f"The teacher {self}: calling {attribute} failed ({error}).") from error
+        if isinstance(made, type) or not (hasattr(made, "get_potential_energy") and hasattr(made, "get_forces")):
+            raise TypeError(
+                f"The teacher {self}: {attribute} gives a {type(made).__name__}, not an ASE calculator; name a "
+                "calculator class or a function that returns a calculator."
+            )
+        return made
+
+    def label(self, structures: Sequence[Atoms], *, stress: bool = False, progress: bool = False) -> list[Frame]:
+        """Label structures with the calculator, one after another.
+
+        Args:
+            structures: constraints and calculators they carry are ignored.
+            stress: label stresses too, for structures periodic in all three directions (NaN for the others).
+            progress: show a progress bar.
+
+        Returns:
+            Frames in the order of the structures: energy (ASE's `get_potential_energy`) in eV, forces in eV/Å, stress
+            in eV/Å³; `Frame.info` is a copy of `Atoms.info`.
+
+        Raises:
+            ImportError, TypeError: see `calculator`.
+            ValueError: naming the frame, if the structure is damaged, the calculator does not implement a property
+                or fails, or a label is not finite.
+        """
+        calculator = self.calculator()
+        frames = []
+        for index, structure in enumerate(tqdm(structures, disable=not progress, desc="label", unit="frame")):
+            atoms = bare_copy(structure)
+            where = f"Frame {index} ({atoms.symbols}), teacher {self}"
+            wanted = {"energy": atoms.get_potential_energy, "forces": atoms.get_forces}
+            if stress and atoms.pbc.all():
+                wanted["stress"] = lambda atoms=atoms: atoms.get_stress(voigt=False)
+            labels = {"stress": np.full((3, 3), np.nan)}
+            try:
+                check_structure(atoms)
+                atoms.calc = calculator
+                for what, get in wanted.items():
+                    labels[what] = np.array(get(), np.float64)
+                    if not np.isfinite(labels[what]).all():
+                        raise ValueError(f"the {what} is not finite")
+            except NotImplementedError as error:
+                raise ValueError(f"{where}: the calculator does not implement {what} ({error}).") from error
+            except Exception as error:
+                raise ValueError(f"{where}: {error or type(error).__name__}") from error
+            atoms.calc = None
+            frames.append(
+                Frame(atoms, float(labels["energy"]), labels["forces"], labels["stress"], dict(structure.info))
+            )
+        return frames
