@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -203,12 +203,11 @@ class AseTeacher:
         )
         return f"ase:{self.factory}" + (f"?{query}" if query else "")
 
-    def calculator(self) -> Any:
-        """A new calculator.
+    def import_factory(self) -> Callable[..., Any]:
+        """The class or function that makes the calculator.
 
         Raises:
             ImportError: if module or factory cannot be imported.
-            TypeError: if the factory cannot be called with the keyword arguments, or does not give a calculator.
         """
         module_name, _, attribute = self.factory.partition(":")
         try:
@@ -220,13 +219,28 @@ class AseTeacher:
                 f"The teacher {self} cannot be imported ({error}); is the package installed, and the path spelled "
                 "package.module:factory?"
             ) from error
+        return factory
+
+    def calculator(self) -> Any:
+        """A new calculator.
+
+        Raises:
+            ImportError: if module or factory cannot be imported.
+            ValueError: if the factory cannot be called with the keyword arguments, or does not give a calculator.
+        """
+        factory = self.import_factory()
+        if not callable(factory):
+            raise ValueError(
+                f"The teacher {self}: {self.factory} is a {type(factory).__name__}, which cannot be called."
+            )
         try:
             made = factory(**self.kwargs)
-        except TypeError as error:
-            raise TypeError(f"The teacher {self}: calling {attribute} failed ({error}).") from error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"The teacher {self}: the factory failed with these arguments ({reason}).") from error
         if isinstance(made, type) or not (hasattr(made, "get_potential_energy") and hasattr(made, "get_forces")):
-            raise TypeError(
-                f"The teacher {self}: {attribute} gives a {type(made).__name__}, not an ASE calculator; name a "
+            raise ValueError(
+                f"The teacher {self}: the factory gives a {type(made).__name__}, not an ASE calculator; name a "
                 "calculator class or a function that returns a calculator."
             )
         return made
@@ -244,7 +258,7 @@ class AseTeacher:
             in eV/Å³; `Frame.info` is a copy of `Atoms.info`.
 
         Raises:
-            ImportError, TypeError: see `calculator`.
+            ImportError: see `calculator`.
             ValueError: naming the frame, if the structure is damaged, the calculator does not implement a property
                 or fails, or a label is not finite.
         """
