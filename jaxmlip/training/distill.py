@@ -1,0 +1,153 @@
+"""Distillation: a new student that imitates a teacher's energies and forces."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase import Atoms
+from jaxtyping import Float
+
+from jaxmlip.potentials.equivariant import Equivariant, average_neighbors
+from jaxmlip.potentials.evaluation import Teacher, label
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.references import fit_references
+from jaxmlip.systems.dataset import Frame, Sample, describe, make_samples, split
+from jaxmlip.training.loss import Terms
+from jaxmlip.training.trainer import DEFAULT_SETTINGS, TrainingProblem, TrainingSettings, check_frames, train
+from jaxmlip.types import AnyArray
+
+
+def distil(
+    model: Equivariant,
+    teacher: Potential | Teacher,
+    structures: Sequence[Atoms],
+    *,
+    settings: TrainingSettings = DEFAULT_SETTINGS,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    progress: bool = True,
+) -> Potential:
+    """Label structures by a teacher and train a new student on the labels.
+
+    Args:
+        model: architecture of the student.
+        teacher: any Potential, or anything with a `label` method. The elemental references are the teacher's own if it
+            is a Potential, else fitted by least squares.
+        structures: what the teacher labels; a random part becomes the validation set.
+        settings: of the training; stresses are labelled if they have a weight.
+        validation_fraction: share of the structures kept for validation, at least one.
+        seed: of that choice.
+        progress: show bars.
+
+    Returns:
+        The student, with the parameters that did best on the validation set.
+
+    Raises:
+        ValueError: if there are fewer than two structures, or the teacher cannot label one of them.
+        TrainingDiverged: see `train`.
+    """
+    frames = label(structures, teacher, stress=settings.stress_weight > 0, progress=progress)
+    training, validation = split_validation(frames, validation_fraction, seed)
+    references = teacher.references if isinstance(teacher, Potential) else None
+    problem = distillation_problem(model, training, validation, references, settings=settings)
+    return train(problem, settings, progress=progress).potential
+
+
+def distillation_problem(
+    model: Equivariant,
+    frames: Sequence[Frame],
+    validation: Sequence[Frame],
+    references: Float[AnyArray, " 119"] | None = None,
+    *,
+    settings: TrainingSettings = DEFAULT_SETTINGS,
+) -> TrainingProblem:
+    """The problem of fitting a new student to frames of one fidelity.
+
+    Args:
+        model: architecture of the student.
+        frames: training frames; the student's elements are theirs.
+        validation: frames that decide which parameters are kept.
+        references: [119], elemental references in eV, usually the teacher's own; fitted by least squares if None.
+        settings: for the weights of the terms and the seed of the new parameters.
+
+    Raises:
+        ValueError: see `check_frames`.
+    """
+    terms = settings.terms()
+    return fresh_problem(model, frames, validation, references, settings=settings, terms=terms)
+
+
+def fresh_problem(
+    model: Equivariant,
+    frames: Sequence[Frame],
+    validation: Sequence[Frame],
+    references: Float[AnyArray, " 119"] | None = None,
+    *,
+    settings: TrainingSettings,
+    terms: Terms,
+    species: Sequence[int] | None = None,
+) -> TrainingProblem:
+    """The problem of fitting new parameters, with scale and shift from the labels that `terms` allow to be seen.
+
+    Args:
+        model: architecture.
+        frames: training frames.
+        validation: validation frames.
+        references: [119], eV; fitted by least squares if None.
+        settings: for the seed of the parameters.
+        terms: of training loss and selection.
+        species: atomic numbers the potential shall know; by default those of the training frames.
+
+    Raises:
+        ValueError: see `check_frames`.
+    """
+    if species is None:
+        species = sorted({int(number) for frame in frames for number in frame.atoms.numbers})
+    check_frames(species, frames, validation, terms, terms)
+    if references is None:
+        references = fit_references(frames)
+    samples = make_samples(frames, model.cutoff, 0.0, references)
+    held_out = make_samples(validation, model.cutoff, 0.0, references)
+    scale, shift = scale_and_shift(samples, terms)
+    potential = model.build(
+        tuple(species),
+        average_neighbors=average_neighbors([sample.graph for sample in samples]),
+        references=references,
+        scale=scale,
+        shift=shift,
+        seed=settings.seed,
+    )
+    names = [describe(frame, number) for number, frame in enumerate(frames)]
+    return TrainingProblem(potential, samples, held_out, terms, terms, names)
+
+
+def scale_and_shift(samples: Sequence[Sample], terms: Terms) -> tuple[float, float]:
+    """Scale and shift of the atomic energies of a new potential, in eV, as MACE chooses them.
+
+    The shift is the mean energy per atom, relative to the references (0 without energies). The scale is the RMS of the
+    force components, or the standard deviation of the energies per atom if forces are not among the terms.
+    """
+    energies = np.array([sample.energy / sample.graph.n_atoms for sample in samples])
+    energies = energies[~np.isnan(energies)]
+    shift = float(energies.mean()) if terms.energy and energies.size else 0.0
+    if terms.forces:
+        forces = np.concatenate([sample.forces.ravel() for sample in samples])
+        scale = float(np.sqrt(np.nanmean(forces**2)))
+    else:
+        scale = float(energies.std()) if energies.size else 0.0
+    # A single frame, or forces that vanish by symmetry, say nothing of the scale.
+    return (scale if scale > 1e-8 else 1.0), shift
+
+
+def split_validation(frames: Sequence[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
+    """Training and validation frames, at least one of each.
+
+    Raises:
+        ValueError: if there are fewer than two frames, or the fraction is not between 0 and 1.
+    """
+    if len(frames) < 2:
+        raise ValueError(f"Training needs at least 2 frames, one of them for validation; there are {len(frames)}.")
+    if not 0 < fraction < 1:
+        raise ValueError(f"The validation fraction must be between 0 and 1, not {fraction}.")
+    held_out = min(max(round(fraction * len(frames)), 1), len(frames) - 1)
+    training, validation = split(frames, [len(frames) - held_out, held_out], seed)
+    return training, validation

@@ -1,0 +1,162 @@
+"""What training minimises: errors of energy per atom, forces and stress, over the labels that are there."""
+
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from jaxmlip.potentials.potential import Potential, Prediction, evaluate
+from jaxmlip.systems.dataset import Batch
+from jaxmlip.systems.graph import Graph
+from jaxmlip.types import AnyArray, Leaf, PerAtom
+
+LossKind: TypeAlias = Literal["huber", "mse"]
+
+
+class Terms(NamedTuple):
+    """Which terms a loss has; static, because what is not in the loss is not computed."""
+
+    energy: bool = True
+    forces: bool = True
+    stress: bool = False
+
+
+DEFAULT_TERMS = Terms()
+
+
+class Weights(flax.struct.PyTreeNode):
+    """Numbers of the loss. They are traced: strategies and studies that differ in them share one compiled step.
+
+    Attributes:
+        energy: weight of the energy per atom (error in eV/atom).
+        forces: weight of the forces (eV/Å).
+        stress: weight of the stress (eV/Å³).
+        huber_delta: error beyond which the Huber loss is linear, in the unit of each term.
+    """
+
+    energy: Leaf = 1.0
+    forces: Leaf = 10.0
+    stress: Leaf = 0.0
+    huber_delta: Leaf = 0.01
+
+
+class TermSums(NamedTuple):
+    """One term's sums over a batch. Sums of several batches may be added; means are taken last.
+
+    Attributes:
+        loss: Σ (sample weight) × (loss of a component).
+        squared: Σ (error of a component)², without sample weights; its unit squared.
+        count: number of components with a label.
+    """
+
+    loss: Any
+    squared: Any
+    count: Any
+
+
+def loss(
+    potential: Potential, batch: Batch, weights: Weights, *, terms: Terms = DEFAULT_TERMS, kind: LossKind = "huber"
+) -> tuple[Float[AnyArray, ""], dict[str, TermSums]]:
+    """Weighted sum over terms of the mean over the components that have a label.
+
+    The energy is compared per atom (as in MACE and NequIP), forces and stress by Cartesian component. Each graph is
+    predicted by the readout of its own fidelity (`Batch.head`).
+
+    Args:
+        potential: energies relative to the references that the batch's labels are relative to.
+        batch: NaN marks an absent label.
+        weights: of the terms.
+        terms: terms to compute (static); without forces and stress, no gradient of the energy is taken.
+        kind: "huber" (½e² up to δ, δ(|e| − ½δ) beyond: Huber, Ann. Math. Statist. 35, 73 (1964)) or "mse" (e²).
+
+    Returns:
+        The loss, and each term's sums for `total` and `rmse`.
+    """
+    sums = {}
+    for name, (error, present, weight) in errors(potential, batch, terms).items():
+        sums[name] = TermSums(
+            loss=jnp.sum(weight * _penalty(error, weights.huber_delta, kind)),
+            squared=jnp.sum(error**2),
+            count=jnp.sum(present),
+        )
+    return total(sums, weights), sums
+
+
+def total(sums: dict[str, TermSums], weights: Weights) -> Any:
+    """The loss from its terms' sums, over one batch or many."""
+    return sum(getattr(weights, name) * term.loss / jnp.maximum(term.count, 1) for name, term in sums.items())
+
+
+def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[AnyArray, AnyArray, AnyArray]]:
+    """For each term: prediction − label (0 where there is no label), where there is one, and the samples' weights.
+
+    Shapes: [graphs] for the energy (eV/atom), [atoms, 3] for forces (eV/Å), [graphs, 3, 3] for stress (eV/Å³).
+    """
+    graph = batch.graph
+    headed = _Headed(potential, batch.head)
+    if terms.forces or terms.stress:
+        prediction = evaluate(headed, graph, stress=terms.stress)
+    else:
+        prediction = Prediction(energy=headed.energy(graph), forces=None)
+
+    found = {}
+    if terms.energy:
+        per_atom = 1.0 / jnp.maximum(graph.atoms_per_graph(), 1.0)
+        found["energy"] = (*_difference(prediction.energy * per_atom, batch.energy * per_atom), batch.weight)
+    if terms.forces:
+        owner = jnp.minimum(graph.owner, graph.n_graphs - 1)
+        found["forces"] = (*_difference(prediction.forces, batch.forces), jnp.asarray(batch.weight)[owner][:, None])
+    if terms.stress:
+        solid = graph.volume()[:, None, None] > 0
+        label = jnp.where(solid, batch.stress, jnp.nan)
+        found["stress"] = (*_difference(prediction.stress, label), jnp.asarray(batch.weight)[:, None, None])
+    return found
+
+
+def _difference(prediction: AnyArray, label: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """Error and presence; a `where` on both sides keeps NaN out of value and gradient."""
+    present = ~jnp.isnan(label)
+    return jnp.where(present, prediction, 0.0) - jnp.where(present, label, 0.0), present
+
+
+def _penalty(error: AnyArray, delta: AnyArray | float, kind: LossKind) -> AnyArray:
+    if kind == "mse":
+        return error**2
+    near = jnp.minimum(jnp.abs(error), delta)
+    return 0.5 * near**2 + delta * (jnp.abs(error) - near)
+
+
+@flax.struct.dataclass
+class _Headed(Potential):
+    """A potential that answers for each graph with the readout of that graph's fidelity."""
+
+    potential: Potential
+    head: Leaf
+
+    @property
+    def params(self) -> Any:
+        return self.potential.params
+
+    @property
+    def references(self) -> Any:
+        return self.potential.references
+
+    @property
+    def cutoff(self) -> float:
+        return self.potential.cutoff
+
+    @property
+    def inner_cutoff(self) -> float:
+        return self.potential.inner_cutoff
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        return self.potential.species
+
+    def atomic_energies(self, graph: Graph) -> PerAtom:
+        readouts = self.potential.readouts(graph)
+        if readouts.shape[1] == 1:
+            return readouts[:, 0]
+        head = jnp.asarray(self.head)[jnp.minimum(graph.owner, graph.n_graphs - 1)]
+        return jnp.take_along_axis(readouts, head[:, None], axis=1)[:, 0]
