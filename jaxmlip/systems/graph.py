@@ -160,8 +160,10 @@ def batch_graphs(
     """Concatenate graphs and pad to the given shapes (by default: no padding atoms or graphs, just enough slots).
 
     Raises:
-        ValueError: if the graphs do not fit the given shapes.
+        ValueError: if the graphs do not fit the given shapes, or there are none.
     """
+    if len(graphs) == 0:
+        raise ValueError("There are no graphs to batch.")
     total = sum(g.n_atoms for g in graphs)
     n_atoms = total if n_atoms is None else n_atoms
     n_graphs = sum(g.n_graphs for g in graphs) if n_graphs is None else n_graphs
@@ -203,9 +205,14 @@ def periodic_cell(atoms: Atoms) -> HostMatrix:
 
 
 def check_structure(atoms: Atoms) -> None:
-    """Raise ValueError if a structure cannot be simulated: no atoms, NaN, or a singular periodic cell."""
+    """Raise ValueError if a structure cannot be simulated: no atoms, dummy atoms, NaN, or a singular periodic cell."""
     if len(atoms) == 0:
         raise ValueError("The structure has no atoms.")
+    if (atoms.numbers <= 0).any():
+        raise ValueError(
+            f"Atom {np.flatnonzero(atoms.numbers <= 0)[0]} of {atoms.symbols} has no element (atomic number 0); remove "
+            "dummy atoms from the structure."
+        )
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
     if bad.size:
         raise ValueError(
