@@ -1,0 +1,140 @@
+"""What an observable is: a function of a frame, and how its values over many frames become an Estimate."""
+
+import abc
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxmlip.observables.statistics import Estimate, Status, correlated_mean, equilibration_frames, worst
+from jaxmlip.simulation.neighbors import cell_heights
+from jaxmlip.simulation.trajectory import Run
+from jaxmlip.types import Leaf
+
+FRAMES_AT_ONCE = 8
+"""Frames that are evaluated side by side."""
+
+
+class FrameState(flax.struct.PyTreeNode):
+    """One frame, as observables see it.
+
+    Attributes:
+        positions: [atoms, 3], Å.
+        cell: [3, 3], lattice vectors as rows, Å; zero rows where not periodic.
+        potential_energy: [], eV.
+        temperature: [], kinetic temperature in K.
+        numbers: atomic numbers (static).
+        heights: distances in Å between the faces of the smallest cell to come (static), infinite where not periodic;
+            they fix how many periodic images are looked at.
+    """
+
+    positions: Leaf
+    cell: Leaf
+    potential_energy: Leaf
+    temperature: Leaf
+    numbers: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    heights: tuple[float, ...] = flax.struct.field(pytree_node=False)
+
+
+class Observable(abc.ABC):
+    """A function of a frame, averaged over a run. Subclasses are frozen dataclasses, hence hashable.
+
+    `per_frame` can be jitted and mapped; it can be differentiated where the subclass says so. `reduce` serves plain
+    and reweighted averages alike.
+    """
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Short name for tables and plots."""
+
+    @property
+    @abc.abstractmethod
+    def unit(self) -> str:
+        """Unit of the values; empty for pure numbers."""
+
+    @abc.abstractmethod
+    def per_frame(self, frame: FrameState) -> Any:
+        """Value of one frame."""
+
+    def check(self, run: Run) -> None:
+        """Raise ValueError if the observable makes no sense for a run."""
+        del run
+
+    def reduce(self, values: Any, weights: Any = None) -> Estimate:
+        """Average of values [replicas, frames, ...], with weights [replicas, frames] if given.
+
+        Raises:
+            ValueError: see `correlated_mean`.
+        """
+        return correlated_mean(np.asarray(values), None if weights is None else np.asarray(weights))
+
+    def over(self, run: Run, first: int = 0) -> Float[np.ndarray, "replicas frames *shape"]:
+        """Values in all frames from `first` on of the replicas that ran to the end."""
+        self.check(run)
+        kept = run.completed
+        frames = frame_states(run, first)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), frames)
+        values = np.asarray(_map_frames(self, flat), np.float64)
+        return values.reshape(int(kept.sum()), run.n_frames - first, *values.shape[1:])
+
+
+def frame_states(run: Run, first: int = 0) -> FrameState:
+    """The frames from `first` on of the replicas that ran to the end; leaves start with [replicas, frames]."""
+    kept = run.completed
+    # Rounded down, so that runs of nearly equal cells share compiled code.
+    heights = np.floor(10.0 * np.atleast_2d(cell_heights(run.cells[kept])).min(axis=0)) / 10.0
+    frames = run.n_frames - first
+    return FrameState(
+        positions=run.positions[kept, first:],
+        cell=np.repeat(run.cells[kept, None].astype(np.float32), frames, axis=1),
+        potential_energy=run.potential_energy[kept, first:],
+        temperature=run.temperature[kept, first:],
+        numbers=tuple(run.numbers.tolist()),
+        heights=tuple(heights.tolist()),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _map_frames(observable: Observable, frames: FrameState) -> Any:
+    return jax.lax.map(observable.per_frame, frames, batch_size=FRAMES_AT_ONCE)
+
+
+def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] | float = "auto") -> Estimate:
+    """Mean of an observable over the frames and replicas of a run, with its standard error.
+
+    Replicas that failed are left out, and the status says so.
+
+    Args:
+        run: from `simulate`.
+        observable: for example `RDF("O", "O")`.
+        equilibration: time in ps to discard at the start, or "auto": see `equilibration_frames`.
+
+    Raises:
+        ValueError: if the observable makes no sense for the run, or nothing is left of it.
+    """
+    kept = run.completed
+    if not kept.any():
+        raise ValueError(
+            f"{Status.NO_DATA.value.capitalize()}: there is nothing to average {observable.name} over. "
+            f"Replica 0: {run.outcomes[0].value}."
+        )
+    if equilibration == "auto":
+        first = equilibration_frames(run.potential_energy[kept])
+    else:
+        first = int(np.searchsorted(run.time_fs, 1000.0 * float(equilibration), side="right"))
+        if not equilibration >= 0 or first >= run.n_frames:
+            raise ValueError(
+                f"Discarding {equilibration!r} ps leaves nothing of a run of {run.time_fs[-1] / 1000:g} ps."
+            )
+    estimate = observable.reduce(observable.over(run, first))
+    status = estimate.status
+    if equilibration == "auto" and first > 0.5 * run.n_frames:
+        status = worst(status, Status.NOT_EQUILIBRATED)
+    if not kept.all():
+        status = worst(status, Status.REPLICA_FAILED)
+    return dataclasses.replace(estimate, status=status, discarded_fs=float(run.time_fs[first - 1]) if first else 0.0)

@@ -1,0 +1,163 @@
+"""Radial distribution functions, and how far apart two of them are."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ase.data import atomic_numbers
+from jaxtyping import Float
+
+from jaxmlip.observables.observable import FrameState, Observable
+from jaxmlip.observables.statistics import Estimate, Status, worst
+from jaxmlip.simulation.neighbors import image_search, squared_distances
+from jaxmlip.simulation.trajectory import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class RDF(Observable):
+    """Partial radial distribution function g_ab(r) of a cell periodic in three directions.
+
+    g(r) = V n(r) / (N_a N_b v(r)), where n(r) counts ordered pairs of an atom of a and another atom of b (periodic
+    images included) in the shell of volume v(r) = 4π/3 (r₊³ − r₋³). The density is that of the infinite crystal, N_b / V,
+    so that a cell and its supercell have the same g, whatever its size; freud's "exact" normalisation. An ideal gas of N
+    atoms in one cell therefore has g_aa = 1 − 1/N below the shortest lattice vector: an atom is not its own neighbour.
+
+    The histogram has no useful derivative with respect to positions; with `smearing` each distance is spread by a
+    Gaussian, and it has.
+
+    Attributes:
+        first: element symbol of a.
+        second: element symbol of b.
+        r_max: Å.
+        bins: number of shells of equal width.
+        smearing: standard deviation in Å of the Gaussian; 0 for a histogram.
+
+    Raises:
+        ValueError: for unknown elements, or a range or number of bins that is not positive.
+    """
+
+    first: str
+    second: str
+    r_max: float = 6.0
+    bins: int = 120
+    smearing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be computed."""
+        for symbol in (self.first, self.second):
+            if symbol not in atomic_numbers or symbol == "X":
+                raise ValueError(f"{symbol!r} is not the symbol of an element.")
+        if not (0 < self.r_max < math.inf and self.bins >= 1 and 0 <= self.smearing < math.inf):
+            raise ValueError(
+                f"An RDF needs a positive r_max and number of bins and no negative smearing, not r_max={self.r_max}, "
+                f"bins={self.bins}, smearing={self.smearing}."
+            )
+
+    @property
+    def name(self) -> str:
+        """Name for tables and plots."""
+        return f"g_{self.first}{self.second}"
+
+    @property
+    def unit(self) -> str:
+        """Unit."""
+        return ""
+
+    @property
+    def edges(self) -> Float[np.ndarray, " edges"]:
+        """Borders of the shells, Å."""
+        return np.linspace(0.0, self.r_max, self.bins + 1)
+
+    @property
+    def r(self) -> Float[np.ndarray, " bins"]:
+        """Middles of the shells, Å."""
+        return 0.5 * (self.edges[1:] + self.edges[:-1])
+
+    def check(self, run: Run) -> None:
+        """Raise ValueError if the run is not periodic in three directions or lacks one of the elements."""
+        if not run.pbc.all():
+            raise ValueError(f"{self.name} needs a cell periodic in three directions, not pbc {run.pbc.tolist()}.")
+        for symbol in (self.first, self.second):
+            if atomic_numbers[symbol] not in run.numbers:
+                raise ValueError(f"{self.name}: the run holds no {symbol}.")
+
+    def reduce(self, values: Any, weights: Any = None) -> Estimate:
+        """Average of values [replicas, frames, bins] with `r` as the estimate's axis; see `Observable.reduce`."""
+        return dataclasses.replace(super().reduce(values, weights), axis=self.r)
+
+    def per_frame(self, frame: FrameState) -> Any:
+        """[bins]; differentiable in positions and cell if `smearing` is positive."""
+        numbers = np.asarray(frame.numbers)
+        mine, others = (np.flatnonzero(numbers == atomic_numbers[symbol]) for symbol in (self.first, self.second))
+        reach = self.r_max + 5.0 * self.smearing
+        search = image_search(np.asarray(frame.heights), reach)
+        inverse = jnp.linalg.inv(frame.cell)
+        squared, _ = squared_distances(frame.positions[mine], frame.positions[others], frame.cell, inverse, search)
+        itself = (mine[:, None] == others)[:, :, None] & ~search.translations.any(axis=1)
+        distances = jnp.sqrt(jnp.where(itself, (2.0 * reach) ** 2, squared)).ravel()
+
+        if self.smearing > 0:
+            from jax.scipy.special import erf
+
+            scaled = (self.edges[:, None] - distances) / (math.sqrt(2.0) * self.smearing)
+            counts = jnp.diff(0.5 * erf(scaled).sum(axis=1))
+        else:
+            bin_of = jnp.floor(distances * (self.bins / self.r_max)).astype(jnp.int32)
+            counts = jnp.zeros(self.bins, distances.dtype).at[bin_of].add(1.0, mode="drop")
+        shells = 4.0 / 3.0 * math.pi * np.diff(self.edges**3)
+        volume = jnp.abs(jnp.linalg.det(frame.cell))
+        return counts * (volume / (len(mine) * len(others) * shells))
+
+
+def rdf_error(estimate: Estimate, reference: Estimate) -> Estimate:
+    """∫ |g − g_ref| dr in Å over the range of two RDFs, with its standard error and noise floor.
+
+    The error is that of the integral linearised about the means, Σ sign(g − g_ref) (g − g_ref) Δr: its variance over
+    block means (N − 1), each estimate with its own blocks, so that correlations between bins are included. Where the
+    difference is within the noise this is an upper bound.
+
+    Noise alone makes the integral positive. `noise_floor` is what it would be on average if the two were equal: bins
+    being nearly Gaussian with the errors σ of their difference, √(2/π) Σ σ Δr, whatever their correlations.
+
+    Raises:
+        ValueError: if the two are not RDFs on the same bins.
+    """
+    r, other = estimate.axis, reference.axis
+    if r is None or other is None:
+        raise ValueError("An RDF error compares two averages of RDF observables; one of these has no r.")
+    if r.shape != other.shape or not np.allclose(r, other, rtol=1e-9):
+        raise ValueError(
+            f"The two RDFs differ in their bins ({len(r)} up to {r[-1]:.3f} Å, {len(other)} up to {other[-1]:.3f} Å); "
+            "use the same r_max and number of bins for both."
+        )
+    # Bins start at 0, so the first middle is half a width.
+    width = 2.0 * float(r[0])
+    difference = estimate.value - reference.value
+    sigma = np.sqrt(estimate.error**2 + reference.error**2)
+    variance = 0.0
+    for one in (estimate, reference):
+        variance += _variance_of_sum(one, width * np.sign(difference))
+    samples = min(estimate.effective_samples, reference.effective_samples)
+    status = worst(estimate.status, reference.status)
+    if not np.isfinite(variance):
+        status = worst(status, Status.TOO_FEW)
+    return Estimate(
+        value=np.asarray(width * np.abs(difference).sum()),
+        error=np.asarray(np.sqrt(variance)),
+        effective_samples=samples,
+        n_samples=min(estimate.n_samples, reference.n_samples),
+        status=status,
+        noise_floor=np.asarray(math.sqrt(2.0 / math.pi) * width * sigma.sum()),
+    )
+
+
+def _variance_of_sum(estimate: Estimate, coefficients: np.ndarray) -> float:
+    """Variance of the mean of Σ c x from block means; infinite with fewer than two, 0 if the errors are all zero."""
+    if not np.any(estimate.error):
+        return 0.0
+    if estimate.blocks is None or len(estimate.blocks) < 2:
+        return math.inf
+    projected = estimate.blocks @ coefficients
+    return float(projected.var(ddof=1) / len(projected))

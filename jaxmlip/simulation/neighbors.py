@@ -1,0 +1,178 @@
+"""Neighbour lists made on the device, for the inner loop of a simulation.
+
+Every pair is tried with every periodic image that can lie in range: O(images · atoms²), which is cheap beside the
+forces for the cells of a few hundred atoms that these simulations use, and needs no bookkeeping of cells. Positions
+may have diffused any number of cells away: the lattice shifts undo it.
+"""
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxmlip.types import AnyArray, HostMatrix, Leaf, Vectors
+
+
+class ImageSearch(NamedTuple):
+    """Which lattice translations to try for a pair of atoms; static, so hashable.
+
+    Along each lattice vector the fractional difference of a pair is first brought into [−½, ½) or into [0, 1),
+    whichever leaves fewer translations in range: 2 instead of 3 per direction for a
+    cell between one and two cutoffs wide.
+
+    Attributes:
+        centred: per lattice vector, whether the difference is brought into [−½, ½).
+        first: per lattice vector, the smallest translation to try.
+        number: per lattice vector, how many translations to try; 1 where the cell is not periodic.
+    """
+
+    centred: tuple[bool, ...]
+    first: tuple[int, ...]
+    number: tuple[int, ...]
+
+    @property
+    def translations(self) -> Int[np.ndarray, "images 3"]:
+        """All translations to try, as multiples of the lattice vectors."""
+        axes = [np.arange(start, start + count) for start, count in zip(self.first, self.number, strict=True)]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+class DeviceList(flax.struct.PyTreeNode):
+    """Neighbour slots as `Graph` wants them, and whether they sufficed.
+
+    Attributes:
+        neighbors: [atoms, slots], nearest first; −1 in empty slots.
+        shifts: [atoms, slots, 3], int16.
+        needed: [], slots the best-connected atom needs; the list is incomplete if there are fewer.
+        needed_inner: [], leading slots that hold every neighbour within the inner cutoff.
+    """
+
+    neighbors: Leaf
+    shifts: Leaf
+    needed: Leaf
+    needed_inner: Leaf
+
+
+def cell_heights(cell: Float[np.ndarray, "*cells 3 3"]) -> Float[np.ndarray, "*cells 3"]:
+    """Distances in Å between opposite faces of cells; infinite along directions that are not periodic (zero rows)."""
+    inverse = np.linalg.pinv(np.asarray(cell, np.float64))
+    lengths = np.linalg.norm(inverse, axis=-2)
+    periodic = np.any(np.asarray(cell) != 0, axis=-1)
+    return np.where(periodic, 1.0 / np.where(lengths > 0, lengths, 1.0), np.inf)
+
+
+def image_search(heights: Float[np.ndarray, " 3"], radius: float) -> ImageSearch:
+    """The translations that find every image within `radius` Å in cells of at least the given heights.
+
+    A lattice translation moves an image by one height along the normal of a face, so an image whose fractional
+    coordinate difference is d lies at least |d| heights away.
+    """
+    centred, first, number = [], [], []
+    for height in heights:
+        if np.isinf(height):
+            centred.append(True)
+            first.append(0)
+            number.append(1)
+            continue
+        # The margin keeps pairs at the edge of the range in spite of single-precision fractional coordinates.
+        reach = 1.0001 * radius / height + 1e-4
+        around_zero = int(np.floor(reach + 0.5))
+        below, above = int(np.floor(reach + 1.0)), int(np.floor(reach))
+        use_centre = 2 * around_zero + 1 <= below + above + 1
+        centred.append(bool(use_centre))
+        first.append(-around_zero if use_centre else -below)
+        number.append(2 * around_zero + 1 if use_centre else below + above + 1)
+    return ImageSearch(tuple(centred), tuple(first), tuple(number))
+
+
+def pair_shifts(
+    positions: Float[AnyArray, "atoms 3"],
+    others: Float[AnyArray, "others 3"],
+    inverse: Float[AnyArray, "3 3"],
+    search: ImageSearch,
+) -> Int[AnyArray, "atoms others 3"]:
+    """The lattice translation that brings each pair's fractional difference into the range `search` starts from.
+
+    Args:
+        positions: Å, wrapped or not.
+        others: Å, the second atoms of the pairs.
+        inverse: pseudo-inverse of the cell, 1/Å (columns are zero where the cell is not periodic).
+        search: see `image_search`.
+    """
+    fractions = others[None, :, :] @ inverse - (positions @ inverse)[:, None, :]
+    offset = jnp.asarray(np.where(search.centred, 0.5, 0.0), positions.dtype)
+    return -jnp.floor(fractions + offset).astype(jnp.int32)
+
+
+def squared_distances(
+    positions: Float[AnyArray, "atoms 3"],
+    others: Float[AnyArray, "others 3"],
+    cell: Float[AnyArray, "3 3"],
+    inverse: Float[AnyArray, "3 3"],
+    search: ImageSearch,
+) -> tuple[Float[AnyArray, "atoms others images"], Int[AnyArray, "atoms others 3"]]:
+    """Squared distances in Å² of all pairs in all images tried, and each pair's own lattice translation.
+
+    Image k of a pair is translated by its own translation plus `search.translations[k]`.
+    """
+    own = pair_shifts(positions, others, inverse, search)
+    nearest = others[None, :, :] - positions[:, None, :] + own.astype(positions.dtype) @ cell
+    images = jnp.asarray(search.translations, positions.dtype) @ cell
+    total = jnp.zeros((), positions.dtype)
+    for axis in range(3):
+        total += (nearest[:, :, None, axis] + images[:, axis]) ** 2
+    return total, own
+
+
+def device_neighbors(
+    positions: Vectors,
+    cell: Float[AnyArray, "3 3"],
+    inverse: Float[AnyArray, "3 3"],
+    cutoff: float | Float[AnyArray, ""],
+    inner_cutoff: float | Float[AnyArray, ""],
+    *,
+    search: ImageSearch,
+    slots: int,
+) -> DeviceList:
+    """Every atom's neighbours within the cutoff, nearest first; the traced counterpart of `systems.dense_neighbors`.
+
+    Args:
+        positions: Å, wrapped or not.
+        cell: lattice vectors as rows, Å; zero rows where it is not periodic.
+        inverse: pseudo-inverse of the cell, 1/Å.
+        cutoff: Å, at most the radius that `search` was made for.
+        inner_cutoff: Å; the slots needed up to here are counted.
+        search: see `image_search`.
+        slots: number of slots; `DeviceList.needed` tells whether they sufficed.
+    """
+    atoms, translations = positions.shape[0], search.translations
+    squared, own = squared_distances(positions, positions, cell, inverse, search)
+    images = len(translations)
+    not_itself = ~(jnp.eye(atoms, dtype=bool)[:, :, None] & jnp.asarray(~translations.any(axis=1)))
+    squared = jnp.where(not_itself, squared, jnp.inf).reshape(atoms, atoms * images)
+
+    kept = min(slots, atoms * images)
+    nearest, index = jax.lax.top_k(-squared, kept)
+    real = -nearest < cutoff**2
+    other = index // images
+    shift = jnp.take_along_axis(own, other[:, :, None], axis=1) + jnp.asarray(translations, jnp.int32)[index % images]
+    padding = ((0, 0), (0, slots - kept))
+    return DeviceList(
+        neighbors=jnp.pad(jnp.where(real, other, -1).astype(jnp.int32), padding, constant_values=-1),
+        shifts=jnp.pad(jnp.where(real[:, :, None], shift, 0).astype(jnp.int16), (*padding, (0, 0))),
+        needed=_most(squared < cutoff**2),
+        needed_inner=_most(squared < inner_cutoff**2),
+    )
+
+
+def _most(within: Bool[AnyArray, "atoms pairs"]) -> Int[AnyArray, ""]:
+    """Neighbours of the best-connected atom."""
+    return within.sum(axis=1, dtype=jnp.int32).max()
+
+
+def pseudo_inverse(cell: HostMatrix) -> HostMatrix:
+    """Pseudo-inverse of a cell with zero rows where it is not periodic, 1/Å."""
+    return np.linalg.pinv(np.asarray(cell, np.float64))
