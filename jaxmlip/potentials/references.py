@@ -57,12 +57,12 @@ def fit_references(
     fractions = counts[:, elements] / atoms[:, None]
     solution, _, rank, _ = np.linalg.lstsq(fractions, energies / atoms, rcond=RANK_TOLERANCE)
     if rank < len(elements):
-        _, _, rows = np.linalg.svd(fractions)
+        _, _, rows = np.linalg.svd(np.linalg.qr(fractions, mode="r"))
         undetermined = elements[(np.abs(rows[rank:]) > 1e-6).any(axis=0)]
         names = ", ".join(chemical_symbols[z] for z in undetermined)
         warnings.warn(
-            f"The compositions of the frames do not tell the reference energies of {names} apart; the solution of least "
-            "norm is used, and only energies of the same compositions can be trusted.",
+            f"The compositions of the frames do not tell the reference energies of {names} apart; the solution of "
+            "least norm is used, and only energies of the same compositions can be trusted.",
             stacklevel=2,
         )
     references = np.zeros(N_SPECIES)

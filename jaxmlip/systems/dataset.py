@@ -1,14 +1,22 @@
 """Labelled structures: what every stage hands to the next, and the batches that training reads."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import ase.io
 import flax.struct
 import numpy as np
 from ase import Atoms
+from ase.io.extxyz import key_val_dict_to_str
+from ase.io.formats import UnknownFileTypeError
+from ase.stress import voigt_6_to_full_3x3_stress
+from ase.utils import string2index
 from jaxtyping import Float
 
-from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
+from jaxmlip.systems.graph import Graph, batch_graphs, check_structure, graph_from_atoms
 from jaxmlip.types import AnyArray, HostMatrix, Leaf
 
 SLOT_MULTIPLE = 4
@@ -84,6 +92,82 @@ class Batch(flax.struct.PyTreeNode):
     head: Leaf
     weight: Leaf
     index: Leaf
+
+
+def read_frames(
+    path: str | Path,
+    *,
+    energy_key: str | None = "energy",
+    forces_key: str | None = "forces",
+    stress_key: str | None = None,
+    index: str | int = ":",
+) -> list[Frame]:
+    """Labelled frames from extended XYZ, an ASE database, or any other file ASE reads.
+
+    Labels are taken as the file states them: constraints that ASE reads along with a structure do not zero forces.
+
+    Args:
+        path: the file.
+        energy_key: name of the total energy in eV; None for frames without this label.
+        forces_key: name of the forces, eV/Å, [atoms, 3]; None for frames without this label.
+        stress_key: name of the stress, eV/Å³, positive under tension, as 6 Voigt components (xx yy zz yz xz xy), 9 or
+            3 × 3 numbers; None for frames without this label.
+        index: which frames, as in `ase.io.read`: a number or a slice such as "-100:".
+
+    Returns:
+        Frames; their `info` has `file`, `frame` (number in the file) and whatever numbers and words the file says of
+        the frame besides labels.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read or has no frames (of this index); if a key is missing (naming file, frame
+            and the keys that are there), a label has a wrong shape or is infinite, or a structure is damaged (NaN,
+            singular cell).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        everything = list(ase.io.iread(path, ":"))
+    except UnknownFileTypeError as error:
+        raise ValueError(f"{path} is of no format that ASE knows; use extended XYZ (.extxyz) or ASE's .db.") from error
+    except Exception as error:  # ASE's readers raise anything, down to a bare StopIteration
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a file of atomic structures: {reason}") from error
+    if not everything:
+        raise ValueError(f"{path} has no frames.")
+    which = string2index(index) if isinstance(index, str) else index
+    numbers = np.arange(len(everything))
+    try:
+        selected = numbers[which] if isinstance(which, slice) else numbers[[int(which)]]
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{path} has {len(everything)} frames, and index {index} is none of them.") from error
+    if not len(selected):
+        raise ValueError(f"{path} has {len(everything)} frames, and none of them is within index {index}.")
+    return [
+        _read_frame(everything[number], path, int(number), energy_key, forces_key, stress_key) for number in selected
+    ]
+
+
+def write_frames(path: str | Path, frames: Sequence[Frame], *, prefix: str = "") -> None:
+    """Frames as extended XYZ, to the last digit; labels that are absent (NaN) are left out.
+
+    The file is complete or not there at all: it is written beside its place and renamed.
+
+    Args:
+        path: the file; replaced if it exists.
+        frames: labelled structures. Their `info`, but for where they were read from, is written along.
+        prefix: the labels' keys are `energy`, `forces` and `stress` with this in front.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w") as file:
+            for frame in frames:
+                file.write(_extended_xyz(frame, prefix))
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def make_samples(
@@ -210,6 +294,83 @@ def describe(frame: Frame, number: int) -> str:
     if "file" in frame.info:
         return f"{frame.info['file']}, frame {frame.info.get('frame', number)}"
     return f"Frame {number}"
+
+
+def _read_frame(
+    atoms: Atoms, path: Path, number: int, energy_key: str | None, forces_key: str | None, stress_key: str | None
+) -> Frame:
+    """One frame as ASE has read it, checked."""
+    where = f"{path}, frame {number}"
+    labels = _labels(atoms)
+
+    def label(key: str | None, shapes: list[tuple[int, ...]]) -> np.ndarray:
+        if key is None:
+            return np.full(shapes[0], np.nan)
+        if key not in labels:
+            there = ", ".join(sorted(labels)) or "none"
+            raise ValueError(f"{where} has no {key!r}; the keys that are there: {there}.")
+        try:
+            value = np.asarray(labels[key], np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {key!r} is not numeric ({labels[key]!r}).") from error
+        if value.shape not in shapes:
+            wanted = " or ".join(map(str, shapes))
+            raise ValueError(f"{where}: {key!r} has shape {value.shape} instead of {wanted}.")
+        if np.isinf(value).any():
+            raise ValueError(f"{where}: {key!r} is infinite; write NaN for a label that is absent.")
+        return value
+
+    try:
+        check_structure(atoms)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    stress = label(stress_key, [(3, 3), (6,), (9,)])
+    stress = voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
+    said = {key: value.item() if isinstance(value, np.generic) else value for key, value in labels.items()}
+    said = {key: value for key, value in said.items() if isinstance(value, str | bool | int | float)}
+    used = {energy_key, forces_key, stress_key, *(atoms.calc.results if atoms.calc else ())}
+    return Frame(
+        atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc),
+        energy=float(label(energy_key, [()])),
+        forces=label(forces_key, [(len(atoms), 3)]),
+        stress=0.5 * (stress + stress.T),
+        info={key: value for key, value in said.items() if key not in used} | {"file": str(path), "frame": number},
+    )
+
+
+def _labels(atoms: Atoms) -> dict[str, Any]:
+    """Everything a file says of a frame besides its structure, by key.
+
+    ASE's readers put it into five places: `info`, `arrays`, the results of a single-point calculator (which hold
+    energies and forces as read, before constraints), and, for a database, key-value pairs and data in `info`.
+    """
+    info = dict(atoms.info)
+    nested = info.pop("key_value_pairs", {}) | info.pop("data", {})
+    info.pop("unique_id", None)
+    arrays = {key: value for key, value in atoms.arrays.items() if key not in ("numbers", "positions")}
+    return (dict(atoms.calc.results) if atoms.calc else {}) | nested | info | arrays
+
+
+def _extended_xyz(frame: Frame, prefix: str) -> str:
+    """One frame as text; 17 digits restore a double exactly, ASE's own writer keeps 8 decimals."""
+    atoms = frame.atoms
+    columns, properties = [atoms.positions], "species:S:1:pos:R:3"
+    if not np.isnan(frame.forces).all():
+        columns.append(frame.forces)
+        properties += f":{prefix}forces:R:3"
+    elsewhere = {"file", "frame", *(prefix + label for label in ("energy", "forces", "stress"))}
+    said = {key: value for key, value in frame.info.items() if key not in elsewhere}
+    if not np.isnan(frame.energy):
+        said[f"{prefix}energy"] = float(frame.energy)
+    if not np.isnan(frame.stress).all():
+        said[f"{prefix}stress"] = frame.stress.reshape(9)
+    header = {"Properties": properties, "pbc": atoms.pbc} | said
+    if atoms.cell.array.any():
+        header = {"Lattice": atoms.cell.array.T} | header  # the writer flattens it in column order
+    lines = [str(len(atoms)), key_val_dict_to_str(header)]
+    for symbol, row in zip(atoms.symbols, np.concatenate(columns, axis=1), strict=True):
+        lines.append(" ".join([symbol, *(f"{value:.17g}" for value in row)]))
+    return "\n".join(lines) + "\n"
 
 
 def _round_up(number: int, multiple: int) -> int:
