@@ -1,0 +1,520 @@
+"""The student: an equivariant message-passing potential of the MACE family.
+
+The equations are those of ScaleShiftMACE with residual agnostic interactions (Batatia et al., NeurIPS 2022,
+arXiv:2206.07697, and the reference implementation ACEsuit/mace), normalised like it, so that weights can be exchanged.
+They are evaluated in another order, which changes nothing but the cost: see `Interaction` and `contraction`.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import e3nn_jax as e3nn
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from jaxmlip.potentials.contraction import contract, path_count
+from jaxmlip.potentials.potential import N_SPECIES, Potential
+from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, bessel, envelope
+from jaxmlip.systems.graph import Graph, edge_vectors
+from jaxmlip.types import AnyArray, EdgeMask, EdgeVectors, Leaf, Neighbors, PerAtom
+
+FEW_ELEMENTS = 4
+"""Up to so many elements the first interaction sums over neighbours element by element (see `Interaction`)."""
+
+
+class Equivariant(BaseModel):
+    """What an equivariant potential is to look like; `build` makes one.
+
+    Attributes:
+        channels: number of features of each l.
+        l_max: largest angular momentum of the spherical harmonics and of the products' factors.
+        correlation: highest order of the products, 1 to 3; an atom sees bodies of order correlation + 1 per layer.
+        layers: number of interactions; the potential reaches layers · cutoff far.
+        message_l: 0 for scalar messages between layers, 1 for scalars and vectors.
+        cutoff: Å.
+        radial_functions: number of Bessel functions.
+        envelope_power: p of the polynomial envelope.
+        radial_mlp: widths of the hidden layers of the radial network.
+        readout_hidden: hidden width of the last layer's readout.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: int = 64
+    l_max: int = 3
+    correlation: int = 3
+    layers: int = 2
+    message_l: int = 0
+    cutoff: float = 5.0
+    radial_functions: int = 8
+    envelope_power: int = 5
+    radial_mlp: tuple[int, ...] = (64, 64, 64)
+    readout_hidden: int = 16
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Raise ValueError, as one sentence, for a value that describes no network."""
+        ranges = {
+            "channels": (1, None),
+            "l_max": (0, 4),
+            "correlation": (1, 3),
+            "layers": (1, None),
+            "message_l": (0, 1),
+            "radial_functions": (1, None),
+            "envelope_power": (2, None),
+            "readout_hidden": (1, None),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+                raise ValueError(f"{name} is {value}, but it must be {allowed}.")
+        if self.message_l > self.l_max:
+            raise ValueError(
+                f"message_l is {self.message_l} and l_max is {self.l_max}, but messages cannot have a larger "
+                "l than the products they are made of: raise l_max or lower message_l."
+            )
+        if not (np.isfinite(self.cutoff) and self.cutoff > 0):
+            raise ValueError(f"cutoff is {self.cutoff} Å, but it must be a positive length.")
+        if not self.radial_mlp or min(self.radial_mlp) < 1:
+            raise ValueError(
+                f"radial_mlp is {self.radial_mlp}, but it must name the width of at least one hidden layer."
+            )
+        return self
+
+    def build(
+        self,
+        species: Sequence[int],
+        *,
+        average_neighbors: float,
+        references: Float[np.ndarray, "119"] | None = None,
+        scale: float | Sequence[float] = 1.0,
+        shift: float | Sequence[float] = 0.0,
+        heads: int = 1,
+        seed: int = 0,
+    ) -> "EquivariantPotential":
+        """A potential with random parameters.
+
+        Args:
+            species: atomic numbers it is to know.
+            average_neighbors: mean number of neighbours within the cutoff (see the function of that name); sums over
+                neighbours are divided by it.
+            references: elemental reference energies in eV by atomic number; zero by default.
+            scale: eV, multiplies the network's output; one value, or one per head.
+            shift: eV, added to each atom's energy; one value, or one per head.
+            heads: number of readouts, one per fidelity.
+            seed: of the random parameters.
+
+        Raises:
+            ValueError: for species that are not atomic numbers, or other values that describe no potential.
+        """
+        known = tuple(sorted({int(z) for z in species}))
+        if not known or known[0] < 1 or known[-1] >= N_SPECIES:
+            raise ValueError(f"species is {tuple(species)}, but it must name atomic numbers from 1 to {N_SPECIES - 1}.")
+        if not (np.isfinite(average_neighbors) and average_neighbors > 0):
+            raise ValueError(
+                f"average_neighbors is {average_neighbors}, but sums are divided by it, so it must be positive: "
+                "structures of isolated atoms alone cannot set it."
+            )
+        if heads < 1:
+            raise ValueError(f"heads is {heads}, but a potential needs at least one readout.")
+        references = np.zeros(N_SPECIES) if references is None else np.array(references, np.float64)
+        if references.shape != (N_SPECIES,):
+            raise ValueError(
+                f"references have shape {references.shape}, but there is one for each of {N_SPECIES} numbers."
+            )
+        network = Network(self, len(known), float(average_neighbors), heads)
+        atom = jnp.zeros(1, jnp.int32)
+        far = jnp.full((1, 1, 3), 2 * self.cutoff, jnp.float32)
+        params = jax.jit(network.init)(jax.random.key(seed), far, jnp.zeros((1, 1), bool), atom[:, None], atom)[
+            "params"
+        ]
+        return EquivariantPotential(
+            params=params,
+            references=references,
+            scale=np.broadcast_to(np.asarray(scale, np.float64), (heads,)).copy(),
+            shift=np.broadcast_to(np.asarray(shift, np.float64), (heads,)).copy(),
+            specification=self,
+            known=known,
+            average_neighbors=float(average_neighbors),
+            heads=heads,
+        )
+
+
+@flax.struct.dataclass
+class EquivariantPotential(Potential):
+    """An equivariant network as a Potential.
+
+    Attributes:
+        params: of the network.
+        references: [119], eV.
+        scale: [heads], eV; not trained.
+        shift: [heads], eV; not trained. An atom's energy is scale · network + shift.
+        specification: of the network (static).
+        known: atomic numbers it knows, ascending (static).
+        average_neighbors: divides the sums over neighbours (static).
+        heads: number of readouts, one per fidelity (static).
+    """
+
+    params: Leaf
+    references: Leaf
+    scale: Leaf
+    shift: Leaf
+    specification: Equivariant = flax.struct.field(pytree_node=False)
+    known: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    average_neighbors: float = flax.struct.field(pytree_node=False)
+    heads: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.specification.cutoff
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers the potential knows, ascending."""
+        return self.known
+
+    def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
+        """Atomic energies in eV of every head; 0 for padding atoms, NaN for elements the potential does not know.
+
+        Computed in the precision of the graph's positions.
+        """
+        vectors, mask = edge_vectors(graph)
+        dtype = vectors.dtype
+        row = np.full(N_SPECIES, -1, np.int32)
+        row[list(self.known)] = np.arange(len(self.known))
+        element = jnp.asarray(row)[graph.species]
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.params)
+        network = Network(self.specification, len(self.known), self.average_neighbors, self.heads)
+        output = network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0))
+        energies = jnp.asarray(self.scale, dtype) * output + jnp.asarray(self.shift, dtype)
+        energies = jnp.where((element >= 0)[:, None], energies, jnp.nan)
+        return jnp.where(graph.atom_mask[:, None], energies, 0.0)
+
+    def atomic_energies(self, graph: Graph) -> PerAtom:
+        """Contribution of each atom in eV, relative to its elemental reference; 0 for padding atoms.
+
+        Raises:
+            ValueError: if the potential has several heads.
+        """
+        if self.heads != 1:
+            raise ValueError(
+                f"The potential has {self.heads} readouts, and its energy is not defined before one is chosen: "
+                "use select_head(potential, head)."
+            )
+        return self.readouts(graph)[:, 0]
+
+
+def select_head(potential: EquivariantPotential, head: int) -> EquivariantPotential:
+    """The potential with one of its readouts alone; all others are dropped.
+
+    Raises:
+        ValueError: if there is no such head.
+    """
+    if not 0 <= head < potential.heads:
+        raise ValueError(f"There is no head {head}: the potential has {potential.heads}, counted from 0.")
+    return _take_heads(potential, [head])
+
+
+def with_heads(potential: EquivariantPotential, heads: int) -> EquivariantPotential:
+    """The potential with its single readout copied to every head.
+
+    Raises:
+        ValueError: if it has several readouts already, or `heads` is not positive.
+    """
+    if potential.heads != 1:
+        raise ValueError(f"The potential has {potential.heads} readouts already: select_head(potential, head) first.")
+    if heads < 1:
+        raise ValueError(f"heads is {heads}, but a potential needs at least one readout.")
+    return _take_heads(potential, [0] * heads)
+
+
+def _take_heads(potential: EquivariantPotential, heads: list[int]) -> EquivariantPotential:
+    """Index everything that has a leading axis of heads."""
+    rows = np.array(heads)
+    params = {
+        name: jax.tree.map(lambda leaf: leaf[rows], tree) if name.startswith("readout") else tree
+        for name, tree in potential.params.items()
+    }
+    return potential.replace(params=params, scale=potential.scale[rows], shift=potential.shift[rows], heads=len(heads))
+
+
+def average_neighbors(graphs: Iterable[Graph], cutoff: float = np.inf) -> float:
+    """Mean number of neighbours of the real atoms of some graphs.
+
+    Args:
+        graphs: with numpy or jax leaves.
+        cutoff: Å; neighbours beyond it, of lists that reach farther, are not counted.
+
+    Raises:
+        ValueError: if there are no atoms.
+    """
+    neighbors = atoms = 0
+    for graph in graphs:
+        vectors, mask = edge_vectors(graph)
+        near = np.asarray(mask) & (np.linalg.norm(np.asarray(vectors), axis=-1) < cutoff)
+        real = np.asarray(graph.atom_mask)
+        neighbors += int(near[real].sum())
+        atoms += int(real.sum())
+    if not atoms:
+        raise ValueError("The mean number of neighbours was asked for, but the structures given have no atoms.")
+    return neighbors / atoms
+
+
+class Network(nn.Module):
+    """Edge vectors in, atomic energies out.
+
+    Attributes:
+        specification: sizes and cutoff.
+        elements: number of elements.
+        average_neighbors: divides the sums over neighbours.
+        heads: number of readouts.
+    """
+
+    specification: Equivariant
+    elements: int
+    average_neighbors: float
+    heads: int
+
+    @nn.compact
+    def __call__(
+        self, vectors: EdgeVectors, mask: EdgeMask, neighbors: Neighbors, element: Int[AnyArray, " atoms"]
+    ) -> Float[Array, "atoms heads"]:
+        """Sum of the readouts of all layers.
+
+        Args:
+            vectors: Å, from each atom to its neighbours; of any non-zero length where `mask` is False.
+            mask: which slots hold a neighbour.
+            neighbors: their indices; any in slots without.
+            element: row of the tables that belongs to each atom.
+        """
+        spec = self.specification
+        lengths = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+        smooth = jnp.where(mask, envelope(lengths, spec.cutoff, spec.envelope_power), 0.0)
+        radial = bessel(lengths, spec.radial_functions, spec.cutoff) * smooth[..., None]
+        irreps = e3nn.Irreps.spherical_harmonics(spec.l_max)
+        harmonics = e3nn.spherical_harmonics(irreps, vectors, normalize=True, normalization="component").array
+
+        embedding = _weight(self, "embedding", (self.elements, spec.channels), self.elements)
+        energies = jnp.zeros((), vectors.dtype)
+        features = embedding[:, None, :]
+        for layer in range(spec.layers):
+            last = layer == spec.layers - 1
+            l_out = 0 if last else spec.message_l
+            sizes = {"channels": spec.channels, "l_in": 0 if layer == 0 else spec.message_l, "l_max": spec.l_max}
+            interaction = Interaction(
+                **sizes, widths=spec.radial_mlp, average_neighbors=self.average_neighbors, name=f"interaction_{layer}"
+            )
+            product = Product(
+                **sizes, l_out=l_out, correlation=spec.correlation, elements=self.elements, name=f"product_{layer}"
+            )
+            if layer == 0:
+                messages = interaction.of_elements(features, radial, harmonics, element[neighbors])
+                features = product(messages, features[element], element)
+            else:
+                messages = interaction(features[neighbors], radial, harmonics)
+                features = product(messages, features, element)
+            # As in MACE, a network of one layer has a linear readout.
+            hidden = spec.readout_hidden if last and layer > 0 else None
+            energies = energies + Readout(self.heads, hidden, name=f"readout_{layer}")(features[:, 0])
+        return energies
+
+
+def _weight(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int) -> Array:
+    """A normally distributed parameter divided by √fan_in, as e3nn keeps its weights."""
+    return module.param(name, nn.initializers.normal(1.0), shape) / fan_in**0.5
+
+
+def _block(ell: int) -> slice:
+    """Where the components of l are."""
+    return slice(ell**2, (ell + 1) ** 2)
+
+
+@functools.cache
+def paths(l_in: int, l_max: int) -> tuple[tuple[int, int, int], ...]:
+    """The couplings (l of a feature, l of the harmonic, l of the message) that conserve parity, in MACE's order."""
+    found = [
+        (l1, l2, l3)
+        for l1 in range(l_in + 1)
+        for l2 in range(l_max + 1)
+        for l3 in range(abs(l1 - l2), min(l1 + l2, l_max) + 1)
+        if (l1 + l2 + l3) % 2 == 0
+    ]
+    return tuple(sorted(found, key=lambda path: path[2]))
+
+
+class Interaction(nn.Module):
+    """Messages from neighbours: RealAgnosticResidualInteractionBlock of MACE, without its skip connection.
+
+    m_i,l3 = Σ_paths L_path Σ_j R_path(r_ij) (U h_j,l1 ⊗ Y_l2(r̂_ij))_l3 / average_neighbors, with linear maps U and L
+    over channels and a radial network R. In the first layer h_j depends on nothing but the neighbour's element. There,
+    with few elements, Σ_j runs over the last hidden features of the radial network times Y, element by element, and
+    the final layer of that network, U h and L are folded into one small matrix beforehand: nothing of the size
+    [edges, channels] is made.
+
+    Attributes:
+        channels: number of features of each l.
+        l_in: largest l of the neighbours' features.
+        l_max: largest l of harmonics and messages.
+        widths: of the radial network's hidden layers.
+        average_neighbors: divides the sum.
+    """
+
+    channels: int
+    l_in: int
+    l_max: int
+    widths: tuple[int, ...]
+    average_neighbors: float
+
+    def setup(self) -> None:
+        """Declare the parameters."""
+        c, all_paths = self.channels, paths(self.l_in, self.l_max)
+        self.radial_network = RadialNetwork(self.widths)
+        self.up = [_weight(self, f"up_{ell}", (c, c), c) for ell in range(self.l_in + 1)]
+        self.final = _weight(self, "radial", (self.widths[-1], len(all_paths), c), self.widths[-1])
+        counts = [sum(path[2] == ell for path in all_paths) for ell in range(self.l_max + 1)]
+        self.mix = [
+            _weight(self, f"mix_{ell}", (n, c, c), n * c) / self.average_neighbors for ell, n in enumerate(counts)
+        ]
+
+    def __call__(
+        self,
+        sources: Float[Array, "atoms slots components_in channels"],
+        radial: Float[Array, "atoms slots functions"],
+        harmonics: Float[Array, "atoms slots components"],
+    ) -> Float[Array, "atoms components channels"]:
+        """Messages from neighbours of any features.
+
+        Args:
+            sources: the neighbours' features.
+            radial: radial basis; zero where there is no neighbour.
+            harmonics: spherical harmonics of the edges.
+        """
+        sources = [sources[:, :, _block(ell)] @ up for ell, up in enumerate(self.up)]
+        weights = jnp.einsum("asp,pqc->asqc", self.radial_network(radial), self.final)
+        messages = [[] for _ in self.mix]
+        for path, (l1, l2, l3) in enumerate(paths(self.l_in, self.l_max)):
+            weighted = weights[:, :, path, None] * sources[l1]
+            symbol = jnp.asarray((2 * l3 + 1) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3), radial.dtype)
+            coupled = jnp.einsum("asy,xym->asxm", harmonics[:, :, _block(l2)], symbol)
+            messages[l3].append(jnp.einsum("asxm,asxc->amc", coupled, weighted))
+        mixed = [
+            sum(jnp.einsum("amc,cd->amd", m, w) for m, w in zip(*pair, strict=True))
+            for pair in zip(messages, self.mix, strict=True)
+        ]
+        return jnp.concatenate(mixed, axis=1)
+
+    def of_elements(
+        self,
+        table: Float[Array, "elements 1 channels"],
+        radial: Float[Array, "atoms slots functions"],
+        harmonics: Float[Array, "atoms slots components"],
+        element: Int[Array, "atoms slots"],
+    ) -> Float[Array, "atoms components channels"]:
+        """Messages from neighbours whose features are those of their elements, as in the first layer.
+
+        Args:
+            table: features of each element.
+            radial: radial basis; zero where there is no neighbour.
+            harmonics: spherical harmonics of the edges.
+            element: row of the table that belongs to each neighbour.
+        """
+        elements = len(table)
+        if elements > FEW_ELEMENTS:
+            return self(table[element], radial, harmonics)
+        indicator = jax.nn.one_hot(element, elements, dtype=radial.dtype)
+        atoms, slots, components = harmonics.shape
+        split = (harmonics[..., None] * indicator[:, :, None]).reshape(atoms, slots, components * elements)
+        sums = jnp.einsum("asy,asp->ayp", split, self.radial_network(radial)).reshape(atoms, components, -1)
+        sources = table[:, 0] @ self.up[0]
+        mixed = []
+        for ell, mix in enumerate(self.mix):
+            folded = jnp.einsum("pc,ec,cd->epd", self.final[:, ell], sources, mix[0]).reshape(-1, self.channels)
+            mixed.append(sums[:, _block(ell)] @ folded)
+        return jnp.concatenate(mixed, axis=1)
+
+
+class Product(nn.Module):
+    """Symmetric contraction of the messages, mixed over channels, plus the skip connection of the interaction.
+
+    EquivariantProductBasisBlock of MACE, and the `skip_tp` of its residual interactions: a linear map over channels for
+    each element.
+
+    Attributes:
+        channels: number of features of each l.
+        l_in: largest l of the features that are skipped forward.
+        l_max: largest l of the messages.
+        l_out: largest l of the new features.
+        correlation: highest order of the products.
+        elements: number of elements.
+    """
+
+    channels: int
+    l_in: int
+    l_max: int
+    l_out: int
+    correlation: int
+    elements: int
+
+    @nn.compact
+    def __call__(
+        self,
+        messages: Float[Array, "atoms components channels"],
+        features: Float[Array, "atoms components_in channels"],
+        element: Int[AnyArray, " atoms"],
+    ) -> Float[Array, "atoms components_out channels"]:
+        """New features of each atom.
+
+        Args:
+            messages: of l = 0 … l_max.
+            features: the atom's own, of l = 0 … l_in.
+            element: row of the tables that belongs to each atom.
+        """
+        c, e = self.channels, self.elements
+        indicator = jax.nn.one_hot(element, e, dtype=messages.dtype)
+        outputs = []
+        for ell in range(self.l_out + 1):
+            weights = []
+            for order in range(1, self.correlation + 1):
+                count = path_count(self.l_max, order, ell)
+                initial = nn.initializers.normal(1.0 / max(count, 1))
+                weights.append(self.param(f"weights_{ell}_{order}", initial, (e, count, c)))
+            contracted = contract(messages, weights, element, self.l_max, ell)
+            output = contracted @ _weight(self, f"linear_{ell}", (c, c), c)
+            if ell <= self.l_in:
+                skip = _weight(self, f"skip_{ell}", (c, e, c), c * e)
+                by_element = features[:, _block(ell), :, None] * indicator[:, None, None]
+                output = output + jnp.einsum("amce,ced->amd", by_element, skip)
+            outputs.append(output)
+        return jnp.concatenate(outputs, axis=1)
+
+
+class Readout(nn.Module):
+    """Atomic energies from the scalar features, one for each head; every parameter has a leading axis of heads.
+
+    LinearReadoutBlock of MACE, or its NonLinearReadoutBlock (each head has its own hidden units).
+
+    Attributes:
+        heads: number of fidelities.
+        hidden: number of hidden units of each head, or None for a linear readout.
+    """
+
+    heads: int
+    hidden: int | None
+
+    @nn.compact
+    def __call__(self, scalars: Float[Array, "atoms channels"]) -> Float[Array, "atoms heads"]:
+        """Energies before scale and shift."""
+        c = scalars.shape[-1]
+        if self.hidden is None:
+            return jnp.einsum("ac,hc->ah", scalars, _weight(self, "linear", (self.heads, c), c))
+        inner = jnp.einsum("ac,hcq->ahq", scalars, _weight(self, "linear_1", (self.heads, c, self.hidden), c))
+        outer = _weight(self, "linear_2", (self.heads, self.hidden), self.hidden)
+        return jnp.einsum("ahq,hq->ah", SILU_SCALE * jax.nn.silu(inner), outer)
