@@ -104,7 +104,7 @@ def _map_frames(observable: Observable, frames: FrameState) -> Any:
     return jax.lax.map(observable.per_frame, frames, batch_size=FRAMES_AT_ONCE)
 
 
-def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] | float = "auto") -> Estimate:
+def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] | float | int = "auto") -> Estimate:
     """Mean of an observable over the frames and replicas of a run, with its standard error.
 
     Replicas that failed are left out, and the status says so.

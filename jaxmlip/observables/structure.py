@@ -20,9 +20,10 @@ class RDF(Observable):
     """Partial radial distribution function g_ab(r) of a cell periodic in three directions.
 
     g(r) = V n(r) / (N_a N_b v(r)), where n(r) counts ordered pairs of an atom of a and another atom of b (periodic
-    images included) in the shell of volume v(r) = 4π/3 (r₊³ − r₋³). The density is that of the infinite crystal, N_b / V,
-    so that a cell and its supercell have the same g, whatever its size; freud's "exact" normalisation. An ideal gas of N
-    atoms in one cell therefore has g_aa = 1 − 1/N below the shortest lattice vector: an atom is not its own neighbour.
+    images included) in the shell of volume v(r) = 4π/3 (r₊³ − r₋³). The density is N_b / V, that of the infinite
+    crystal, so that a cell and its supercell have the same g, whatever their size; freud's "exact" normalisation. An
+    ideal gas of N atoms in one cell therefore has g_aa = 1 − 1/N below the shortest lattice vector: an atom is not its
+    own neighbour.
 
     The histogram has no useful derivative with respect to positions; with `smearing` each distance is spread by a
     Gaussian, and it has.
@@ -40,9 +41,9 @@ class RDF(Observable):
 
     first: str
     second: str
-    r_max: float = 6.0
+    r_max: float | int = 6.0
     bins: int = 120
-    smearing: float = 0.0
+    smearing: float | int = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed."""

@@ -5,10 +5,11 @@ The integrators are put together from the steps that jax-md's own simulators are
 evaluation and one more compilation of the potential; a test holds the two to the same trajectory.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +18,35 @@ from jaxtyping import Float
 from jaxmlip.types import AnyArray, Vectors
 from jaxmlip.units import FS, KB
 
+Number: TypeAlias = float | int
+
 EnergyAndForces = Callable[[Any], tuple[Any, Any]]
 """Positions [atoms, 3] in Å to energy [] in eV and forces [atoms, 3] in eV/Å."""
 
 
-class Ensemble(Protocol):
+class Ensemble(abc.ABC):
     """What the engine needs of an ensemble; the names follow jax-md.
 
     The numbers in `parameters()` are traced, the class alone is static: runs at other temperatures share compiled code.
     """
 
-    temperature_K: float
-
+    @abc.abstractmethod
     def parameters(self) -> dict[str, float]:
         """The ensemble's numbers in internal units (eV, Å, amu)."""
-        ...
 
     @staticmethod
+    @abc.abstractmethod
     def init(key: Any, positions: Any, masses: Any, parameters: dict[str, Any]) -> Any:
         """State of one replica, with Maxwell–Boltzmann momenta and no forces yet."""
-        ...
 
     @staticmethod
+    @abc.abstractmethod
     def apply(state: Any, energy_and_forces: EnergyAndForces, dt: Any, parameters: dict[str, Any]) -> tuple[Any, Any]:
         """One step of one replica: the new state, and the potential energy in eV at its positions."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class NVT:
+class NVT(Ensemble):
     """Constant volume and temperature by Langevin dynamics (BAOAB).
 
     The splitting of Leimkuhler and Matthews (Appl. Math. Res. Express 2013, 34; J. Chem. Phys. 138, 174102 (2013)),
@@ -60,8 +61,8 @@ class NVT:
         ValueError: for values that are not positive and finite.
     """
 
-    temperature_K: float
-    friction_per_ps: float = 2.0
+    temperature_K: Number
+    friction_per_ps: Number = 2.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be simulated."""

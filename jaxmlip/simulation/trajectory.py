@@ -216,4 +216,4 @@ def _array(file: h5py.File, name: str) -> np.ndarray:
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise KeyError(f"{name} is not a dataset")
-    return dataset[()]
+    return np.asarray(dataset[()])

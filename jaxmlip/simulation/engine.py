@@ -1,0 +1,216 @@
+"""The compiled heart of a simulation: replicas, their neighbour lists, and the flags that decide what happens next.
+
+One compiled function advances all replicas from one sample to the next: an outer loop makes neighbour lists, an inner
+loop steps while they hold. What decides whether they hold is looked at in every step and for all replicas together, so
+that nothing invalid is ever kept:
+
+* A step after which any atom is further than half the skin from where the lists were made is discarded, lists are made
+  afresh, and the step is repeated with the same random numbers. (As a rule the lists are renewed just before.)
+* A list that does not fit its slots stops the loop before any step is taken with it. The host provides more room,
+  which compiles anew, and the loop goes on.
+* A replica that fails is frozen where it last was sound; the others go on, or the run ends with an exception.
+
+A trajectory therefore depends neither on the skin nor on the room for the lists, beyond the rounding of sums over
+differently ordered neighbours.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxmlip.potentials.potential import Potential, evaluate
+from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.neighbors import ImageSearch, device_neighbors
+from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.systems.graph import Graph
+from jaxmlip.types import Leaf
+
+MAX_STEP = 0.5
+"""Å; an atom that moves further in one step has exploded (a proton with 50 eV moves 0.5 Å in 0.5 fs)."""
+
+PAIRS_AT_ONCE = 2**24
+"""Pairs whose distances are held in memory at once when lists are made; replicas take turns beyond."""
+
+NOT_FINITE, EXPLODED = 1, 2
+OUTCOMES = {0: Outcome.COMPLETED, NOT_FINITE: Outcome.NOT_FINITE, EXPLODED: Outcome.EXPLODED}
+"""Meaning of `Walkers.failure`."""
+
+
+class System(flax.struct.PyTreeNode):
+    """What stays fixed during a run: species [atoms], and per replica the cell and its pseudo-inverse."""
+
+    species: Leaf
+    cells: Leaf
+    inverses: Leaf
+
+
+class Walkers(flax.struct.PyTreeNode):
+    """What changes: the replicas, their lists, and the flags that decide what happens next.
+
+    Attributes:
+        state: state of the ensemble, with a leading axis of replicas.
+        energy: [replicas], eV, relative to the references.
+        failure: [replicas], 0 while sound, else a key of `OUTCOMES`.
+        failed_at: [replicas], the step that failed, or −1.
+        step: [], steps taken; −1 before the forces at the start are known.
+        neighbors, shifts: the lists, as in `DeviceList`.
+        origin: [replicas, atoms, 3], positions the lists were made at.
+        stale: [], whether the lists must be made before the next step.
+        fresh: [], whether no step has been taken with the lists.
+        skin_broken: [], whether a single step led beyond the skin of fresh lists.
+        needed: [2], the most slots, and inner slots, that the lists need.
+    """
+
+    state: Leaf
+    energy: Leaf
+    failure: Leaf
+    failed_at: Leaf
+    step: Leaf
+    neighbors: Leaf
+    shifts: Leaf
+    origin: Leaf
+    stale: Leaf
+    fresh: Leaf
+    skin_broken: Leaf
+    needed: Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Static sizes of the lists; a change compiles anew.
+
+    Attributes:
+        search: translations tried for each pair.
+        slots: neighbour slots.
+        inner: leading slots for the inner cutoff; 0 if the potential has none.
+    """
+
+    search: ImageSearch
+    slots: int
+    inner: int
+
+    def fits(self, needed: Any) -> Any:
+        """Whether lists that need so many slots and inner slots are complete."""
+        return (needed[0] <= self.slots) & (needed[1] <= self.inner)
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "room", "stop_at_failure"))
+def advance(
+    potential: Potential,
+    system: System,
+    walkers: Walkers,
+    parameters: dict[str, Any],
+    until: Any,
+    dt: Any,
+    skin: Any,
+    *,
+    kind: type[Ensemble],
+    room: Room,
+    stop_at_failure: bool,
+) -> Walkers:
+    """Take steps until `until`, or until the lists do not fit, the skin is too thin, or a failure stops the run."""
+
+    def remade(walkers: Walkers) -> Walkers:
+        return _with_lists(potential, system, walkers, skin, room)
+
+    def wanted(walkers: Walkers) -> Any:
+        failed = walkers.failure > 0
+        ended = failed.any() if stop_at_failure else failed.all()
+        return (walkers.step < until) & ~ended & ~walkers.skin_broken & room.fits(walkers.needed)
+
+    def step(walkers: Walkers) -> Walkers:
+        return _step(potential, system, walkers, parameters, dt, skin, kind, room)
+
+    def with_these_lists(walkers: Walkers) -> Walkers:
+        walkers = jax.lax.cond(walkers.stale, remade, lambda same: same, walkers)
+        return jax.lax.while_loop(lambda w: wanted(w) & ~w.stale, step, walkers)
+
+    return jax.lax.while_loop(wanted, with_these_lists, walkers)
+
+
+def _with_lists(potential: Potential, system: System, walkers: Walkers, skin: Any, room: Room) -> Walkers:
+    """The walkers with neighbour lists made at their present positions."""
+    positions = walkers.state.position
+    replicas, atoms, _ = positions.shape
+
+    def lists_of(replica: tuple[Any, Any, Any]) -> Any:
+        inner = potential.inner_cutoff + skin if potential.inner_cutoff > 0 else 0.0
+        return device_neighbors(*replica, potential.cutoff + skin, inner, search=room.search, slots=room.slots)
+
+    pairs = atoms * atoms * len(room.search.translations)
+    at_once = max(1, min(replicas, PAIRS_AT_ONCE // pairs))
+    lists = jax.lax.map(lists_of, (positions, system.cells, system.inverses), batch_size=at_once)
+    return walkers.replace(
+        neighbors=lists.neighbors,
+        shifts=lists.shifts,
+        origin=positions,
+        stale=jnp.zeros((), bool),
+        fresh=jnp.ones((), bool),
+        needed=jnp.stack([lists.needed.max(), lists.needed_inner.max()]),
+    )
+
+
+def _step(
+    potential: Potential,
+    system: System,
+    walkers: Walkers,
+    parameters: dict[str, Any],
+    dt: Any,
+    skin: Any,
+    kind: type[Ensemble],
+    room: Room,
+) -> Walkers:
+    """One step of all replicas, kept only if the lists held for all of them."""
+
+    def one(state: Any, cell: Any, neighbors: Any, shifts: Any) -> tuple[Any, Any]:
+        def energy_and_forces(positions: Any) -> tuple[Any, Any]:
+            owner = jnp.zeros(positions.shape[0], jnp.int32)
+            graph = Graph(positions, system.species, cell[None], neighbors, shifts, owner, room.inner)
+            prediction = evaluate(potential, graph)
+            return prediction.energy[0], prediction.forces
+
+        return kind.apply(state, energy_and_forces, dt, parameters)
+
+    state, energy = jax.vmap(one)(walkers.state, system.cells, walkers.neighbors, walkers.shifts)
+
+    leap = _furthest(state.position, walkers.state.position)
+    away = _furthest(state.position, walkers.origin)
+    finite = jnp.isfinite(energy) & jnp.isfinite(state.momentum).all((1, 2)) & jnp.isfinite(state.force).all((1, 2))
+    sound = walkers.failure == 0
+    failure = jnp.where(sound & (leap > MAX_STEP), EXPLODED, walkers.failure)
+    failure = jnp.where(sound & ~finite, NOT_FINITE, failure)
+    moving = failure == 0
+
+    held = ~(moving & (away > 0.5 * skin)).any()
+    keep = held & moving
+    soon = (jnp.where(moving, away + 1.5 * leap, 0.0) > 0.5 * skin).any()
+
+    def chosen(new: Any, old: Any) -> Any:
+        return jnp.where(keep.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return walkers.replace(
+        state=jax.tree.map(chosen, state, walkers.state),
+        energy=jnp.where(keep, energy, walkers.energy),
+        failure=jnp.where(held, failure, walkers.failure),
+        failed_at=jnp.where(held & sound & ~moving, walkers.step + 1, walkers.failed_at),
+        step=walkers.step + held,
+        stale=~held | soon,
+        fresh=jnp.zeros((), bool),
+        skin_broken=~held & walkers.fresh,
+    )
+
+
+def _furthest(here: Any, there: Any) -> Any:
+    """The longest displacement among a replica's atoms, Å."""
+    return jnp.sqrt(((here - there) ** 2).sum(-1).max(-1))
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def initial_state(positions: Any, masses: Any, key: Any, parameters: dict[str, Any], *, kind: type[Ensemble]) -> Any:
+    """States of all replicas; a replica's random numbers depend on the seed and its index alone."""
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(positions.shape[0]))
+    return jax.vmap(kind.init, in_axes=(0, 0, 0, None))(keys, positions, masses, parameters)

@@ -1,0 +1,20 @@
+"""One fluid and one compiled engine for most tests of the dynamics."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+
+
+def fcc(repeats: int, density: float = 0.75) -> Atoms:
+    """Face-centred cubic lattice of unit masses in reduced Lennard-Jones units, slightly rattled."""
+    atoms = bulk("Ar", "fcc", a=(4.0 / density) ** (1.0 / 3.0), cubic=True).repeat(repeats)
+    atoms.set_masses(np.ones(len(atoms)))
+    atoms.rattle(0.02, seed=1)
+    return atoms
+
+
+@pytest.fixture(scope="session")
+def small_fluid() -> Atoms:
+    """32 atoms in a cell of 3.5 σ, narrower than two cutoffs."""
+    return fcc(2)

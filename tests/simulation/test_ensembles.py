@@ -1,0 +1,108 @@
+"""The thermostat against jax-md's own and against exact results."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from jaxmlip.simulation.ensembles import NVT
+from jaxmlip.simulation.replicas import simulate
+from jaxmlip.units import FS, KB
+from simple_potentials import Wells
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"temperature_K": 0.0}, "0 < temperature_K ≤ 100000, not 0.0"),
+        ({"temperature_K": float("nan")}, "temperature_K"),
+        ({"temperature_K": 300.0, "friction_per_ps": -1.0}, "0 < friction_per_ps"),
+    ],
+)
+def test_refuses_senseless_values(arguments: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        NVT(**arguments)
+
+
+def test_is_the_langevin_integrator_of_jax_md() -> None:
+    """Same momenta, same random numbers, same trajectory as `jax_md.simulate.nvt_langevin`."""
+    from jax_md import simulate as jax_md_simulate
+
+    ensemble = NVT(temperature_K=300.0, friction_per_ps=20.0)
+    parameters = ensemble.parameters()
+    positions = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+    masses = jnp.asarray([1.0, 2.0, 12.0, 16.0, 40.0], jnp.float32)
+    dt = 0.5 * FS
+
+    def energy(r):
+        return 2.0 * (r**2).sum() + (r[1:] * r[:-1]).sum()
+
+    def energy_and_forces(r):
+        value, gradient = jax.value_and_grad(energy)(r)
+        return value, -gradient
+
+    init, apply = jax_md_simulate.nvt_langevin(energy, lambda r, dr, **_: r + dr, dt, **_jax_md_names(parameters))
+    ours = NVT.init(jax.random.key(3), positions, masses, parameters)
+    theirs = init(ours.rng, positions, masses, momenta=ours.momentum).set(rng=ours.rng)
+    ours, _ = NVT.apply(ours, energy_and_forces, 0.0, parameters)
+    theirs = theirs.set(rng=ours.rng)
+    step = jax.jit(lambda state: NVT.apply(state, energy_and_forces, dt, parameters))
+    for _ in range(50):
+        ours, value = step(ours)
+        theirs = apply(theirs)
+    np.testing.assert_allclose(ours.position, theirs.position, atol=2e-5)
+    np.testing.assert_allclose(ours.momentum, theirs.momentum, atol=2e-4)
+    np.testing.assert_allclose(value, energy(ours.position), rtol=1e-5)
+
+
+def test_initial_momenta() -> None:
+    """Maxwell–Boltzmann for every mass, and the centre of mass at rest."""
+    parameters = NVT(temperature_K=300.0).parameters()
+    masses = jnp.tile(jnp.asarray([1.008, 15.999], jnp.float32), 100)
+    keys = jax.random.split(jax.random.key(0), 50)
+    make = jax.vmap(lambda key: NVT.init(key, jnp.zeros((200, 3), jnp.float32), masses, parameters).momentum)
+    momenta = np.asarray(make(keys), np.float64)
+    assert np.abs(momenta.sum(axis=1)).max() < 1e-3
+    for which in (0, 1):
+        mass = float(masses[which])
+        values = momenta[:, which::2]
+        # With the centre of mass at rest an atom of mass m in a total of M has m (1 − m/M) kT.
+        expected = mass * (1 - mass / float(masses.sum())) * KB * 300.0
+        assert (values**2).mean() == pytest.approx(expected, rel=4 * np.sqrt(2 / values.size))
+
+
+@pytest.fixture(scope="module")
+def wells_run():
+    """Oxygen atoms in wells of ωh = 0.8, far beyond a cautious timestep."""
+    mass, h, temperature = 15.999, 2.0 * FS, 300.0
+    k = mass * (0.8 / h) ** 2
+    atoms = Atoms("O64", positions=4.0 * np.indices((4, 4, 4)).reshape(3, -1).T)
+    wells = Wells({"k": np.float32(k), "centres": atoms.positions.astype(np.float32)})
+    ensemble = NVT(temperature_K=temperature, friction_per_ps=100.0)
+    run = simulate(
+        wells, atoms, ensemble, steps=3000, timestep_fs=2.0, replicas=4, sample_every_fs=20.0, progress=False, seed=5
+    )
+    return run, atoms, k, temperature
+
+
+def test_harmonic_wells_are_sampled_exactly(wells_run) -> None:
+    """⟨x²⟩ = kT/k: BAOAB has no timestep error for a harmonic oscillator."""
+    run, atoms, k, temperature = wells_run
+    squared = ((run.positions[:, 30:] - atoms.positions) ** 2).mean(axis=1)
+    mean, error = squared.mean(), squared.std(ddof=1) / np.sqrt(squared.size)
+    expected = KB * temperature / k
+    assert error < 0.02 * expected
+    assert abs(mean - expected) < 3 * error
+    energies = run.potential_energy[:, 30:]
+    assert energies.mean() == pytest.approx(1.5 * 64 * KB * temperature, rel=0.03)
+
+
+def test_kinetic_temperature_has_the_error_of_baoab(wells_run) -> None:
+    """At the end of a BAOAB step ⟨p²⟩ = m kT (1 − (ωh)²/4) in a harmonic well, here 0.84."""
+    run, _, _, temperature = wells_run
+    values = run.temperature[:, 30:]
+    assert values.mean() / temperature == pytest.approx(1 - 0.8**2 / 4, abs=0.012)
+
+
+def _jax_md_names(parameters: dict) -> dict:
+    return {"kT": parameters["kT"], "gamma": parameters["friction"]}

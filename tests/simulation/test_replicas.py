@@ -1,0 +1,295 @@
+"""The engine: many replicas, lists that hold, failures that are noticed."""
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from conftest import fcc
+from jaxmlip.observables.observable import average
+from jaxmlip.observables.thermodynamics import PotentialEnergy
+from jaxmlip.potentials.potential import evaluate
+from jaxmlip.simulation import replicas as module
+from jaxmlip.simulation.engine import Room, advance
+from jaxmlip.simulation.ensembles import NVT
+from jaxmlip.simulation.replicas import SimulationError, simulate
+from jaxmlip.simulation.trajectory import Outcome, Run
+from jaxmlip.systems.graph import Graph, graph_from_atoms
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
+
+DT = 0.005 * REDUCED_TIME_FS
+FLUID = NVT(temperature_K=REDUCED_K, friction_per_ps=1000.0 / REDUCED_TIME_FS)
+
+
+def run_fluid(structure, potential: LennardJones | None = None, **options) -> Run:
+    """A short run in reduced units, one frame every ten steps."""
+    options = {
+        "steps": 40,
+        "timestep_fs": DT,
+        "sample_every_fs": 10 * DT,
+        "skin": 0.3,
+        "progress": False,
+        **options,
+    }
+    return simulate(potential or lennard_jones(), structure, FLUID, **options)
+
+
+@pytest.fixture(scope="module")
+def fluid_run(small_fluid: Atoms) -> Run:
+    return run_fluid(small_fluid, replicas=3)
+
+
+def test_lennard_jones_energy() -> None:
+    """Total energy −2.9286 per atom at ρ = 0.75, T = 1, cut and shifted at 2.5 σ (equation of state of Thol et al.)."""
+    run = run_fluid(fcc(3), replicas=4, steps=1500, timestep_fs=2 * DT, sample_every_fs=10 * DT, seed=2)
+    energy = average(run, PotentialEnergy(), equilibration=0.002 * REDUCED_TIME_FS)
+    value, error = float(energy.value) / 108 + 1.5, float(energy.error) / 108
+    assert error < 0.02
+    assert abs(value + 2.9286) < 3 * error, f"{value} ± {error}"
+    assert run.temperature[:, 50:].mean() / REDUCED_K == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.slow
+def test_lennard_jones_energy_precisely() -> None:
+    """As above to 0.1 %, with 500 atoms."""
+    run = run_fluid(fcc(5), replicas=4, steps=8000, sample_every_fs=20 * DT, seed=3)
+    energy = average(run, PotentialEnergy())
+    value, error = float(energy.value) / 500 + 1.5, float(energy.error) / 500
+    assert error < 0.004
+    assert abs(value + 2.9286) < 3 * error, f"{value} ± {error}"
+
+
+def test_energies_and_forces_are_those_of_a_direct_call(small_fluid: Atoms, fluid_run: Run) -> None:
+    potential = lennard_jones()
+    for place in (0, 5, 11):
+        direct = evaluate(potential, graph_from_atoms(fluid_run[place], potential.cutoff))
+        assert fluid_run[place].info["potential_energy"] == pytest.approx(float(direct.energy[0]), rel=2e-6)
+
+    engine = module._Engine(potential, [small_fluid] * 3, FLUID, DT, 0.3, 0, True)
+    engine.prepare()
+    engine.advance(25)
+    for replica in range(3):
+        atoms = small_fluid.copy()
+        atoms.positions = np.asarray(engine.walkers.state.position[replica])
+        direct = evaluate(potential, graph_from_atoms(atoms, potential.cutoff))
+        np.testing.assert_allclose(engine.walkers.state.force[replica], direct.forces, atol=2e-4)
+
+
+def test_references_are_added_in_double_precision(small_fluid: Atoms, fluid_run: Run) -> None:
+    references = np.zeros(119)
+    references[18] = -14354.123456
+    run = run_fluid(small_fluid, lennard_jones(references=references), replicas=3)
+    np.testing.assert_allclose(run.potential_energy, fluid_run.potential_energy + 32 * references[18], rtol=1e-15)
+
+
+def test_replicas_are_independent(small_fluid: Atoms, fluid_run: Run) -> None:
+    """A replica's trajectory follows from the seed and its index; others make no difference but rounding."""
+    alone = run_fluid(small_fluid)
+    np.testing.assert_allclose(alone.positions[0], fluid_run.positions[0], atol=1e-4)
+    assert np.abs(fluid_run.positions[1] - fluid_run.positions[0]).max() > 0.1
+
+
+def test_same_seed_same_bits(small_fluid: Atoms, fluid_run: Run) -> None:
+    """Neither a repetition nor other sampling changes a bit."""
+    again = run_fluid(small_fluid, replicas=3, sample_every_fs=20 * DT)
+    np.testing.assert_array_equal(again.positions, fluid_run.positions[:, 1::2])
+    other = run_fluid(small_fluid, replicas=3, seed=1)
+    assert np.abs(other.positions - fluid_run.positions).max() > 0.1
+
+
+def test_second_potential_does_not_compile(small_fluid: Atoms, fluid_run: Run) -> None:
+    """Students of equal structure, other temperatures and other seeds share the compiled engine."""
+    del fluid_run
+    before = advance._cache_size()
+    student = LennardJones({"epsilon": np.float32(0.9), "sigma": np.float32(1.02)}, np.ones(119))
+    simulate(student, small_fluid, NVT(temperature_K=9000.0), steps=7, timestep_fs=0.03, replicas=3, seed=4, skin=0.3,
+             sample_every_fs=0.1, progress=False)  # fmt: skip
+    assert advance._cache_size() == before
+
+
+def test_structures_of_their_own(small_fluid: Atoms, fluid_run: Run) -> None:
+    """Replicas may start from different structures in different cells."""
+    stretched = small_fluid.copy()
+    stretched.set_cell(1.05 * stretched.cell, scale_atoms=True)
+    run = run_fluid([small_fluid, stretched, small_fluid])
+    np.testing.assert_allclose(run.positions[0], fluid_run.positions[0], atol=1e-4)
+    for frame in (run[0], run[4], run[8]):
+        direct = evaluate(lennard_jones(), graph_from_atoms(frame, 2.5))
+        assert frame.info["potential_energy"] == pytest.approx(float(direct.energy[0]), rel=2e-6)
+
+
+def test_atoms_may_have_diffused_cells_away(small_fluid: Atoms) -> None:
+    away = small_fluid.copy()
+    away.positions += np.random.default_rng(0).integers(-4, 5, (32, 3)) @ small_fluid.cell.array
+    near, far = run_fluid(small_fluid), run_fluid(away)
+    np.testing.assert_allclose(far.potential_energy, near.potential_energy, rtol=1e-4)
+    moved = far.positions - near.positions - (away.positions - small_fluid.positions)
+    assert np.abs(moved).max() < 1e-3
+
+
+def test_cell_smaller_than_the_cutoff() -> None:
+    """Four atoms in a cell of 1.7 σ have an eighth of the energy of their supercell."""
+    run = run_fluid(fcc(1), replicas=2)
+    for frame in (run[0], run[-1]):
+        supercell = evaluate(lennard_jones(), graph_from_atoms(frame.repeat(2), 2.5))
+        assert frame.info["potential_energy"] == pytest.approx(float(supercell.energy[0]) / 8, rel=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_neither_skin_nor_room_matters(small_fluid: Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists outrun in a single step, or that do not fit, are made again: the same run to 1e-9 in double precision."""
+    # With an inner cutoff only the leading slots are read: lists too short there would change the forces.
+    potential = lennard_jones(inner_range=1.8)
+    ample = run_fluid(small_fluid, potential, replicas=2, skin=0.8)
+
+    rooms = []
+
+    def spy(self, needed, skin_broken, *, make_room=module._Engine._make_room):
+        make_room(self, needed, skin_broken)
+        rooms.append((self.room, self.skin))
+
+    monkeypatch.setattr(module._Engine, "_make_room", spy)
+    thin = run_fluid(small_fluid, potential, replicas=2, skin=0.004)
+    assert len(rooms) >= 1, "an atom outran the skin in one step"
+    np.testing.assert_allclose(thin.potential_energy, ample.potential_energy, rtol=1e-9)
+    np.testing.assert_allclose(thin.positions, ample.positions, atol=1e-6)
+
+    rooms.clear()
+    rightly = module._Engine._room_for
+    narrow = iter([0.5, 0.5])
+
+    def too_small(self, slots, inner):
+        room = rightly(self, slots, inner)
+        factor = next(narrow, 1.0)
+        return Room(room.search, max(4, int(factor * room.slots)), max(4, int(factor * room.inner)))
+
+    monkeypatch.setattr(module._Engine, "_room_for", too_small)
+    cramped = run_fluid(small_fluid, potential, replicas=2, skin=0.8)
+    assert len(rooms) >= 2
+    assert rooms[-1][0].slots > rooms[0][0].slots
+    np.testing.assert_allclose(cramped.potential_energy, ample.potential_energy, rtol=1e-9)
+    np.testing.assert_allclose(cramped.positions, ample.positions, atol=1e-6)
+
+
+@flax.struct.dataclass
+class Cliff(Wells):
+    """Wells with NaN energy as soon as an atom is beyond `edge` in x."""
+
+    edge: float = flax.struct.field(pytree_node=False, default=3.0)
+
+    def atomic_energies(self, graph: Graph):
+        """Wells below the edge, NaN beyond, eV."""
+        energies = super().atomic_energies(graph)
+        return jnp.where((graph.positions[:, 0] > self.edge).any(), jnp.nan, energies)
+
+
+@pytest.fixture(scope="module")
+def cliff():
+    """A potential, and two starts: one far from the edge, one that soon steps over it."""
+    safe = Atoms("N2", positions=[[0.0, 0.0, 0.0], [0.0, 5.0, 0.0]])
+    near = safe.copy()
+    near.positions[0, 0] = 2.0
+    potential = Cliff({"k": np.float32(1.0), "centres": np.array([[1e-3, 0, 0], [0, 5, 0]], np.float32)}, edge=2.05)
+    near_potential = dataclasses.replace(potential)
+    return near_potential, safe, near
+
+
+def test_failure_names_replica_and_step(cliff) -> None:
+    potential, safe, near = cliff
+    # The second start is pulled back, but not before its thermal motion carries it over the edge in some replica.
+    starts = [safe, safe] + [near] * 4
+    with pytest.raises(SimulationError, match=r"Replica [2-5] failed in step \d+ \([\d.]+ fs\).*\(a\).*\(b\).*\(c\)"):
+        simulate(potential, starts, NVT(temperature_K=3000.0), steps=100, progress=False, seed=1)
+
+
+def test_marked_failure_lets_the_others_go_on(cliff) -> None:
+    potential, safe, near = cliff
+    starts = [safe, safe] + [near] * 4
+    options = {"steps": 100, "progress": False, "seed": 1, "sample_every_fs": 1.0, "on_failure": "mark"}
+    run = simulate(potential, starts, NVT(temperature_K=3000.0), **options)
+    undisturbed = simulate(potential, [safe] * 6, NVT(temperature_K=3000.0), **options)
+    assert run.outcomes[:2] == (Outcome.COMPLETED, Outcome.COMPLETED)
+    assert Outcome.NOT_FINITE in run.outcomes[2:]
+    np.testing.assert_allclose(run.positions[:2], undisturbed.positions[:2], atol=1e-5)
+    for replica in range(6):
+        length = run.lengths[replica]
+        whole = run.outcomes[replica] is Outcome.COMPLETED
+        assert whole == (length == run.n_frames)
+        assert np.isfinite(run.positions[replica, :length]).all()
+        assert np.isfinite(run.potential_energy[replica, :length]).all()
+        assert np.isnan(run.positions[replica, length:]).all()
+        assert (run.positions[replica, :length, 0, 0] <= 2.05).all()
+    assert len(run) == run.lengths.sum() < 6 * run.n_frames
+
+
+def test_nan_at_the_start(cliff) -> None:
+    potential, safe, _ = cliff
+    beyond = safe.copy()
+    beyond.positions[0, 0] = 4.0
+    with pytest.raises(SimulationError, match=r"Replica 5 failed in step 0 \(0 fs\).*finite"):
+        simulate(potential, [safe] * 5 + [beyond], NVT(temperature_K=300.0), steps=20, progress=False)
+
+
+def test_explosion() -> None:
+    """Two atoms nearly on top of each other fly apart: noticed although nothing is NaN."""
+    clash = Atoms("Ar2", positions=[[0, 0, 0], [0.25, 0, 0]], masses=[1.0, 1.0])
+    with pytest.raises(SimulationError, match="Replica 0 failed in step 1 .*moved further in one step"):
+        run_fluid(clash, steps=10)
+
+
+def _with_nan(atoms: Atoms) -> Atoms:
+    atoms = atoms.copy()
+    atoms.positions[3, 1] = np.nan
+    return atoms
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"structure": lambda a: _with_nan(a)}, r"atom 3 \(Ar\) of Ar32 is not finite"),
+        ({"structure": lambda a: a[:0]}, "has no atoms"),
+        ({"structure": lambda a: []}, "No structure was given"),
+        ({"structure": lambda a: [a, a[:-1]]}, r"Structure 1 \(Ar31.*differs from structure 0 \(Ar32"),
+        ({"structure": lambda a: [a, a], "replicas": 3}, "3 replicas were asked for, but 2 structures"),
+        ({"replicas": 0}, "at least one replica, not 0"),
+        ({"steps": None}, "either as time_ps or as steps"),
+        ({"time_ps": 1.0}, "either as time_ps or as steps"),
+        ({"steps": 0}, "whole positive number of steps"),
+        ({"steps": 5}, "ends before its first frame"),
+        ({"timestep_fs": 0.0}, "timestep must lie between 0 and 100 fs, not 0.0"),
+        ({"sample_every_fs": -1.0}, "sample_every_fs must be positive, not -1.0"),
+        ({"skin": -0.5}, "skin must lie between 0 and 10 Å, not -0.5"),
+        ({"seed": -1}, "non-negative integer, not -1"),
+        ({"on_failure": "ignore"}, 'on_failure is "raise" or "mark"'),
+    ],
+)
+def test_refuses_before_anything_is_compiled(small_fluid: Atoms, change: dict, sentence: str) -> None:
+    before = advance._cache_size()
+    structure = change.pop("structure", lambda a: a)(small_fluid)
+    with pytest.raises(ValueError, match=sentence):
+        run_fluid(structure, **change)
+    assert advance._cache_size() == before
+
+
+def test_refuses_unknown_elements(small_fluid: Atoms) -> None:
+    class OnlyHydrogen(LennardJones):
+        @property
+        def species(self):
+            return (1,)
+
+    with pytest.raises(ValueError, match="does not know Ar; the elements it knows are H"):
+        run_fluid(small_fluid, OnlyHydrogen(lennard_jones().params))
+
+
+def test_progress_is_quiet_or_shown(small_fluid: Atoms, fluid_run: Run, capfd: pytest.CaptureFixture) -> None:
+    del fluid_run
+    capfd.readouterr()
+    run_fluid(small_fluid, replicas=3)
+    assert capfd.readouterr().err == ""
+    run = run_fluid(small_fluid, replicas=3, progress=True)
+    assert "ns/day" in capfd.readouterr().err
+    assert run.ns_per_day > 0
+    assert run.wall_s > 0
+    np.testing.assert_allclose(run.time_fs, 10 * DT * np.arange(1, 5))

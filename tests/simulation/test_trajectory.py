@@ -1,0 +1,89 @@
+"""Runs as sequences of frames and as files."""
+
+import dataclasses
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from jaxmlip.simulation.trajectory import Outcome, Run, load_run
+
+
+@pytest.fixture
+def run() -> Run:
+    rng = np.random.default_rng(0)
+    positions = rng.normal(size=(2, 4, 3, 3)).astype(np.float32)
+    positions[1, 3:] = np.nan
+    return Run(
+        numbers=np.array([8, 1, 1]),
+        positions=positions,
+        cells=np.stack([9.0 * np.eye(3), 10.0 * np.eye(3)]),
+        pbc=np.array([True, True, True]),
+        potential_energy=rng.normal(size=(2, 4)) - 1e4,
+        temperature=rng.uniform(200, 300, size=(2, 4)),
+        time_fs=5.0 * np.arange(1, 5),
+        timestep_fs=0.5,
+        outcomes=(Outcome.COMPLETED, Outcome.NOT_FINITE),
+        lengths=np.array([4, 3]),
+        wall_s=1.5,
+        ns_per_day=0.25,
+    )
+
+
+def test_is_a_sequence_of_structures(run: Run) -> None:
+    frames = [*run]
+    assert len(frames) == len(run) == 7, "frames of failed replicas end at the failure"
+    np.testing.assert_array_equal(frames[5].positions, run.positions[1, 1].astype(float))
+    assert frames[5].cell[0, 0] == 10.0
+    assert frames[5].info == {
+        "replica": 1,
+        "time_fs": 10.0,
+        "potential_energy": run.potential_energy[1, 1],
+    }
+    assert run[-1].info["time_fs"] == 15.0
+    assert [a.info["time_fs"] for a in run[2:5]] == [15.0, 20.0, 5.0]
+    assert [(a.info["replica"], a.info["time_fs"]) for a in run.frames(stride=2)] == [(0, 10.0), (0, 20.0), (1, 10.0)]
+    with pytest.raises(ValueError, match="1 or more, not 0"):
+        run.frames(stride=0)
+
+
+def test_file_gives_the_run_back(run: Run, tmp_path: Path) -> None:
+    run.save(tmp_path / "run.h5")
+    back = load_run(tmp_path / "run.h5")
+    for field in dataclasses.fields(Run):
+        np.testing.assert_array_equal(getattr(back, field.name), getattr(run, field.name), err_msg=field.name)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert dict(file["h5md"].attrs)["version"].tolist() == [1, 1]
+        assert file["particles/replica1/position/step"][:].tolist() == [10, 20, 30, 40]
+
+
+def test_save_that_fails_leaves_the_old_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.h5"
+    run.save(path)
+    before = path.read_bytes()
+
+    def fail(*_args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Run, "_write", fail)
+    with pytest.raises(OSError, match="no space left"):
+        run.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_bad_files_are_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    run.save(path)
+    whole = path.read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 100):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"run\.h5 is not a trajectory saved by jaxmlip, or is damaged"):
+            load_run(path)
+    with h5py.File(path, "w") as file:
+        file["something"] = 1
+    with pytest.raises(ValueError, match=r"run\.h5 is not a trajectory"):
+        load_run(path)
+    with pytest.raises(FileNotFoundError, match=r"There is no trajectory .*none\.h5"):
+        load_run(tmp_path / "none.h5")
