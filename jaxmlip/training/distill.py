@@ -85,6 +85,7 @@ def fresh_problem(
     settings: TrainingSettings,
     terms: Terms,
     species: Sequence[int] | None = None,
+    neighbors: float | None = None,
 ) -> TrainingProblem:
     """The problem of fitting new parameters, with scale and shift from the labels that `terms` allow to be seen.
 
@@ -96,6 +97,7 @@ def fresh_problem(
         settings: for the seed of the parameters.
         terms: of training loss and selection.
         species: atomic numbers the potential shall know; by default those of the training frames.
+        neighbors: mean number of neighbours, by which the network divides; by default that of the training frames.
 
     Raises:
         ValueError: see `check_frames`.
@@ -107,11 +109,13 @@ def fresh_problem(
         references = fit_references(frames)
     samples = make_samples(frames, model.cutoff, 0.0, references)
     held_out = make_samples(validation, model.cutoff, 0.0, references)
+    if neighbors is None:
+        neighbors = average_neighbors([sample.graph for sample in samples])
     scale, shift = scale_and_shift(samples, terms)
     potential = model.build(
         tuple(species),
-        average_neighbors=average_neighbors([sample.graph for sample in samples]),
-        references=references,
+        average_neighbors=neighbors,
+        references=np.asarray(references, np.float64),
         scale=scale,
         shift=shift,
         seed=settings.seed,

@@ -3,6 +3,7 @@
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -93,6 +94,7 @@ def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[
 
     Shapes: [graphs] for the energy (eV/atom), [atoms, 3] for forces (eV/Å), [graphs, 3, 3] for stress (eV/Å³).
     """
+    batch = jax.tree.map(jnp.asarray, batch)  # so that a batch on the host may meet traced parameters
     graph = batch.graph
     headed = _Headed(potential, batch.head)
     if terms.forces or terms.stress:
@@ -106,11 +108,11 @@ def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[
         found["energy"] = (*_difference(prediction.energy * per_atom, batch.energy * per_atom), batch.weight)
     if terms.forces:
         owner = jnp.minimum(graph.owner, graph.n_graphs - 1)
-        found["forces"] = (*_difference(prediction.forces, batch.forces), jnp.asarray(batch.weight)[owner][:, None])
+        found["forces"] = (*_difference(prediction.forces, batch.forces), batch.weight[owner][:, None])
     if terms.stress:
         solid = graph.volume()[:, None, None] > 0
         label = jnp.where(solid, batch.stress, jnp.nan)
-        found["stress"] = (*_difference(prediction.stress, label), jnp.asarray(batch.weight)[:, None, None])
+        found["stress"] = (*_difference(prediction.stress, label), batch.weight[:, None, None])
     return found
 
 
@@ -158,5 +160,5 @@ class _Headed(Potential):
         readouts = self.potential.readouts(graph)
         if readouts.shape[1] == 1:
             return readouts[:, 0]
-        head = jnp.asarray(self.head)[jnp.minimum(graph.owner, graph.n_graphs - 1)]
+        head = self.head[jnp.minimum(graph.owner, graph.n_graphs - 1)]
         return jnp.take_along_axis(readouts, head[:, None], axis=1)[:, 0]

@@ -9,6 +9,7 @@ fine-tuning of MACE).
 
 import abc
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -183,6 +184,7 @@ class MultiFidelity(Strategy):
 
     def deploy(self, trained: Trained) -> Potential:
         """The trunk with the high-fidelity readout alone."""
+        assert isinstance(trained.potential, EquivariantPotential)
         return select_head(trained.potential, self.HIGH)
 
 
@@ -277,12 +279,24 @@ def lifted_references(foundation: Potential, high: Sequence[Frame]) -> Float[np.
     Of all changes with the least squared error of (label − prediction of the foundation), the one of least norm: a
     set of equal compositions, such as water, does not tell H from O, and neither moves without need. eV.
     """
-    return np.asarray(foundation.references, np.float64) + fit_references(residuals(foundation, high))
+    predictions = predict(foundation, [frame.atoms for frame in high])
+    with warnings.catch_warnings():  # what warns of such compositions is meant for fits from nothing
+        warnings.simplefilter("ignore")
+        change = fit_references(high, baseline=[prediction.energy for prediction in predictions])
+    return np.asarray(foundation.references, np.float64) + change
 
 
 def _fresh(data: Data, frames: Sequence[Frame], validation: Sequence[Frame]) -> TrainingProblem:
-    spec, species = data.foundation.spec, data.foundation.species
-    return fresh_problem(spec, frames, validation, settings=data.settings, terms=data.terms, species=species)
+    """A new potential of the foundation's architecture; with its normalisation too, so that they share compilations."""
+    return fresh_problem(
+        data.foundation.specification,
+        frames,
+        validation,
+        settings=data.settings,
+        terms=data.terms,
+        species=data.foundation.species,
+        neighbors=data.foundation.average_neighbors,
+    )
 
 
 def _continued(potential: EquivariantPotential, data: Data, head: int = 0) -> TrainingProblem:

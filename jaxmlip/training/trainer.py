@@ -44,7 +44,7 @@ class TrainingSettings(pydantic.BaseModel):
     )
     loss: LossKind = pydantic.Field(default="huber", description="huber or mse")
     huber_delta: float = pydantic.Field(
-        0.01, gt=0, description="error beyond which Huber is linear, eV/atom, eV/Å, eV/Å³"
+        default=0.01, gt=0, description="error beyond which Huber is linear, eV/atom, eV/Å, eV/Å³"
     )
     energy_weight: float = pydantic.Field(default=1.0, ge=0, description="weight of the energy per atom")
     forces_weight: float = pydantic.Field(default=10.0, ge=0, description="weight of the forces")
