@@ -208,6 +208,7 @@ class AseTeacher:
 
         Raises:
             ImportError: if module or factory cannot be imported.
+            ValueError: if it is neither class nor function.
         """
         module_name, _, attribute = self.factory.partition(":")
         try:
@@ -219,6 +220,8 @@ class AseTeacher:
                 f"The teacher {self} cannot be imported ({error}); is the package installed, and the path spelled "
                 "package.module:factory?"
             ) from error
+        if not callable(factory):
+            raise ValueError(f"The teacher {self}: {attribute} is a {type(factory).__name__}, which cannot be called.")
         return factory
 
     def calculator(self) -> Any:
@@ -229,16 +232,15 @@ class AseTeacher:
             ValueError: if the factory cannot be called with the keyword arguments, or does not give a calculator.
         """
         factory = self.import_factory()
-        if not callable(factory):
-            raise ValueError(
-                f"The teacher {self}: {self.factory} is a {type(factory).__name__}, which cannot be called."
-            )
         try:
             made = factory(**self.kwargs)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"The teacher {self}: the factory failed with these arguments ({reason}).") from error
-        if isinstance(made, type) or not (hasattr(made, "get_potential_energy") and hasattr(made, "get_forces")):
+        # Atoms have these two methods as well.
+        if isinstance(made, type | Atoms) or not all(
+            hasattr(made, name) for name in ("get_potential_energy", "get_forces")
+        ):
             raise ValueError(
                 f"The teacher {self}: the factory gives a {type(made).__name__}, not an ASE calculator; name a "
                 "calculator class or a function that returns a calculator."

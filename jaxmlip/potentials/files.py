@@ -148,6 +148,18 @@ def load(name: str | Path) -> Potential | AseTeacher:
     return potential
 
 
+def load_potential(name: str | Path) -> Potential:
+    """`load` for whoever needs more than labels: simulations, training, derivatives.
+
+    Raises:
+        ValueError: if the name stands for a teacher that only labels; otherwise as `load`.
+    """
+    potential = load(name)
+    if not isinstance(potential, Potential):
+        raise ValueError(f"{name} gives labels only; this needs a potential in JAX, such as a student of it.")
+    return potential
+
+
 def save(potential: Potential, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
     """Write a potential to one file, at once or not at all.
 
@@ -172,7 +184,7 @@ def save(potential: Potential, path: str | Path, *, provenance: Mapping[str, Any
         header = {
             "format": FORMAT,
             "version": VERSION,
-            "dtype": str(np.result_type(*[a for a in arrays.values() if a.dtype.kind == "f"] or [np.float32])),
+            "dtype": str(np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(potential.params)))),
             "potential": node,
             "provenance": {"versions": _versions()} | dict(provenance or {}),
         }
@@ -284,9 +296,9 @@ def _check_network(potential: Potential) -> None:
         owner=np.zeros(2, np.int32),
         inner=1,
     )
-    energy = jax.eval_shape(lambda potential, graph: potential.energy(graph), potential, pair)
-    if energy.shape != (1,):
-        raise ValueError(f"its energy has shape {energy.shape}: save the members of a stack one by one")
+    readouts = jax.eval_shape(lambda potential, graph: potential.readouts(graph), potential, pair)
+    if len(readouts.shape) != 2 or readouts.shape[0] != 2:
+        raise ValueError(f"the energies of two atoms have shape {readouts.shape}: save members of a stack one by one")
 
 
 def _read(path: Path) -> dict[str, bytes]:
