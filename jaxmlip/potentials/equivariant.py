@@ -7,7 +7,6 @@ They are evaluated in another order, which changes nothing but the cost: see `In
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Self
 
 import e3nn_jax as e3nn
 import flax.linen as nn
@@ -58,7 +57,7 @@ class Equivariant(BaseModel):
     readout_hidden: int = 16
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "Equivariant":
         """Raise ValueError, as one sentence, for a value that describes no network."""
         ranges = {
             "channels": (1, None),
@@ -130,11 +129,9 @@ class Equivariant(BaseModel):
                 f"references have shape {references.shape}, but there is one for each of {N_SPECIES} numbers."
             )
         network = Network(self, len(known), float(average_neighbors), heads)
-        atom = jnp.zeros(1, jnp.int32)
-        far = jnp.full((1, 1, 3), 2 * self.cutoff, jnp.float32)
-        params = jax.jit(network.init)(jax.random.key(seed), far, jnp.zeros((1, 1), bool), atom[:, None], atom)[
-            "params"
-        ]
+        deviations = _deviations(network)
+        draw = np.random.default_rng(seed)
+        params = jax.tree.map(lambda x: jnp.asarray(x * draw.standard_normal(x.shape, np.float32)), deviations)
         return EquivariantPotential(
             params=params,
             references=references,
@@ -145,6 +142,15 @@ class Equivariant(BaseModel):
             average_neighbors=float(average_neighbors),
             heads=heads,
         )
+
+
+@functools.cache
+def _deviations(network: "Network") -> dict:
+    """The standard deviation of every parameter of a network, which is what its `init` gives."""
+    atom = jnp.zeros(1, jnp.int32)
+    far = jnp.full((1, 1, 3), 2 * network.specification.cutoff, jnp.float32)
+    spread = jax.jit(network.init)(jax.random.key(0), far, jnp.zeros((1, 1), bool), atom[:, None], atom)["params"]
+    return jax.tree.map(np.asarray, spread)
 
 
 @flax.struct.dataclass
@@ -271,6 +277,9 @@ def average_neighbors(graphs: Iterable[Graph], cutoff: float = np.inf) -> float:
 class Network(nn.Module):
     """Edge vectors in, atomic energies out.
 
+    `init` gives the standard deviation of each parameter instead of random numbers, which are drawn on the host: a
+    random generator compiled for each of them would take longer than compiling the network.
+
     Attributes:
         specification: sizes and cutoff.
         elements: number of elements.
@@ -328,8 +337,8 @@ class Network(nn.Module):
 
 
 def _weight(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int) -> Array:
-    """A normally distributed parameter divided by √fan_in, as e3nn keeps its weights."""
-    return module.param(name, nn.initializers.normal(1.0), shape) / fan_in**0.5
+    """A parameter of unit standard deviation divided by √fan_in, as e3nn keeps its weights."""
+    return module.param(name, nn.initializers.ones, shape, jnp.float32) / fan_in**0.5
 
 
 def _block(ell: int) -> slice:
@@ -397,17 +406,24 @@ class Interaction(nn.Module):
             radial: radial basis; zero where there is no neighbour.
             harmonics: spherical harmonics of the edges.
         """
+        atoms, slots, _, c = sources.shape
+        all_paths = paths(self.l_in, self.l_max)
         sources = [sources[:, :, _block(ell)] @ up for ell, up in enumerate(self.up)]
-        weights = jnp.einsum("asp,pqc->asqc", self.radial_network(radial), self.final)
+        hidden = self.radial_network(radial.reshape(atoms * slots, -1))
+        weights = (hidden @ self.final.reshape(len(self.final), -1)).reshape(atoms, slots, len(all_paths), 1, c)
+        weighted = [weights[:, :, path] * sources[l1] for path, (l1, _, _) in enumerate(all_paths)]
+        # One matrix product for all pairs of harmonics and weighted features, needed or not: the coupling then acts on
+        # atoms instead of edges, and there is one kernel to compile.
+        columns = np.cumsum([0] + [2 * l1 + 1 for l1, _, _ in all_paths])
+        sums = jnp.einsum("asy,ast->ayt", harmonics, jnp.concatenate(weighted, axis=2).reshape(atoms, slots, -1))
+        sums = sums.reshape(atoms, harmonics.shape[-1], columns[-1], c)
         messages = [[] for _ in self.mix]
-        for path, (l1, l2, l3) in enumerate(paths(self.l_in, self.l_max)):
-            weighted = weights[:, :, path, None] * sources[l1]
+        for path, (l1, l2, l3) in enumerate(all_paths):
+            product = sums[:, _block(l2), columns[path] : columns[path + 1]]
             symbol = jnp.asarray((2 * l3 + 1) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3), radial.dtype)
-            coupled = jnp.einsum("asy,xym->asxm", harmonics[:, :, _block(l2)], symbol)
-            messages[l3].append(jnp.einsum("asxm,asxc->amc", coupled, weighted))
+            messages[l3].append(product[:, :, 0] if l1 == 0 else jnp.einsum("ayxc,xym->amc", product, symbol))
         mixed = [
-            sum(jnp.einsum("amc,cd->amd", m, w) for m, w in zip(*pair, strict=True))
-            for pair in zip(messages, self.mix, strict=True)
+            jnp.concatenate(parts, axis=-1) @ mix.reshape(-1, c) for parts, mix in zip(messages, self.mix, strict=True)
         ]
         return jnp.concatenate(mixed, axis=1)
 
@@ -432,7 +448,8 @@ class Interaction(nn.Module):
         indicator = jax.nn.one_hot(element, elements, dtype=radial.dtype)
         atoms, slots, components = harmonics.shape
         split = (harmonics[..., None] * indicator[:, :, None]).reshape(atoms, slots, components * elements)
-        sums = jnp.einsum("asy,asp->ayp", split, self.radial_network(radial)).reshape(atoms, components, -1)
+        hidden = self.radial_network(radial.reshape(atoms * slots, -1)).reshape(atoms, slots, -1)
+        sums = jnp.einsum("asy,asp->ayp", split, hidden).reshape(atoms, components, -1)
         sources = table[:, 0] @ self.up[0]
         mixed = []
         for ell, mix in enumerate(self.mix):
@@ -484,8 +501,8 @@ class Product(nn.Module):
             weights = []
             for order in range(1, self.correlation + 1):
                 count = path_count(self.l_max, order, ell)
-                initial = nn.initializers.normal(1.0 / max(count, 1))
-                weights.append(self.param(f"weights_{ell}_{order}", initial, (e, count, c)))
+                deviation = nn.initializers.constant(1.0 / max(count, 1))
+                weights.append(self.param(f"weights_{ell}_{order}", deviation, (e, count, c), jnp.float32))
             contracted = contract(messages, weights, element, self.l_max, ell)
             output = contracted @ _weight(self, f"linear_{ell}", (c, c), c)
             if ell <= self.l_in:

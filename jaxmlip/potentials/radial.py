@@ -39,6 +39,8 @@ def envelope(lengths: Float[Array, "*edges"], cutoff: float, power: int) -> Floa
 class RadialNetwork(nn.Module):
     """The hidden layers of MACE's radial network: silu, no biases, so that zero maps to zero (e3nn FullyConnectedNet).
 
+    Parameters are of unit standard deviation (see `jaxmlip.potentials.equivariant.Network`).
+
     Attributes:
         widths: of the hidden layers.
     """
@@ -49,6 +51,6 @@ class RadialNetwork(nn.Module):
     def __call__(self, x: Float[Array, "*edges functions"]) -> Float[Array, "*edges hidden"]:
         """Features of the last hidden layer; the final linear layer is left to the interaction, which may fold it."""
         for layer, width in enumerate(self.widths):
-            weight = self.param(f"weight_{layer}", nn.initializers.normal(1.0), (x.shape[-1], width))
+            weight = self.param(f"weight_{layer}", nn.initializers.ones, (x.shape[-1], width), jnp.float32)
             x = SILU_SCALE * jax.nn.silu(x @ (weight / weight.shape[0] ** 0.5))
         return x
