@@ -296,9 +296,14 @@ def _check_network(potential: Potential) -> None:
         owner=np.zeros(2, np.int32),
         inner=1,
     )
-    readouts = jax.eval_shape(lambda potential, graph: potential.readouts(graph), potential, pair)
+    readouts = jax.eval_shape(_readouts, potential, pair)
     if len(readouts.shape) != 2 or readouts.shape[0] != 2:
         raise ValueError(f"the energies of two atoms have shape {readouts.shape}: save members of a stack one by one")
+
+
+def _readouts(potential: Potential, graph: Graph) -> Any:
+    """A function of the module, so that JAX keeps its trace: potentials of equal structure are traced once."""
+    return potential.readouts(graph)
 
 
 def _read(path: Path) -> dict[str, bytes]:
