@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ase.db
 import ase.io
 import flax.struct
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import key_val_dict_to_str
-from ase.io.formats import UnknownFileTypeError
+from ase.io.formats import UnknownFileTypeError, filetype
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.utils import string2index
 from jaxtyping import Float
@@ -127,8 +128,10 @@ def read_frames(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} has no frames: it is empty.")
     try:
-        everything = list(ase.io.iread(path, ":"))
+        everything = _structures(path)
     except UnknownFileTypeError as error:
         raise ValueError(f"{path} is of no format that ASE knows; use extended XYZ (.extxyz) or ASE's .db.") from error
     except Exception as error:  # ASE's readers raise anything, down to a bare StopIteration
@@ -260,7 +263,7 @@ def padding_waste(batches: Sequence[Batch]) -> float:
     return 1.0 - sum(int(np.asarray(batch.graph.atom_mask).sum()) for batch in batches) / total
 
 
-def split(frames: Sequence, parts: Sequence[float], seed: int = 0) -> tuple[list, ...]:
+def split(frames: Sequence, parts: Sequence[int | float], seed: int = 0) -> tuple[list, ...]:
     """Shuffle and split into disjoint lists, one for each part.
 
     Args:
@@ -336,6 +339,14 @@ def _read_frame(
         stress=0.5 * (stress + stress.T),
         info={key: value for key, value in said.items() if key not in used} | {"file": str(path), "frame": number},
     )
+
+
+def _structures(path: Path) -> list[Atoms]:
+    """Every structure of a file, with all that the file says of it."""
+    if filetype(str(path)) in ("db", "json"):
+        rows = ase.db.connect(path, serial=True).select()
+        return [row.toatoms(add_additional_information=True) for row in rows]
+    return list(ase.io.iread(path, ":"))
 
 
 def _labels(atoms: Atoms) -> dict[str, Any]:

@@ -87,16 +87,18 @@ def edge_vectors(graph: Graph) -> tuple[EdgeVectors, EdgeMask]:
     Lists may reach beyond a potential's cutoff (skin, or another potential's larger cutoff): callers cut by length.
     """
     mask = graph.neighbors != GHOST
-    cell = graph.cell[jnp.minimum(graph.owner, graph.n_graphs - 1)]
-    shifts = graph.shifts.astype(graph.positions.dtype)
-    vectors = graph.positions[graph.neighbors] + jnp.einsum("isk,ikx->isx", shifts, cell) - graph.positions[:, None, :]
+    # A numpy leaf cannot be indexed by a traced one, as where a function closes over a graph made on the host.
+    positions, cell = jnp.asarray(graph.positions), jnp.asarray(graph.cell)
+    cell = cell[jnp.minimum(graph.owner, graph.n_graphs - 1)]
+    shifts = graph.shifts.astype(positions.dtype)
+    vectors = positions[graph.neighbors] + jnp.einsum("isk,ikx->isx", shifts, cell) - positions[:, None, :]
     ghost = jnp.array([FAR, 0.0, 0.0], dtype=vectors.dtype)
     return jnp.where(mask[..., None], vectors, ghost), mask
 
 
 def strained(graph: Graph, positions: Vectors, strain: Matrices) -> Graph:
     """The graph with positions and cells multiplied by 1 + ε; only the symmetric part of ε acts."""
-    strain = 0.5 * (strain + jnp.swapaxes(strain, -1, -2))
+    strain = jnp.asarray(0.5 * (strain + jnp.swapaxes(strain, -1, -2)))
     of_atom = strain[jnp.minimum(graph.owner, graph.n_graphs - 1)]
     return graph.replace(
         positions=positions + jnp.einsum("ax,axy->ay", positions, of_atom),
