@@ -210,9 +210,7 @@ def _converted(weights: Mapping[str, np.ndarray]) -> dict:
             "out": weights[f"bond_conv_layers.{layer}.mlp_out.layers.1.weight"].T,
         }
     for layer in range(LAYERS - 2):
-        tree[f"angle_updates_{layer}"] = {
-            "perceptron": gated(f"angle_layers.{layer}.twoBody_bond", around_angle, False)
-        }
+        tree[f"angle_updates_{layer}"] = gated(f"angle_layers.{layer}.twoBody_bond", around_angle, False)
     for index, original in enumerate((0, 2, 4, 7)):
         tree[f"readout_{index}"] = dense(f"mlp.layers.{original}")
     return tree

@@ -1,18 +1,26 @@
 """CHGNet's network in flax.linen, on dense neighbour slots.
 
 Deng et al., Nat. Mach. Intell. 5, 1031 (2023), with the layer normalisations of version 0.3.0. The numbers are the
-original's; the order of the work is not. A gated multilayer perceptron of concatenated features begins with a matrix
-product that is a sum of products per part, and each is taken where its part lives: once per atom, once per bond, and
-per angle only for what belongs to the angle. Bonds longer than the bond graph's cutoff keep their first features, so
-their embedding is folded into the weights. Features live on directed bonds here; both copies of a bond stay equal.
+original's; the order of the work is not:
+
+* A gated multilayer perceptron of concatenated features begins with a matrix product that is a sum of products per
+  part. Each is taken where its part lives: once per atom, once per bond, and per angle only for what is the angle's.
+* Bonds longer than the bond graph's cutoff keep their first features: their embedding is folded into the weights.
+* Messages are made and summed in blocks of a few atoms, and made again for the gradient, so that what exists per edge
+  or per angle stays in the cache. That is faster than storing it, though a third of the work is done twice.
+
+Features live on directed bonds, i → j in the slots of i and j → i in those of j; both copies stay equal.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxmlip.types import AnyArray, EdgeVectors, Neighbors, PerAtom
+from jaxmlip.types import AnyArray, EdgeVectors, Leaf, Neighbors, PerAtom
 
 ATOM_CUTOFF = 6.0
 """Reach in Å of the messages between atoms."""
@@ -32,6 +40,12 @@ NORM_EPSILON = 1e-5
 COLLINEAR = 1.0 - 1e-6
 """Factor on cosines that keeps the angle differentiable when three atoms are on a line, as in the original."""
 
+BLOCK_ATOMS = 8
+"""Atoms whose edges (some 90 each, 128 channels) fit into the second-level cache of one core, several times."""
+
+MOST_BLOCKS = 64
+"""Every block costs a pass over the gradient of all atoms; larger systems get larger blocks instead of more."""
+
 _lecun = nn.initializers.lecun_normal()
 
 
@@ -48,11 +62,12 @@ class CHGNetNetwork(nn.Module):
         self.atom_weights = self.param("atom_weights", _lecun, (RADIAL, CHANNELS))
         self.bond_weights = self.param("bond_weights", _lecun, (RADIAL, CHANNELS))
         self.angle_embedding = self.param("angle_embedding", _lecun, (ANGULAR, CHANNELS))
-        self.atom_convolutions = [AtomConvolution() for _ in range(LAYERS)]
-        self.bond_convolutions = [BondConvolution() for _ in range(LAYERS - 1)]
-        # The angles of the last bond update are never read again, so the last angle update of the published
-        # checkpoints is left out.
-        self.angle_updates = [AngleUpdate() for _ in range(LAYERS - 2)]
+        self.atom_convolutions = [Convolution(("center", "bond", "neighbor")) for _ in range(LAYERS)]
+        self.bond_convolutions = [Convolution(("bond", "other", "angle", "center")) for _ in range(LAYERS - 1)]
+        # Nothing reads the angles after the last bond update, so the published last angle update is left out.
+        self.angle_updates = [
+            GatedPerceptron(("bond", "other", "angle", "center"), hidden=False) for _ in range(LAYERS - 2)
+        ]
         self.moment = nn.Dense(1)
         self.norm = nn.LayerNorm(epsilon=NORM_EPSILON)
         self.readout = [nn.Dense(CHANNELS), nn.Dense(CHANNELS), nn.Dense(CHANNELS), nn.Dense(1)]
@@ -70,33 +85,37 @@ class CHGNetNetwork(nn.Module):
             species: atomic numbers; anything for padding atoms.
             vectors: Å; those of empty slots are longer than the cutoff.
             neighbors: indices of the neighbours; anything in empty slots.
-            reverse: for the leading slots, which hold every bond up to 3 Å, where the same bond starting at its other
+            reverse: for the leading slots, which hold every bond up to 3 Å: where the same bond starting at its other
                 end is among the flattened leading slots; out of range where it is missing.
         """
         inner = reverse.shape[1]
         lengths = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
         basis = self.atom_basis(lengths)
-        near, far = basis[:, :inner], basis[:, inner:]
-        weights = basis @ self.atom_weights
         atoms = self.atom_embedding[jnp.clip(species - 1, 0, ELEMENTS - 1)]
-        bonds = near @ self.bond_embedding
-
+        bonds = basis[:, :inner] @ self.bond_embedding
         if inner:
             bond_weights = self.bond_basis(lengths[:, :inner]) @ self.bond_weights
-            unit = vectors[:, :inner] / lengths[:, :inner, None]
-            angles, embedding = self.angle_basis(unit), self.angle_embedding
+            angles = self.angle_basis(vectors[:, :inner] / lengths[:, :inner, None])
 
         moments = jnp.zeros_like(atoms[:, 0])
         for layer, convolution in enumerate(self.atom_convolutions):
             if layer == LAYERS - 1:
                 moments = jnp.abs(self.moment(atoms)[:, 0])
-            kept = convolution.messages(atoms, far, self.bond_embedding, weights[:, inner:], neighbors[:, inner:])
-            updated = convolution.messages(atoms, bonds, None, weights[:, :inner], neighbors[:, :inner])
-            atoms = convolution.update(atoms, kept + updated)
+            before, weights = atoms, (self.bond_embedding, self.atom_weights)
+            gated, out = convolution()
+            atoms = atoms + atom_messages(gated, *weights, atoms, bonds, basis, neighbors) @ out
             if inner and layer < LAYERS - 1:
-                bonds = self.bond_convolutions[layer](atoms, bonds, angles, embedding, bond_weights, reverse)
-                if layer < LAYERS - 2:
-                    angles, embedding = self.angle_updates[layer](atoms, bonds, angles, embedding), None
+                gated, out = self.bond_convolutions[layer]()
+                if layer == 0:
+                    gated = gated.embedded("angle", self.angle_embedding)
+                    messages, _ = angle_messages(None, gated, before, atoms, bonds, angles, bond_weights)
+                else:
+                    if layer == 1:
+                        angles = angles @ self.angle_embedding
+                    update = self.angle_updates[layer - 1]()
+                    messages, angles = angle_messages(update, gated, before, atoms, bonds, angles, bond_weights)
+                other = messages.reshape(-1, CHANNELS).at[reverse].get(mode="fill", fill_value=0)
+                bonds = bonds + (messages + other) @ out
 
         hidden = self.norm(atoms)
         for dense in self.readout[:-1]:
@@ -140,11 +159,44 @@ class AngularBasis(nn.Module):
         return jnp.concatenate(waves, axis=-1) / jnp.pi**0.5
 
 
-class GatedPerceptron(nn.Module):
-    """silu(norm(core(x))) · sigmoid(norm(gate(x))) of concatenated features x, each part taken where it lives.
+class Gated(flax.struct.PyTreeNode):
+    """Weights of a gated perceptron, silu(norm(core(x))) · sigmoid(norm(gate(x))), ready to be applied.
 
-    The two branches lie side by side in the first layer's columns. Layer normalisation begins by subtracting the mean
-    over channels, which the linear layer before it can do once and for all in its weights.
+    Attributes:
+        first: [part's width, 128] for each concatenated part; core and gate lie side by side in the columns.
+        bias: [128].
+        second: [2, 64, 64], the second linear layer of each branch; None if there is but one.
+        second_bias: [2, 64].
+        scale: [2, 64], of the normalisation of each branch.
+        shift: [2, 64].
+    """
+
+    first: dict[str, Leaf]
+    bias: Leaf
+    second: Leaf
+    second_bias: Leaf
+    scale: Leaf
+    shift: Leaf
+
+    def embedded(self, part: str, embedding: Float[AnyArray, "width channels"]) -> "Gated":
+        """The same perceptron for a part that is still to be embedded linearly."""
+        return self.replace(first={**self.first, part: embedding @ self.first[part]})
+
+    def __call__(self, both: Float[AnyArray, "*rows both"]) -> Float[AnyArray, "*rows channels"]:
+        """What comes after the sum of the parts' shares of the first layer."""
+        branches = []
+        for branch, activation in enumerate((nn.silu, nn.sigmoid)):
+            x = both[..., branch * CHANNELS : (branch + 1) * CHANNELS]
+            if self.second is not None:
+                x = nn.silu(x) @ self.second[branch] + self.second_bias[branch]
+            # The weights before have seen to it that the mean over channels is zero.
+            inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
+            branches.append(activation(x * inverse * self.scale[branch] + self.shift[branch]))
+        return branches[0] * branches[1]
+
+
+class GatedPerceptron(nn.Module):
+    """Parameters of a gated perceptron.
 
     Attributes:
         parts: names of the concatenated features, `CHANNELS` wide each.
@@ -154,131 +206,112 @@ class GatedPerceptron(nn.Module):
     parts: tuple[str, ...]
     hidden: bool = True
 
-    def setup(self) -> None:
-        """First layer per part; second layer and norms per branch."""
-        self.kernels = {part: self.param(part, _lecun, (CHANNELS, 2 * CHANNELS)) for part in self.parts}
-        self.bias = self.param("bias", nn.initializers.zeros, (2 * CHANNELS,))
+    @nn.compact
+    def __call__(self) -> Gated:
+        """The weights; the last linear layer already subtracts the mean, with which the normalisation begins."""
+        first = {part: self.param(part, _lecun, (CHANNELS, 2 * CHANNELS)) for part in self.parts}
+        bias = self.param("bias", nn.initializers.zeros, (2 * CHANNELS,))
+        second = second_bias = None
         if self.hidden:
-            self.second = self.param("second", _lecun, (2, CHANNELS, CHANNELS))
-            self.second_bias = self.param("second_bias", nn.initializers.zeros, (2, CHANNELS))
-        self.scale = self.param("scale", nn.initializers.ones, (2, CHANNELS))
-        self.shift = self.param("shift", nn.initializers.zeros, (2, CHANNELS))
-
-    def first(
-        self,
-        part: str,
-        features: Float[AnyArray, "*rows width"],
-        embedding: Float[AnyArray, "width channels"] | None = None,
-    ) -> Float[Array, "*rows both"]:
-        """A part's share of the first layer; through an embedding if the features are still a basis."""
-        kernel = self.kernels[part] if self.hidden else _centred(self.kernels[part])
-        return features @ (kernel if embedding is None else embedding @ kernel)
-
-    def constant(self) -> Float[AnyArray, " both"]:
-        """The first layer's bias, to be added to any one of the shares."""
-        return self.bias if self.hidden else _centred(self.bias)
-
-    def __call__(self, both: Float[AnyArray, "*rows both"]) -> Float[Array, "*rows channels"]:
-        """The rest, from the sum of the shares."""
-        branches = []
-        for branch, activation in enumerate((nn.silu, nn.sigmoid)):
-            x = both[..., branch * CHANNELS : (branch + 1) * CHANNELS]
-            if self.hidden:
-                kernel, bias = self.second[branch], self.second_bias[branch]
-                x = nn.silu(x) @ (kernel - kernel.mean(axis=-1, keepdims=True)) + (bias - bias.mean())
-            inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
-            branches.append(activation(x * inverse * self.scale[branch] + self.shift[branch]))
-        return branches[0] * branches[1]
+            second = _centred(self.param("second", _lecun, (2, CHANNELS, CHANNELS)))
+            second_bias = _centred(self.param("second_bias", nn.initializers.zeros, (2, CHANNELS)))
+        else:
+            first, bias = jax.tree.map(
+                lambda x: _centred(x.reshape(*x.shape[:-1], 2, CHANNELS)).reshape(x.shape), (first, bias)
+            )
+        scale = self.param("scale", nn.initializers.ones, (2, CHANNELS))
+        shift = self.param("shift", nn.initializers.zeros, (2, CHANNELS))
+        return Gated(first, bias, second, second_bias, scale, shift)
 
 
-def _centred(weights: Float[AnyArray, "*rows both"]) -> Float[Array, "*rows both"]:
-    """Weights of a linear layer whose two branches of outputs have zero mean."""
-    branches = weights.reshape(*weights.shape[:-1], 2, CHANNELS)
-    return (branches - branches.mean(axis=-1, keepdims=True)).reshape(weights.shape)
+class Convolution(nn.Module):
+    """Parameters of a message: a gated perceptron, and the linear layer applied to the sum of messages.
+
+    Attributes:
+        parts: names of the concatenated features.
+    """
+
+    parts: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self) -> tuple[Gated, Float[AnyArray, "channels channels"]]:
+        """The perceptron's weights and those of the linear layer."""
+        gated = GatedPerceptron(self.parts, name="perceptron")()
+        return gated, self.param("out", _lecun, (CHANNELS, CHANNELS))
 
 
-class AtomConvolution(nn.Module):
-    """Messages along every bond update the atoms."""
-
-    def setup(self) -> None:
-        """One gated perceptron and a linear layer."""
-        self.perceptron = GatedPerceptron(("center", "bond", "neighbor"))
-        self.out = self.param("out", _lecun, (CHANNELS, CHANNELS))
-
-    def messages(
-        self,
-        atoms: Float[AnyArray, "atoms channels"],
-        bonds: Float[AnyArray, "atoms slots width"],
-        embedding: Float[AnyArray, "width channels"] | None,
-        weights: Float[AnyArray, "atoms slots channels"],
-        neighbors: Neighbors,
-    ) -> Float[Array, "atoms channels"]:
-        """Sum over the slots of the messages to each atom."""
-        first = self.perceptron.first
-        center = first("center", atoms) + self.perceptron.constant()
-        both = first("bond", bonds, embedding) + center[:, None] + first("neighbor", atoms)[neighbors]
-        return jnp.sum(self.perceptron(both) * weights, axis=1)
-
-    def update(
-        self, atoms: Float[AnyArray, "atoms channels"], messages: Float[AnyArray, "atoms channels"]
-    ) -> Float[Array, "atoms channels"]:
-        """The atoms after the messages."""
-        return atoms + messages @ self.out
+def _centred(weights: Float[AnyArray, "*rows channels"]) -> Float[AnyArray, "*rows channels"]:
+    """Weights of a linear layer whose outputs have zero mean."""
+    return weights - weights.mean(axis=-1, keepdims=True)
 
 
-class BondConvolution(nn.Module):
-    """Messages along every angle update the bonds."""
+def atom_messages(
+    gated: Gated,
+    bond_embedding: Float[AnyArray, "radial channels"],
+    atom_weights: Float[AnyArray, "radial channels"],
+    atoms: Float[AnyArray, "atoms channels"],
+    bonds: Float[AnyArray, "atoms inner channels"],
+    basis: Float[AnyArray, "atoms slots radial"],
+    neighbors: Neighbors,
+) -> Float[AnyArray, "atoms channels"]:
+    """Sum over its neighbours of the messages to each atom."""
+    inner = bonds.shape[1]
+    center = atoms @ gated.first["center"] + gated.bias
+    neighbor = atoms @ gated.first["neighbor"]
+    far_kernel = bond_embedding @ gated.first["bond"]
 
-    def setup(self) -> None:
-        """One gated perceptron and a linear layer."""
-        self.perceptron = GatedPerceptron(("bond", "other", "angle", "center"))
-        self.out = self.param("out", _lecun, (CHANNELS, CHANNELS))
+    def block(center: Array, bonds: Array, basis: Array, neighbors: Array) -> Array:
+        bond = jnp.concatenate([bonds @ gated.first["bond"], basis[:, inner:] @ far_kernel], axis=1)
+        both = bond + center[:, None] + neighbor[neighbors]
+        return jnp.sum(gated(both) * (basis @ atom_weights), axis=1)
 
-    def __call__(
-        self,
-        atoms: Float[AnyArray, "atoms channels"],
-        bonds: Float[AnyArray, "atoms inner channels"],
-        angles: Float[AnyArray, "atoms inner inner width"],
-        embedding: Float[AnyArray, "width channels"] | None,
-        weights: Float[AnyArray, "atoms inner channels"],
-        reverse: Int[AnyArray, "atoms inner"],
-    ) -> Float[Array, "atoms inner channels"]:
-        """The bonds after the messages of the angles at both of their ends."""
-        both = _angle_shares(self.perceptron, atoms, bonds, angles, embedding)
-        others = weights[:, None] * ~jnp.eye(weights.shape[1], dtype=bool)[:, :, None]
-        messages = weights * jnp.sum(self.perceptron(both) * others, axis=2)
-        flat = messages.reshape(-1, CHANNELS)
-        return bonds + (messages + flat.at[reverse].get(mode="fill", fill_value=0)) @ self.out
+    return _in_blocks(block, center, bonds, basis, neighbors)
 
 
-class AngleUpdate(nn.Module):
-    """Both bonds of an angle and the atom between them update it."""
-
-    def setup(self) -> None:
-        """One gated perceptron without hidden layer."""
-        self.perceptron = GatedPerceptron(("bond", "other", "angle", "center"), hidden=False)
-
-    def __call__(
-        self,
-        atoms: Float[AnyArray, "atoms channels"],
-        bonds: Float[AnyArray, "atoms inner channels"],
-        angles: Float[AnyArray, "atoms inner inner width"],
-        embedding: Float[AnyArray, "width channels"] | None,
-    ) -> Float[Array, "atoms inner inner channels"]:
-        """The angles after the update."""
-        before = angles if embedding is None else angles @ embedding
-        return before + self.perceptron(_angle_shares(self.perceptron, atoms, bonds, angles, embedding))
-
-
-def _angle_shares(
-    perceptron: GatedPerceptron,
+def angle_messages(
+    update: Gated | None,
+    gated: Gated,
+    before: Float[AnyArray, "atoms channels"],
     atoms: Float[AnyArray, "atoms channels"],
     bonds: Float[AnyArray, "atoms inner channels"],
     angles: Float[AnyArray, "atoms inner inner width"],
-    embedding: Float[AnyArray, "width channels"] | None,
-) -> Float[Array, "atoms inner inner both"]:
-    """First layer for every pair (bond, other bond) of bonds from the same atom."""
-    first = perceptron.first
-    center = first("center", atoms) + perceptron.constant()
-    own = first("bond", bonds) + center[:, None]
-    return first("angle", angles, embedding) + own[:, :, None] + first("other", bonds)[:, None]
+    weights: Float[AnyArray, "atoms inner channels"],
+) -> tuple[Float[AnyArray, "atoms inner channels"], Float[AnyArray, "atoms inner inner width"]]:
+    """Sum over the angles at an atom of the messages to each of its bonds, and the angles.
+
+    The angles are updated first, by the update that the original does at the end of the layer before: with the bonds,
+    and with the atoms as they were `before` this layer.
+    """
+    inner = bonds.shape[1]
+    different = ~jnp.eye(inner, dtype=bool)[:, :, None]
+
+    def shares(gated: Gated, atoms: Array, bonds: Array, angles: Array) -> Array:
+        center = atoms @ gated.first["center"] + gated.bias
+        own = bonds @ gated.first["bond"] + center[:, None]
+        return angles @ gated.first["angle"] + own[:, :, None] + (bonds @ gated.first["other"])[:, None]
+
+    def block(before: Array, atoms: Array, bonds: Array, angles: Array, weights: Array) -> tuple[Array, Array]:
+        if update is not None:
+            angles = angles + update(shares(update, before, bonds, angles))
+        messages = gated(shares(gated, atoms, bonds, angles)) * (weights[:, None] * different)
+        return weights * jnp.sum(messages, axis=2), angles
+
+    return _in_blocks(block, before, atoms, bonds, angles, weights)
+
+
+def _in_blocks(function: Callable, *arrays: AnyArray):
+    """A function of arrays with an axis of atoms in front, applied to a few atoms at a time on a CPU."""
+    atoms = arrays[0].shape[0]
+    if jax.default_backend() != "cpu":
+        return function(*arrays)
+    size = max(BLOCK_ATOMS, -(-atoms // MOST_BLOCKS))
+    # A block that divides the number of atoms saves copies into padded arrays.
+    size = next((s for s in range(size, 2 * size) if atoms % s == 0), size)
+    blocks = -(-atoms // size)
+
+    def cut(x: AnyArray) -> AnyArray:
+        padding = [(0, blocks * size - atoms)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding).reshape(blocks, size, *x.shape[1:])
+
+    results = jax.lax.map(lambda block: jax.checkpoint(function)(*block), tuple(map(cut, arrays)))
+    return jax.tree.map(lambda x: x.reshape(blocks * size, *x.shape[2:])[:atoms], results)
