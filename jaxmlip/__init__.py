@@ -1,0 +1,92 @@
+"""The public names of jaxmlip, imported from their modules when first used: `import jaxmlip as jm`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmlip.observables.observable import Observable as Observable
+    from jaxmlip.observables.observable import average as average
+    from jaxmlip.observables.statistics import Estimate as Estimate
+    from jaxmlip.observables.structure import RDF as RDF
+    from jaxmlip.observables.structure import rdf_error as rdf_error
+    from jaxmlip.observables.thermodynamics import PotentialEnergy as PotentialEnergy
+    from jaxmlip.observables.thermodynamics import Temperature as Temperature
+    from jaxmlip.potentials.ase import Calculator as Calculator
+    from jaxmlip.potentials.equivariant import Equivariant as Equivariant
+    from jaxmlip.potentials.evaluation import label as label
+    from jaxmlip.potentials.evaluation import predict as predict
+    from jaxmlip.potentials.files import load as load
+    from jaxmlip.potentials.files import save as save
+    from jaxmlip.potentials.potential import Potential as Potential
+    from jaxmlip.potentials.potential import evaluate as evaluate
+    from jaxmlip.simulation.ensembles import NVT as NVT
+    from jaxmlip.simulation.replicas import simulate as simulate
+    from jaxmlip.simulation.trajectory import Run as Run
+    from jaxmlip.simulation.trajectory import load_run as load_run
+    from jaxmlip.systems.clusters import cut_clusters as cut_clusters
+    from jaxmlip.systems.dataset import Frame as Frame
+    from jaxmlip.systems.dataset import read_frames as read_frames
+    from jaxmlip.systems.dataset import write_frames as write_frames
+    from jaxmlip.systems.graph import Graph as Graph
+    from jaxmlip.systems.graph import batch_graphs as batch_graphs
+    from jaxmlip.systems.graph import graph_from_atoms as graph_from_atoms
+    from jaxmlip.systems.ice import ice_ih as ice_ih
+    from jaxmlip.training.distill import distil as distil
+    from jaxmlip.training.strategies import Differential as Differential
+    from jaxmlip.training.strategies import Direct as Direct
+    from jaxmlip.training.strategies import MultiFidelity as MultiFidelity
+    from jaxmlip.training.strategies import SingleFidelity as SingleFidelity
+    from jaxmlip.training.strategies import finetune as finetune
+    from jaxmlip.training.trainer import TrainingSettings as TrainingSettings
+    from jaxmlip.validation.errors import compare as compare
+
+_HOME = {
+    "Observable": "observables.observable",
+    "average": "observables.observable",
+    "Estimate": "observables.statistics",
+    "RDF": "observables.structure",
+    "rdf_error": "observables.structure",
+    "PotentialEnergy": "observables.thermodynamics",
+    "Temperature": "observables.thermodynamics",
+    "Calculator": "potentials.ase",
+    "Equivariant": "potentials.equivariant",
+    "label": "potentials.evaluation",
+    "predict": "potentials.evaluation",
+    "load": "potentials.files",
+    "save": "potentials.files",
+    "Potential": "potentials.potential",
+    "evaluate": "potentials.potential",
+    "NVT": "simulation.ensembles",
+    "simulate": "simulation.replicas",
+    "Run": "simulation.trajectory",
+    "load_run": "simulation.trajectory",
+    "cut_clusters": "systems.clusters",
+    "Frame": "systems.dataset",
+    "read_frames": "systems.dataset",
+    "write_frames": "systems.dataset",
+    "Graph": "systems.graph",
+    "batch_graphs": "systems.graph",
+    "graph_from_atoms": "systems.graph",
+    "ice_ih": "systems.ice",
+    "distil": "training.distill",
+    "Differential": "training.strategies",
+    "Direct": "training.strategies",
+    "MultiFidelity": "training.strategies",
+    "SingleFidelity": "training.strategies",
+    "finetune": "training.strategies",
+    "TrainingSettings": "training.trainer",
+    "compare": "validation.errors",
+}
+
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module: `jaxmlip --help` needs none of them, and jax takes seconds to import."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'jaxmlip' has no attribute {name!r}")
+    return getattr(import_module(f"jaxmlip.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Self
+from typing import Any
 
 import flax.struct
 import jax
@@ -55,7 +55,7 @@ class TrainingSettings(pydantic.BaseModel):
     )
 
     @pydantic.model_validator(mode="after")
-    def _has_something_to_minimise(self) -> Self:
+    def _has_something_to_minimise(self) -> "TrainingSettings":
         if self.energy_weight == self.forces_weight == self.stress_weight == 0:
             raise ValueError("energy_weight, forces_weight and stress_weight are all 0: there is nothing to minimise.")
         return self

@@ -1,0 +1,188 @@
+"""The command line. Imports stand inside the commands, so that `--help` answers at once."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+config_app = typer.Typer(no_args_is_help=True, help="Print a configuration to start from, or its JSON schema.")
+app.add_typer(config_app, name="config")
+
+POTENTIAL_HELP = "chgnet:gga, chgnet:r2scan, ase:package.module:factory, or the path of a .jaxmlip file"
+PotentialOption = Annotated[str, typer.Option("--potential", help=POTENTIAL_HELP)]
+IndexOption = Annotated[str, typer.Option(help="frames to read, as an ASE slice")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(help="overrides, e.g. seed=1 system.molecules=96")]
+
+
+@app.callback()
+def main() -> None:
+    """Train interatomic potentials on cheap data, lift them, and know whether their simulations can be trusted."""
+
+
+@contextmanager
+def _mistakes_in_one_sentence() -> Iterator[None]:
+    """Turn the errors that a user can mend into one sentence on stderr and exit status 1."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, RuntimeError, NotImplementedError) as error:
+        if type(error).__module__.startswith("jax"):  # an error of the program, not of its use
+            raise
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.secho("Interrupted; what was finished is kept, and the same command goes on from there.", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML configuration of a study")],
+    overrides: OverridesArgument = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the results; runs/<name> by default")] = None,
+    quiet: Annotated[bool, typer.Option(help="print the results only")] = False,
+) -> None:
+    """Run a study to its report; run again to go on where it was, or to see a finished one."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.study.config import ClustersToBulk, ConfigError, load_config
+        from jaxmlip.study.report import summary_table
+        from jaxmlip.study.run import run_study
+
+        checked = load_config(config, overrides)
+        if not isinstance(checked, ClustersToBulk):
+            raise ConfigError(f"{config} trains one potential; use `jaxmlip train {config}`.")
+        folder = out or Path("runs") / checked.name
+        summary = run_study(checked, folder, progress=not quiet)
+        typer.echo(summary_table(summary))
+        typer.echo(f"Wrote {folder / 'report.html'} and {folder / 'summary.json'}.")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML configuration (see `jaxmlip config template train`)")],
+    overrides: OverridesArgument = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the results; runs/<name> by default")] = None,
+    quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+) -> None:
+    """Train one potential by one strategy from files of labelled frames."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.study.config import ConfigError, TrainOne, load_config
+        from jaxmlip.study.train_one import run_train_one
+
+        checked = load_config(config, overrides)
+        if not isinstance(checked, TrainOne):
+            raise ConfigError(f"{config} is a whole study; use `jaxmlip run {config}`.")
+        folder = out or Path("runs") / checked.name
+        result = run_train_one(checked, folder, progress=not quiet)
+        typer.echo(json.dumps(result, indent=1))
+        typer.echo(f"Wrote {folder / 'potential.jaxmlip'}.")
+
+
+@app.command()
+def label(
+    structures: Annotated[Path, typer.Argument(help="structures, in any format that ASE reads")],
+    potential: PotentialOption,
+    out: Annotated[Path, typer.Option(help="extxyz file to write")],
+    index: IndexOption = ":",
+    stress: Annotated[bool, typer.Option("--stress", help="label the stress as well")] = False,
+) -> None:
+    """Label structures with energies and forces of a potential."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.potentials.evaluation import label as label_frames
+        from jaxmlip.potentials.files import load
+        from jaxmlip.systems.dataset import read_frames, write_frames
+
+        teacher = load(potential)
+        frames = read_frames(structures, energy_key=None, forces_key=None, index=index)
+        labelled = label_frames([frame.atoms for frame in frames], teacher, stress=stress, progress=sys.stderr.isatty())
+        write_frames(out, labelled)
+        typer.echo(f"Wrote {len(labelled)} frames to {out}.")
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="labelled frames: extxyz or ASE database")],
+    potential: PotentialOption,
+    energy_key: Annotated[str, typer.Option(help="name of the energy label, eV")] = "energy",
+    forces_key: Annotated[str, typer.Option(help="name of the force label, eV/Å")] = "forces",
+    stress_key: Annotated[str | None, typer.Option(help="name of the stress label, eV/Å³")] = None,
+    index: IndexOption = ":",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Hold a potential against reference labels."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.potentials.evaluation import label as label_frames
+        from jaxmlip.potentials.files import load
+        from jaxmlip.systems.dataset import read_frames
+        from jaxmlip.validation.errors import compare
+
+        model = load(potential)
+        reference = read_frames(file, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, index=index)
+        predicted = label_frames([frame.atoms for frame in reference], model, stress=stress_key is not None)
+        report = compare(reference, predicted).to_json()
+        typer.echo(json.dumps(report) if as_json else _two_columns(report))
+
+
+@app.command()
+def md(
+    structure: Annotated[Path, typer.Argument(help="starting structure, in any format that ASE reads")],
+    potential: PotentialOption,
+    temperature_k: Annotated[float, typer.Option("--temperature_K", help="K")],
+    time_ps: Annotated[float, typer.Option("--time_ps", help="length of each replica, ps")],
+    out: Annotated[Path, typer.Option(help="HDF5 file to write (H5MD layout)")],
+    timestep_fs: Annotated[float, typer.Option("--timestep_fs", help="fs")] = 0.5,
+    friction_per_ps: Annotated[float, typer.Option("--friction_per_ps", help="Langevin friction, 1/ps")] = 5.0,
+    sample_every_fs: Annotated[float, typer.Option("--sample_every_fs", help="time between stored frames, fs")] = 10.0,
+    replicas: Annotated[int, typer.Option(help="independent replicas, run as one program")] = 1,
+    seed: Annotated[int, typer.Option(help="of velocities and noise")] = 0,
+) -> None:
+    """Simulate a structure at constant volume and temperature (Langevin)."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.potentials.files import load_potential
+        from jaxmlip.simulation.ensembles import NVT
+        from jaxmlip.simulation.replicas import simulate
+        from jaxmlip.systems.dataset import read_frames
+
+        model = load_potential(potential)
+        start = read_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
+        result = simulate(
+            model,
+            start,
+            NVT(temperature_K=temperature_k, friction_per_ps=friction_per_ps),
+            time_ps=time_ps,
+            timestep_fs=timestep_fs,
+            sample_every_fs=sample_every_fs,
+            replicas=replicas,
+            seed=seed,
+        )
+        result.save(out)
+        typer.echo(f"Wrote {out}: {replicas} × {time_ps} ps at {result.ns_per_day:.3g} ns/day in total.")
+
+
+@config_app.command("template")
+def config_template(
+    kind: Annotated[str, typer.Argument(help="clusters_to_bulk or train")] = "clusters_to_bulk",
+) -> None:
+    """Print a whole configuration with the meaning of every key."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.study.config import template
+
+        typer.echo(template(kind), nl=False)
+
+
+@config_app.command("schema")
+def config_schema(kind: Annotated[str, typer.Argument(help="clusters_to_bulk or train")] = "clusters_to_bulk") -> None:
+    """Print the JSON schema of a configuration, for editors."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.study.config import schema
+
+        typer.echo(json.dumps(schema(kind), indent=1))
+
+
+def _two_columns(report: dict) -> str:
+    width = max(map(len, report))
+    return "\n".join(f"{key:<{width}}  {value:.6g}" for key, value in report.items())

@@ -1,0 +1,122 @@
+"""Figures of a study. Every function draws into the axes it is given; nothing is computed here but positions of ink."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxmlip.observables.statistics import Estimate
+from jaxmlip.systems.dataset import Frame
+
+STRATEGY_COLORS = {
+    "foundation": "0.55",
+    "direct": "#CC79A7",
+    "differential": "#E69F00",
+    "single_fidelity": "#56B4E9",
+    "multi_fidelity": "#009E73",
+}
+"""Colour-blind safe (Okabe and Ito); one colour per strategy, marker and line style tell the labels."""
+
+COVALENT = 1.3
+"""Å; distances below are covalent bonds of water."""
+
+LABEL_MARKERS = {"energy_forces": "o", "energy": "s"}
+LABEL_LINES = {"energy_forces": "-", "energy": "--"}
+
+
+def readable(name: str) -> str:
+    """`multi_fidelity.energy_forces` as a reader would say it."""
+    strategy, _, labels = name.partition(".")
+    words = strategy.replace("_", "-")
+    return f"{words} ({'E + F' if labels == 'energy_forces' else 'E only'})" if labels else words
+
+
+def learning_curve(ax: Axes, history: Sequence[Mapping[str, float]]) -> None:
+    """Validation errors of energy and forces by epoch, on two logarithmic axes."""
+    epochs = [row["epoch"] for row in history if np.isfinite(row.get("validation_force_rmse_meV_A", np.nan))]
+    rows = [row for row in history if row["epoch"] in set(epochs)]
+    ax.plot(epochs, [row["validation_force_rmse_meV_A"] for row in rows], color="#0072B2", label="forces")
+    ax.set(xlabel="epoch", ylabel="validation force RMSE / meV Å$^{-1}$", yscale="log")
+    ax.yaxis.label.set_color("#0072B2")
+    right = ax.twinx()
+    right.plot(epochs, [row["validation_energy_rmse_meV_atom"] for row in rows], color="#D55E00", ls="--")
+    right.set(ylabel="validation energy RMSE / meV atom$^{-1}$", yscale="log")
+    right.yaxis.label.set_color("#D55E00")
+
+
+def force_parity(ax: Axes, reference: Sequence[Frame], predicted: Sequence[Frame], title: str) -> None:
+    """Force components of a potential against the reference, as a density of points."""
+    x, y = (np.concatenate([frame.forces.ravel() for frame in frames]) for frames in (reference, predicted))
+    limit = 1.05 * float(np.abs(np.concatenate([x, y])).max())
+    ax.hexbin(x, y, gridsize=70, bins="log", mincnt=1, extent=(-limit, limit, -limit, limit), cmap="viridis")
+    ax.plot([-limit, limit], [-limit, limit], color="0.3", lw=0.8)
+    rmse = 1e3 * float(np.sqrt(np.mean((x - y) ** 2)))
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=f"{title}\n{rmse:.0f} meV/Å")
+
+
+def rdf(ax: Axes, teacher: Estimate, students: Mapping[str, Estimate], pair: str) -> None:
+    """Radial distribution functions with bands of ± 2 standard errors; the teacher's in black.
+
+    The axis ends a little above the tallest peak beyond the covalent bonds, whose own peaks are far taller.
+    """
+    assert teacher.axis is not None
+    r, value, error = teacher.axis, teacher.value, teacher.error
+    ax.fill_between(r, value - 2 * error, value + 2 * error, color="0.75", lw=0, label="teacher ± 2σ")
+    ax.plot(r, value, color="black", lw=1.6)
+    for name, estimate in students.items():
+        strategy, _, labels = name.partition(".")
+        color, line = STRATEGY_COLORS.get(strategy), LABEL_LINES.get(labels, ":")
+        value, error = estimate.value, estimate.error
+        ax.plot(r, value, color=color, ls=line, lw=1.1, label=readable(name))
+        ax.fill_between(r, value - 2 * error, value + 2 * error, color=color, alpha=0.18, lw=0)
+    tallest = 1.25 * float(teacher.value[r > COVALENT].max())
+    ax.set(xlabel="r / Å", ylabel=f"g(r), {pair[0]}–{pair[1]}", xlim=(0.8, float(r[-1])), ylim=(0, tallest))
+
+
+def scatter_of_students(
+    ax: Axes, measured: Mapping[str, Mapping[str, Any]], x: Sequence[str], y: Sequence[str], xlabel: str, ylabel: str
+) -> None:
+    """One number of every student against another, both with standard errors; students without them are left out.
+
+    Args:
+        ax: axes to draw into.
+        measured: numbers by name of the student.
+        x: keys that lead to the `{value, error}` on the x axis.
+        y: likewise on the y axis.
+        xlabel: of the x axis.
+        ylabel: of the y axis.
+    """
+    for name, numbers in measured.items():
+        horizontal, vertical = _dig(numbers, x), _dig(numbers, y)
+        if horizontal is None or vertical is None:
+            continue
+        strategy, _, labels = name.partition(".")
+        ax.errorbar(
+            horizontal["value"],
+            vertical["value"],
+            xerr=horizontal["error"],
+            yerr=vertical["error"],
+            fmt=LABEL_MARKERS.get(labels, "D"),
+            color=STRATEGY_COLORS.get(strategy),
+            mfc="white" if labels == "energy" else None,
+            capsize=2,
+            label=readable(name),
+        )
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of several axes in the style of the report; close it when it is written."""
+    with plt.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 9}):
+        return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+
+
+def _dig(numbers: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, float] | None:
+    for key in path:
+        if key not in numbers:
+            return None
+        numbers = numbers[key]
+    return numbers

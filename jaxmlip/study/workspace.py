@@ -1,0 +1,129 @@
+"""The folder of a run: stages cached by what went into them, written whole or not at all."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        folder: where its files are.
+        key: digest of its inputs, those of the stages before it included.
+        wall_s: how long it took when it was made, s.
+    """
+
+    folder: Path
+    key: str
+    wall_s: float
+
+
+class Workspace:
+    """Runs stages, each in a folder of its own below `stages/`.
+
+    A stage whose folder was made from the same inputs is not run again. A stage is built in a temporary folder that is
+    renamed when complete: a killed run leaves finished stages and nothing half written.
+    """
+
+    def __init__(self, folder: Path, report: Callable[[str], None] = print):
+        """Use (and make) a folder; `report` receives one line per stage."""
+        self.folder = folder
+        self.report = report
+        self.stages: dict[str, Stage] = {}
+        (folder / "stages").mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            RuntimeError: if another process holds it.
+        """
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RuntimeError(
+                    f"Another run is at work in {self.folder}; wait for it, or give another --out."
+                ) from None
+            yield
+
+    def stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Stage:
+        """Return the stage `name`, building it into a folder unless the same inputs have made it before.
+
+        Args:
+            name: folder below `stages/`.
+            inputs: plain data and earlier stages that determine the result.
+            build: writes the stage's files into the folder it is given.
+        """
+        folder = self.folder / "stages" / name
+        key = _digest({"stage": name, "inputs": inputs, "jaxmlip": version("jaxmlip")})
+        record = folder / "stage.json"
+        if record.exists() and (made := json.loads(record.read_text()))["key"] == key:
+            self.report(f"{name}: kept from an earlier run")
+            self.stages[name] = Stage(folder, key, made["wall_s"])
+            return self.stages[name]
+
+        self.report(f"{name} ...")
+        partial = folder.with_name(f".{name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        start = time.perf_counter()
+        build(partial)
+        wall_s = time.perf_counter() - start
+        write_json(partial / "stage.json", {"key": key, "wall_s": wall_s, "inputs": inputs, "versions": versions()})
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        self.report(f"{name}: {wall_s:.1f} s")
+        self.stages[name] = Stage(folder, key, wall_s)
+        return self.stages[name]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=1, default=_plain) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """An independent 32-bit seed for each purpose, from the one seed of a study."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4], "little")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides the numbers."""
+    packages = ["jaxmlip", "jax", "jaxlib", "flax", "optax", "jax-md", "e3nn-jax", "numpy", "ase", "genice2", "pymbar"]
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON writes for our own types: a stage stands for its key, a model for its fields."""
+    if isinstance(value, Stage):
+        return value.key
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)

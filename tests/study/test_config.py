@@ -1,0 +1,71 @@
+"""Configurations are checked before anything runs, and mistakes are named."""
+
+import json
+
+import pytest
+import yaml
+
+from jaxmlip.study.config import ClustersToBulk, ConfigError, TrainOne, load_config, schema, template
+
+
+@pytest.fixture
+def quick(tmp_path):
+    path = tmp_path / "quick.yaml"
+    path.write_text("study: clusters_to_bulk\nname: small\nsystem: {molecules: 32}\nstrategies: [direct]\n")
+    return path
+
+
+def test_overrides_are_nested_and_typed(quick):
+    config = load_config(quick, ["seed=7", "system.temperature_K=200", "strategies=[multi_fidelity, direct]"])
+    assert isinstance(config, ClustersToBulk)
+    assert (config.seed, config.system.temperature_K, config.system.molecules) == (7, 200.0, 32)
+    assert [strategy.name for strategy in config.strategies] == ["multi_fidelity", "direct"]
+
+
+def test_strategies_take_parameters(quick):
+    config = load_config(quick, ["strategies=[{name: multi_fidelity, replay: 0.25}]"])
+    assert config.strategies[0].replay == 0.25
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("sytem.molecules=32", "unknown key sytem; did you mean system?"),
+        ("system.molecule=32", "unknown key system.molecule; did you mean molecules?"),
+        ("student.chanels=8", "unknown key student.chanels; did you mean channels?"),
+        ("strategies=[{name: multi_fidelity, repaly: 1}]", "did you mean replay?"),
+        ("strategies=[magic]", "magic"),
+        ("system.molecules=many", "system.molecules: .*integer.*'many'"),
+        ("seed", "not of the form key=value"),
+        ("seed.deep=1", "sets a key below seed, which is a single value"),
+        ("study=alchemy", "the studies are clusters_to_bulk, train"),
+        ("name=../up", "name: .*pattern"),
+    ],
+)
+def test_mistakes_are_named(quick, override, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(quick, ["seed=0", override])
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r"no configuration file .*absent\.yaml"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="no mapping of keys"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="not a readable YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("kind", ["clusters_to_bulk", "train"])
+def test_template_and_schema_describe_the_model(tmp_path, kind):
+    model = {"clusters_to_bulk": ClustersToBulk, "train": TrainOne}[kind]
+    text = template(kind)
+    path = tmp_path / "template.yaml"
+    path.write_text(text)
+    assert load_config(path) == model.model_validate(yaml.safe_load(text))
+    assert "  # " in text
+    properties = schema(kind)["properties"]
+    assert set(properties) == set(model.model_fields)
+    json.dumps(properties)

@@ -1,0 +1,78 @@
+"""Stages are kept by their inputs, whole or not at all."""
+
+import json
+import multiprocessing
+
+import pytest
+
+from jaxmlip.study.workspace import Workspace, seed_for
+
+
+def write(text):
+    return lambda folder: (folder / "result.txt").write_text(text) and None
+
+
+@pytest.fixture
+def quiet(tmp_path):
+    return lambda: Workspace(tmp_path / "run", report=lambda line: None)
+
+
+def test_a_stage_runs_once_for_the_same_inputs(quiet):
+    made = []
+    for _ in range(2):
+        stage = quiet().stage("one", {"seed": 1}, lambda folder: made.append(folder))
+    assert len(made) == 1
+    quiet().stage("one", {"seed": 2}, lambda folder: made.append(folder))
+    assert len(made) == 2
+    assert json.loads((stage.folder / "stage.json").read_text())["inputs"] == {"seed": 2}
+
+
+def test_a_changed_stage_changes_those_after_it(quiet):
+    made = []
+
+    def both(seed):
+        workspace = quiet()
+        first = workspace.stage("first", {"seed": seed}, write("x"))
+        workspace.stage("second", {"first": first}, lambda folder: made.append(seed))
+
+    for seed in (1, 1, 2):
+        both(seed)
+    assert made == [1, 2]
+
+
+def test_a_failing_stage_leaves_nothing_behind(quiet, tmp_path):
+    def fail(folder):
+        (folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet().stage("one", {}, fail)
+    assert not (tmp_path / "run" / "stages" / "one").exists()
+    stage = quiet().stage("one", {}, write("whole"))
+    assert [path.name for path in sorted(stage.folder.iterdir())] == ["result.txt", "stage.json"]
+
+
+def _hold(folder, ready, done):
+    with Workspace(folder).locked():
+        ready.set()
+        done.wait(30)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, quiet):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path / "run", ready, done))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(RuntimeError, match="Another run is at work"), quiet().locked():
+        pass
+    done.set()
+    holder.join()
+    with quiet().locked():
+        pass
+
+
+def test_seeds_differ_by_purpose_and_seed():
+    seeds = {seed_for(seed, purpose) for seed in (0, 1) for purpose in ("ice", "training")}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**32 for seed in seeds)
