@@ -28,13 +28,11 @@ def mixed_structures() -> list[Atoms]:
     slab.pbc = (True, True, False)
     wire = Atoms("Ag2", [[0, 0, 0], [0, 0, 2.6]], cell=[0, 0, 5.0], pbc=(False, False, True))
     structures = [
-        rattled(bulk("Cu", cubic=True) * 2, 1),
         molecule("H2O"),
         bulk("Cu"),
         rattled(slab, 2),
         Atoms("O", [[1.0, 2.0, 3.0]]),
         wire,
-        rattled(bulk("Ag", cubic=True), 3),
         rattled(bulk("Cu", cubic=True) * (3, 2, 2), 4),
     ]
     for index, atoms in enumerate(structures):
@@ -50,7 +48,7 @@ def singles() -> list[Prediction]:
     return [jax.device_get(compiled_evaluate(potential, graph, True)) for graph in graphs]
 
 
-@pytest.mark.parametrize("batch_atoms", [1, 40, 512])
+@pytest.mark.parametrize("batch_atoms", [20, 512])
 def test_batches_equal_singles(batch_atoms, singles):
     structures, potential = mixed_structures(), morse()
     frames = predict(potential, structures, stress=True, batch_atoms=batch_atoms)
