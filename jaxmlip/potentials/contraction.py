@@ -10,12 +10,14 @@ correlation 3 and a scalar: 1 linear, 16 quadratic, 77 cubic), and that is what 
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
 
 import e3nn_jax as e3nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from jaxmlip.types import AnyArray
 
 
 @functools.cache
@@ -51,76 +53,77 @@ def _couplings(l_max: int, order: int) -> list[tuple[tuple[int, int], np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Polynomial:
-    """One component (L, M) of the contraction as a sum of distinct monomials.
+class Polynomials:
+    """The 2 L + 1 components of an output of the contraction, each a sum of distinct monomials.
 
     Attributes:
         factors: [correlation, monomials], the components whose product a monomial is; the index one past the last
             component stands for the constant 1 and fills monomials of lower degree.
-        coefficients: [monomials of the degree, paths] for each degree from 1 up: what a unit weight on a path adds to a
-            monomial. Monomials are in the order of their degree.
+        coefficients: [monomials, paths], what a unit weight on a path adds to a monomial; paths of order 1 first.
+        starts: [2 L + 2], where the monomials of each component begin, and the end.
     """
 
     factors: Int[np.ndarray, "correlation monomials"]
-    coefficients: tuple[Float[np.ndarray, "monomials paths"], ...]
+    coefficients: Float[np.ndarray, "monomials paths"]
+    starts: tuple[int, ...]
 
 
 @functools.cache
-def polynomials(l_max: int, correlation: int, l_out: int) -> tuple[Polynomial, ...]:
-    """The polynomials of the 2 l_out + 1 components of an output, M in the order of e3nn."""
+def polynomials(l_max: int, correlation: int, l_out: int) -> Polynomials:
+    """The polynomials of the components of an output, M in the order of e3nn."""
     constant = (l_max + 1) ** 2
-    result = []
+    tensors = [coupling(l_max, order, l_out) for order in range(1, correlation + 1)]
+    first_path = np.cumsum([0, *path_counts(l_max, correlation, l_out)])
+    factors, coefficients, starts = [], [], [0]
     for m in range(2 * l_out + 1):
-        factors, coefficients = [], []
-        for degree in range(1, correlation + 1):
-            tensor = coupling(l_max, degree, l_out)[m]
+        for order, tensor in enumerate(tensors, start=1):
             rows: dict[tuple[int, ...], np.ndarray] = {}
-            for index in np.argwhere(tensor.any(axis=-1)):
+            for index in np.argwhere(tensor[m].any(axis=-1)):
                 key = tuple(sorted(index.tolist()))
-                rows[key] = rows.get(key, 0.0) + tensor[tuple(index)]
-            # Couplings that are antisymmetric in two factors cancel in the sum over the orderings.
-            rows = {key: row for key, row in rows.items() if np.abs(row).max() > 1e-9}
-            factors += [(*key, *[constant] * (correlation - degree)) for key in rows]
-            coefficients.append(np.array(list(rows.values())).reshape(len(rows), tensor.shape[-1]))
-        result.append(Polynomial(np.array(factors, dtype=np.int32).T, tuple(coefficients)))
-    return tuple(result)
+                rows[key] = rows.get(key, 0.0) + tensor[(m, *index)]
+            for key, row in rows.items():
+                # Couplings that are antisymmetric in two factors cancel in the sum over the orderings.
+                if np.abs(row).max() > 1e-9:
+                    factors.append((*key, *[constant] * (correlation - order)))
+                    coefficients.append(np.zeros(first_path[-1]))
+                    coefficients[-1][first_path[order - 1] : first_path[order]] = row
+        starts.append(len(factors))
+    return Polynomials(np.array(factors, dtype=np.int32).T, np.array(coefficients), tuple(starts))
 
 
-def path_count(l_max: int, order: int, l_out: int) -> int:
-    """Number of weights per element and channel that a product of `order` features has for an output l_out."""
-    return coupling(l_max, order, l_out).shape[-1]
+def path_counts(l_max: int, correlation: int, l_out: int) -> tuple[int, ...]:
+    """Number of weights per element and channel of the products of order 1 … correlation for an output l_out."""
+    return tuple(coupling(l_max, order, l_out).shape[-1] for order in range(1, correlation + 1))
 
 
 def contract(
     features: Float[Array, "atoms components channels"],
-    weights: Sequence[Float[Array, "elements _ channels"]],
-    element: Int[Array, " atoms"],
+    weights: Float[Array, "elements paths channels"],
+    element: Int[AnyArray, " atoms"],
     l_max: int,
+    correlation: int,
     l_out: int,
 ) -> Float[Array, "atoms m_out channels"]:
     """Symmetric contraction of each atom's features to the output l_out.
 
     Args:
         features: components (l, m) for l = 0 … l_max.
-        weights: [elements, paths, channels] for each order from 1 up to the correlation.
+        weights: of each path (see `path_counts`), those of order 1 first.
         element: row of the weights that belongs to each atom.
         l_max: largest l of the features.
+        correlation: highest order of the products.
         l_out: l of the output.
 
     Weights are first folded into one coefficient per element, monomial and channel, so that the work per atom is a
     product and a sum over monomials. Products are gathered by static indices along an axis whose rows, the channels,
     are contiguous: nearly as fast as code unrolled over the monomials, which takes a compiler tens of seconds.
     """
-    one = jnp.ones_like(features[:, :1])
-    extended = jnp.concatenate([features, one], axis=1)
-    outputs = []
-    for polynomial in polynomials(l_max, len(weights), l_out):
-        folded = [
-            jnp.einsum("mp,epc->emc", jnp.asarray(coefficients, features.dtype), weight)
-            for coefficients, weight in zip(polynomial.coefficients, weights, strict=True)
-        ]
-        monomials = extended[:, polynomial.factors[0]]
-        for factor in polynomial.factors[1:]:
-            monomials = monomials * extended[:, factor]
-        outputs.append(jnp.sum(monomials * jnp.concatenate(folded, axis=1)[element], axis=1))
-    return jnp.stack(outputs, axis=1)
+    table = polynomials(l_max, correlation, l_out)
+    extended = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
+    terms = extended[:, table.factors[0]]
+    for factor in table.factors[1:]:
+        terms = terms * extended[:, factor]
+    folded = jnp.einsum("mp,epc->emc", jnp.asarray(table.coefficients, features.dtype), weights)
+    terms = terms * folded[element]
+    components = [terms[:, start:stop].sum(axis=1) for start, stop in itertools.pairwise(table.starts)]
+    return jnp.stack(components, axis=1)

@@ -15,19 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, model_validator
 
-from jaxmlip.potentials.contraction import contract, path_count
+from jaxmlip.potentials.contraction import contract, path_counts
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, bessel, envelope
 from jaxmlip.systems.graph import Graph, edge_vectors
-from jaxmlip.types import AnyArray, EdgeMask, EdgeVectors, Leaf, Neighbors, PerAtom
+from jaxmlip.types import AnyArray, EdgeMask, Leaf, Neighbors, PerAtom
 
 FEW_ELEMENTS = 4
 """Up to so many elements the first interaction sums over neighbours element by element (see `Interaction`)."""
 
 
-class Equivariant(BaseModel):
+class Equivariant(BaseModel, frozen=True, extra="forbid"):
     """What an equivariant potential is to look like; `build` makes one.
 
     Attributes:
@@ -42,8 +42,6 @@ class Equivariant(BaseModel):
         radial_mlp: widths of the hidden layers of the radial network.
         readout_hidden: hidden width of the last layer's readout.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: int = 64
     l_max: int = 3
@@ -128,8 +126,7 @@ class Equivariant(BaseModel):
             raise ValueError(
                 f"references have shape {references.shape}, but there is one for each of {N_SPECIES} numbers."
             )
-        network = Network(self, len(known), float(average_neighbors), heads)
-        deviations = _deviations(network)
+        deviations = _deviations(self, len(known), heads)
         draw = np.random.default_rng(seed)
         params = jax.tree.map(lambda x: jnp.asarray(x * draw.standard_normal(x.shape, np.float32)), deviations)
         return EquivariantPotential(
@@ -145,10 +142,11 @@ class Equivariant(BaseModel):
 
 
 @functools.cache
-def _deviations(network: "Network") -> dict:
+def _deviations(specification: Equivariant, elements: int, heads: int) -> dict:
     """The standard deviation of every parameter of a network, which is what its `init` gives."""
+    network = Network(specification, elements, 1.0, heads)
     atom = jnp.zeros(1, jnp.int32)
-    far = jnp.full((1, 1, 3), 2 * network.specification.cutoff, jnp.float32)
+    far = jnp.full((1, 1, 3), 2 * specification.cutoff, jnp.float32)
     spread = jax.jit(network.init)(jax.random.key(0), far, jnp.zeros((1, 1), bool), atom[:, None], atom)["params"]
     return jax.tree.map(np.asarray, spread)
 
@@ -193,13 +191,13 @@ class EquivariantPotential(Potential):
         Computed in the precision of the graph's positions.
         """
         vectors, mask = edge_vectors(graph)
-        dtype = vectors.dtype
+        vectors, dtype = jnp.asarray(vectors), vectors.dtype
         row = np.full(N_SPECIES, -1, np.int32)
         row[list(self.known)] = np.arange(len(self.known))
         element = jnp.asarray(row)[graph.species]
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.params)
         network = Network(self.specification, len(self.known), self.average_neighbors, self.heads)
-        output = network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0))
+        output = jnp.asarray(network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0)))
         energies = jnp.asarray(self.scale, dtype) * output + jnp.asarray(self.shift, dtype)
         energies = jnp.where((element >= 0)[:, None], energies, jnp.nan)
         return jnp.where(graph.atom_mask[:, None], energies, 0.0)
@@ -294,7 +292,11 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(
-        self, vectors: EdgeVectors, mask: EdgeMask, neighbors: Neighbors, element: Int[AnyArray, " atoms"]
+        self,
+        vectors: Float[Array, "atoms slots 3"],
+        mask: EdgeMask,
+        neighbors: Neighbors,
+        element: Int[AnyArray, " atoms"],
     ) -> Float[Array, "atoms heads"]:
         """Sum of the readouts of all layers.
 
@@ -311,19 +313,14 @@ class Network(nn.Module):
         irreps = e3nn.Irreps.spherical_harmonics(spec.l_max)
         harmonics = e3nn.spherical_harmonics(irreps, vectors, normalize=True, normalization="component").array
 
-        embedding = _weight(self, "embedding", (self.elements, spec.channels), self.elements)
+        embedding = _parameter(self, "embedding", (self.elements, spec.channels))
+        features = embedding[:, None] / self.elements**0.5
         energies = jnp.zeros((), vectors.dtype)
-        features = embedding[:, None, :]
         for layer in range(spec.layers):
             last = layer == spec.layers - 1
-            l_out = 0 if last else spec.message_l
-            sizes = {"channels": spec.channels, "l_in": 0 if layer == 0 else spec.message_l, "l_max": spec.l_max}
-            interaction = Interaction(
-                **sizes, widths=spec.radial_mlp, average_neighbors=self.average_neighbors, name=f"interaction_{layer}"
-            )
-            product = Product(
-                **sizes, l_out=l_out, correlation=spec.correlation, elements=self.elements, name=f"product_{layer}"
-            )
+            l_in = 0 if layer == 0 else spec.message_l
+            interaction = Interaction(spec, l_in, self.average_neighbors, name=f"interaction_{layer}")
+            product = Product(spec, l_in, 0 if last else spec.message_l, self.elements, name=f"product_{layer}")
             if layer == 0:
                 messages = interaction.of_elements(features, radial, harmonics, element[neighbors])
                 features = product(messages, features[element], element)
@@ -336,14 +333,19 @@ class Network(nn.Module):
         return energies
 
 
-def _weight(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int) -> Array:
-    """A parameter of unit standard deviation divided by √fan_in, as e3nn keeps its weights."""
-    return module.param(name, nn.initializers.ones, shape, jnp.float32) / fan_in**0.5
+def _parameter(module: nn.Module, name: str, shape: tuple[int, ...], deviation: np.ndarray | float = 1.0) -> Array:
+    """A parameter, which `init` sets to its standard deviation (broadcast to its shape)."""
+    return module.param(name, lambda _: jnp.broadcast_to(jnp.asarray(deviation, jnp.float32), shape))
 
 
 def _block(ell: int) -> slice:
     """Where the components of l are."""
     return slice(ell**2, (ell + 1) ** 2)
+
+
+def _degrees(l_max: int) -> Int[np.ndarray, " components"]:
+    """The l of each component."""
+    return np.repeat(np.arange(l_max + 1), 2 * np.arange(l_max + 1) + 1)
 
 
 @functools.cache
@@ -359,6 +361,28 @@ def paths(l_in: int, l_max: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(sorted(found, key=lambda path: path[2]))
 
 
+@functools.cache
+def _path_couplings(l_in: int, l_max: int) -> Float[np.ndarray, "components rank components columns"]:
+    """What couples harmonics and features to messages.
+
+    Returns:
+        [m3, rank, m2, column]: √(2 l3 + 1) times the Wigner 3j symbol of a path. Columns are the components m1 of the
+        feature of every path in turn; rank counts the paths that lead to one l3. Divided by the square root of the
+        number of these paths, as the linear map that follows (e3nn's normalisation "element").
+    """
+    all_paths = paths(l_in, l_max)
+    sizes = [2 * l1 + 1 for l1, _, _ in all_paths]
+    starts = np.cumsum([0, *sizes])
+    ends_at = [l3 for _, _, l3 in all_paths]
+    result = np.zeros(((l_max + 1) ** 2, max(map(ends_at.count, ends_at)), (l_max + 1) ** 2, starts[-1]))
+    for path, (l1, l2, l3) in enumerate(all_paths):
+        symbol = ((2 * l3 + 1) / ends_at.count(l3)) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3)
+        rank = ends_at[:path].count(l3)
+        columns = slice(starts[path], starts[path + 1])
+        result[_block(l3), rank, _block(l2), columns] = symbol.transpose(2, 1, 0)
+    return result
+
+
 class Interaction(nn.Module):
     """Messages from neighbours: RealAgnosticResidualInteractionBlock of MACE, without its skip connection.
 
@@ -369,29 +393,25 @@ class Interaction(nn.Module):
     [edges, channels] is made.
 
     Attributes:
-        channels: number of features of each l.
+        specification: sizes.
         l_in: largest l of the neighbours' features.
-        l_max: largest l of harmonics and messages.
-        widths: of the radial network's hidden layers.
         average_neighbors: divides the sum.
     """
 
-    channels: int
+    specification: Equivariant
     l_in: int
-    l_max: int
-    widths: tuple[int, ...]
     average_neighbors: float
 
     def setup(self) -> None:
-        """Declare the parameters."""
-        c, all_paths = self.channels, paths(self.l_in, self.l_max)
-        self.radial_network = RadialNetwork(self.widths)
-        self.up = [_weight(self, f"up_{ell}", (c, c), c) for ell in range(self.l_in + 1)]
-        self.final = _weight(self, "radial", (self.widths[-1], len(all_paths), c), self.widths[-1])
-        counts = [sum(path[2] == ell for path in all_paths) for ell in range(self.l_max + 1)]
-        self.mix = [
-            _weight(self, f"mix_{ell}", (n, c, c), n * c) / self.average_neighbors for ell, n in enumerate(counts)
-        ]
+        """Declare the parameters, in e3nn's normalisation: of unit variance, and results divided by √fan-in."""
+        c, l_max = self.specification.channels, self.specification.l_max
+        all_paths = paths(self.l_in, l_max)
+        self.radial_network = RadialNetwork(self.specification.radial_mlp)
+        self.final = _parameter(self, "radial", (self.specification.radial_mlp[-1], len(all_paths), c))
+        self.up = [_parameter(self, f"up_{ell}", (c, c)) for ell in range(self.l_in + 1)]
+        counts = [sum(path[2] == ell for path in all_paths) for ell in range(l_max + 1)]
+        self.mix = [_parameter(self, f"mix_{ell}", (count, c, c)) for ell, count in enumerate(counts)]
+        self.scale = 1.0 / (c * len(self.final) ** 0.5 * self.average_neighbors)
 
     def __call__(
         self,
@@ -407,25 +427,25 @@ class Interaction(nn.Module):
             harmonics: spherical harmonics of the edges.
         """
         atoms, slots, _, c = sources.shape
-        all_paths = paths(self.l_in, self.l_max)
-        sources = [sources[:, :, _block(ell)] @ up for ell, up in enumerate(self.up)]
+        l_max = self.specification.l_max
+        sources = jnp.concatenate([sources[:, :, _block(ell)] @ up for ell, up in enumerate(self.up)], axis=2)
         hidden = self.radial_network(radial.reshape(atoms * slots, -1))
-        weights = (hidden @ self.final.reshape(len(self.final), -1)).reshape(atoms, slots, len(all_paths), 1, c)
-        weighted = [weights[:, :, path] * sources[l1] for path, (l1, _, _) in enumerate(all_paths)]
-        # One matrix product for all pairs of harmonics and weighted features, needed or not: the coupling then acts on
-        # atoms instead of edges, and there is one kernel to compile.
-        columns = np.cumsum([0] + [2 * l1 + 1 for l1, _, _ in all_paths])
-        sums = jnp.einsum("asy,ast->ayt", harmonics, jnp.concatenate(weighted, axis=2).reshape(atoms, slots, -1))
-        sums = sums.reshape(atoms, harmonics.shape[-1], columns[-1], c)
-        messages = [[] for _ in self.mix]
-        for path, (l1, l2, l3) in enumerate(all_paths):
-            product = sums[:, _block(l2), columns[path] : columns[path + 1]]
-            symbol = jnp.asarray((2 * l3 + 1) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3), radial.dtype)
-            messages[l3].append(product[:, :, 0] if l1 == 0 else jnp.einsum("ayxc,xym->amc", product, symbol))
-        mixed = [
-            jnp.concatenate(parts, axis=-1) @ mix.reshape(-1, c) for parts, mix in zip(messages, self.mix, strict=True)
-        ]
-        return jnp.concatenate(mixed, axis=1)
+        weights = (hidden @ self.final.reshape(len(self.final), -1)).reshape(atoms, slots, -1, c)
+        if self.l_in == 0:
+            weighted = weights * sources
+        else:
+            all_paths = paths(self.l_in, l_max)
+            weighted = jnp.concatenate(
+                [weights[:, :, [path]] * sources[:, :, _block(l1)] for path, (l1, _, _) in enumerate(all_paths)], axis=2
+            )
+        # One product for all pairs of harmonics and weighted features, needed or not: the coupling then acts on atoms
+        # instead of edges, and there is little to compile.
+        sums = jnp.einsum("asy,ast->ayt", harmonics, weighted.reshape(atoms, slots, -1))
+        couplings = jnp.asarray(self.scale * _path_couplings(self.l_in, l_max), radial.dtype)
+        messages = jnp.einsum("ayxc,mqyx->amqc", sums.reshape(*sums.shape[:2], -1, c), couplings)
+        rank = messages.shape[2]
+        mix = jnp.stack([jnp.pad(w, ((0, rank - len(w)), (0, 0), (0, 0))) for w in self.mix])
+        return jnp.einsum("amqc,mqcd->amd", messages, mix[_degrees(l_max)])
 
     def of_elements(
         self,
@@ -445,17 +465,14 @@ class Interaction(nn.Module):
         elements = len(table)
         if elements > FEW_ELEMENTS:
             return self(table[element], radial, harmonics)
-        indicator = jax.nn.one_hot(element, elements, dtype=radial.dtype)
         atoms, slots, components = harmonics.shape
+        indicator = self.scale * jax.nn.one_hot(element, elements, dtype=radial.dtype)
         split = (harmonics[..., None] * indicator[:, :, None]).reshape(atoms, slots, components * elements)
         hidden = self.radial_network(radial.reshape(atoms * slots, -1)).reshape(atoms, slots, -1)
-        sums = jnp.einsum("asy,asp->ayp", split, hidden).reshape(atoms, components, -1)
-        sources = table[:, 0] @ self.up[0]
-        mixed = []
-        for ell, mix in enumerate(self.mix):
-            folded = jnp.einsum("pc,ec,cd->epd", self.final[:, ell], sources, mix[0]).reshape(-1, self.channels)
-            mixed.append(sums[:, _block(ell)] @ folded)
-        return jnp.concatenate(mixed, axis=1)
+        sums = jnp.einsum("asy,asp->ayp", split, hidden).reshape(atoms, components, elements, -1)
+        mix = jnp.concatenate(self.mix)
+        folded = jnp.einsum("plc,ec,lcd->lepd", self.final, table[:, 0] @ self.up[0], mix)
+        return jnp.einsum("amep,mepd->amd", sums, folded[_degrees(self.specification.l_max)])
 
 
 class Product(nn.Module):
@@ -465,19 +482,15 @@ class Product(nn.Module):
     each element.
 
     Attributes:
-        channels: number of features of each l.
+        specification: sizes.
         l_in: largest l of the features that are skipped forward.
-        l_max: largest l of the messages.
         l_out: largest l of the new features.
-        correlation: highest order of the products.
         elements: number of elements.
     """
 
-    channels: int
+    specification: Equivariant
     l_in: int
-    l_max: int
     l_out: int
-    correlation: int
     elements: int
 
     @nn.compact
@@ -494,19 +507,19 @@ class Product(nn.Module):
             features: the atom's own, of l = 0 … l_in.
             element: row of the tables that belongs to each atom.
         """
-        c, e = self.channels, self.elements
-        indicator = jax.nn.one_hot(element, e, dtype=messages.dtype)
+        c, e = self.specification.channels, self.elements
+        l_max, correlation = self.specification.l_max, self.specification.correlation
         outputs = []
         for ell in range(self.l_out + 1):
-            weights = []
-            for order in range(1, self.correlation + 1):
-                count = path_count(self.l_max, order, ell)
-                deviation = nn.initializers.constant(1.0 / max(count, 1))
-                weights.append(self.param(f"weights_{ell}_{order}", deviation, (e, count, c), jnp.float32))
-            contracted = contract(messages, weights, element, self.l_max, ell)
-            output = contracted @ _weight(self, f"linear_{ell}", (c, c), c)
+            # MACE divides the initial weights by the number of paths of the same order.
+            counts = path_counts(l_max, correlation, ell)
+            deviation = np.concatenate([np.full(count, 1.0 / count) for count in counts if count])[:, None]
+            weights = _parameter(self, f"weights_{ell}", (e, sum(counts), c), deviation)
+            contracted = contract(messages, weights, element, l_max, correlation, ell)
+            output = contracted @ _parameter(self, f"linear_{ell}", (c, c)) / c**0.5
             if ell <= self.l_in:
-                skip = _weight(self, f"skip_{ell}", (c, e, c), c * e)
+                skip = _parameter(self, f"skip_{ell}", (c, e, c))
+                indicator = jax.nn.one_hot(element, e, dtype=messages.dtype) / (c * e) ** 0.5
                 by_element = features[:, _block(ell), :, None] * indicator[:, None, None]
                 output = output + jnp.einsum("amce,ced->amd", by_element, skip)
             outputs.append(output)
@@ -516,7 +529,8 @@ class Product(nn.Module):
 class Readout(nn.Module):
     """Atomic energies from the scalar features, one for each head; every parameter has a leading axis of heads.
 
-    LinearReadoutBlock of MACE, or its NonLinearReadoutBlock (each head has its own hidden units).
+    LinearReadoutBlock of MACE, or its NonLinearReadoutBlock. As there, each head has hidden units of its own; their
+    number in all does not enter the normalisation here, so that a head selected stays what it was.
 
     Attributes:
         heads: number of fidelities.
@@ -531,7 +545,7 @@ class Readout(nn.Module):
         """Energies before scale and shift."""
         c = scalars.shape[-1]
         if self.hidden is None:
-            return jnp.einsum("ac,hc->ah", scalars, _weight(self, "linear", (self.heads, c), c))
-        inner = jnp.einsum("ac,hcq->ahq", scalars, _weight(self, "linear_1", (self.heads, c, self.hidden), c))
-        outer = _weight(self, "linear_2", (self.heads, self.hidden), self.hidden)
-        return jnp.einsum("ahq,hq->ah", SILU_SCALE * jax.nn.silu(inner), outer)
+            return jnp.einsum("ac,hc->ah", scalars, _parameter(self, "linear", (self.heads, c))) / c**0.5
+        inner = jnp.einsum("ac,hcq->ahq", scalars, _parameter(self, "linear_1", (self.heads, c, self.hidden))) / c**0.5
+        outer = _parameter(self, "linear_2", (self.heads, self.hidden))
+        return SILU_SCALE / self.hidden**0.5 * jnp.einsum("ahq,hq->ah", jax.nn.silu(inner), outer)

@@ -52,5 +52,5 @@ class RadialNetwork(nn.Module):
         """Features of the last hidden layer; the final linear layer is left to the interaction, which may fold it."""
         for layer, width in enumerate(self.widths):
             weight = self.param(f"weight_{layer}", nn.initializers.ones, (x.shape[-1], width), jnp.float32)
-            x = SILU_SCALE * jax.nn.silu(x @ (weight / weight.shape[0] ** 0.5))
+            x = SILU_SCALE * jax.nn.silu((x @ weight) / weight.shape[0] ** 0.5)
         return x
