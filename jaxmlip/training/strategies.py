@@ -166,8 +166,9 @@ class MultiFidelity(Strategy):
                 "`low`, or choose single_fidelity."
             )
         number = min(len(data.low), max(1, round(self.replay * len(data.high))))
-        chosen = np.random.default_rng(data.settings.seed).choice(len(data.low), number, replace=False)
-        replayed = [data.low[index] for index in sorted(chosen)]
+        rng = np.random.default_rng(data.settings.seed)
+        chosen = sorted(rng.choice(len(data.low), number, replace=False).tolist())
+        replayed = [data.low[index] for index in chosen]
         low_terms = Terms(*(w and _labelled(replayed, name) for w, name in zip(wanted, Terms._fields, strict=True)))
         check_frames(foundation.species, replayed, replayed, low_terms, low_terms)
 

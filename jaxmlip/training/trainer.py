@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
@@ -76,6 +76,9 @@ class TrainingSettings(pydantic.BaseModel):
 
 DEFAULT_SETTINGS = TrainingSettings()
 
+Record: TypeAlias = dict[str, int | float]
+"""What the history says of one validated epoch; see `Trained.history`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingProblem:
@@ -116,7 +119,7 @@ class Trained:
     """
 
     potential: Potential
-    history: list[dict[str, float]]
+    history: list[Record]
     best_epoch: int
     problem: TrainingProblem
 
@@ -170,7 +173,7 @@ def train(
     settings: TrainingSettings = DEFAULT_SETTINGS,
     *,
     progress: bool = True,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[Record], None] | None = None,
 ) -> Trained:
     """Minimise the loss of a problem and return the parameters with the lowest validation loss.
 

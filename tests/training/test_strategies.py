@@ -1,0 +1,274 @@
+"""Every strategy lifts a small student from one water to another; nothing of a hidden label gets through."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pydantic
+import pytest
+from water_pairs import HIGH, LOW
+
+from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, select_head
+from jaxmlip.potentials.evaluation import predict
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.systems.dataset import Frame
+from jaxmlip.training.distill import distil, distillation_problem, scale_and_shift, split_validation
+from jaxmlip.training.loss import Terms
+from jaxmlip.training.strategies import (
+    STRATEGIES,
+    AnyStrategy,
+    Differential,
+    Direct,
+    MultiFidelity,
+    SingleFidelity,
+    finetune,
+    lifted_references,
+    strategy_named,
+    without_forces,
+)
+from jaxmlip.training.trainer import Trained, TrainingSettings, train, update
+
+MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
+SETTINGS = TrainingSettings(epochs=25, batch_size=4, learning_rate=0.02, ema_decay=0.95)
+SHORT = SETTINGS.model_copy(update={"epochs": 1})
+ALL = [cls() for cls in STRATEGIES.values()]
+
+pytestmark = pytest.mark.filterwarnings("ignore:The compositions of the frames")
+
+
+def rmse(potential: Potential, frames: list[Frame]) -> tuple[float, float]:
+    """Of energies (eV/atom) and force components (eV/Å)."""
+    predicted = predict(potential, [frame.atoms for frame in frames])
+    energy = [(p.energy - f.energy) / len(f.atoms) for p, f in zip(predicted, frames, strict=True)]
+    forces = np.concatenate([(p.forces - f.forces).ravel() for p, f in zip(predicted, frames, strict=True)])
+    return float(np.sqrt(np.mean(np.square(energy)))), float(np.sqrt(np.mean(forces**2)))
+
+
+@pytest.fixture(scope="module")
+def distillation(low) -> Trained:
+    problem = distillation_problem(MODEL, low[:24], low[24:], LOW.references, settings=SETTINGS)
+    return train(problem, SETTINGS, progress=False)
+
+
+@pytest.fixture(scope="module")
+def foundation(distillation) -> EquivariantPotential:
+    return distillation.potential
+
+
+@pytest.fixture(scope="module")
+def lifted(foundation, low, high) -> dict[tuple[str, str], Trained]:
+    """Every strategy, trained on 24 clusters with either set of labels."""
+    result = {}
+    for strategy in ALL:
+        for labels in ("energy_forces", "energy"):
+            problem = strategy.problem(
+                foundation, high[:24], validation=high[24:], low=low[:24], labels=labels, settings=SETTINGS
+            )
+            result[strategy.name, labels] = train(problem, SETTINGS, progress=False)
+    return result
+
+
+def test_distillation_reduces_held_out_errors(distillation, low):
+    """Far below what the shift and scale alone can do; the teacher's own references are kept."""
+    start, end = rmse(distillation.problem.potential, low[24:]), rmse(distillation.potential, low[24:])
+    assert end[0] < 0.2 * start[0]
+    assert end[1] < 0.35 * start[1]
+    np.testing.assert_array_equal(distillation.potential.references, LOW.references)
+
+
+@pytest.mark.parametrize("labels", ["energy_forces", "energy"])
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
+def test_deployed_potential_beats_the_foundation(lifted, foundation, high, strategy, labels):
+    """Energies always; forces too where they were shown."""
+    deployed = strategy.deploy(lifted[strategy.name, labels])
+    energy, forces = rmse(deployed, high[24:])
+    at_start = rmse(foundation.replace(references=lifted_references(foundation, high[:24])), high[24:])
+    assert energy < 1e-3 * rmse(foundation, high[24:])[0]
+    if labels == "energy_forces":
+        assert forces < 0.7 * at_start[1]
+    if strategy.name != "direct":
+        assert energy <= at_start[0] * 1.001
+
+
+def test_hidden_forces_never_speak(lifted):
+    """Histories of energy-only training have no force error, and those with forces do."""
+    for (_, labels), trained in lifted.items():
+        known = [np.isfinite(record["validation_force_rmse_meV_A"]) for record in trained.history]
+        assert all(known) if labels == "energy_forces" else not any(known)
+
+
+@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
+def test_energy_only_training_cannot_see_forces(foundation, low, high, strategy):
+    """True, absent or absurd forces and stresses: the same problem and the same parameters, bit for bit."""
+
+    def with_forces(frame: Frame, value: float) -> Frame:
+        return dataclasses.replace(frame, forces=np.full_like(frame.forces, value), stress=np.full((3, 3), value))
+
+    outcomes = []
+    for frames in (high, [with_forces(f, np.nan) for f in high], [with_forces(f, 1e6) for f in high]):
+        problem = strategy.problem(
+            foundation, frames[:24], validation=frames[24:], low=low[:24], labels="energy", settings=SHORT
+        )
+        trained = train(problem, SHORT, progress=False)
+        assert not problem.selection.forces
+        history = [{k: v for k, v in record.items() if k != "wall_s"} for record in trained.history]
+        outcomes.append((problem.potential, strategy.deploy(trained), history))
+    for other in outcomes[1:]:
+        jax.tree.map(np.testing.assert_array_equal, outcomes[0], other)
+
+
+def test_differential_deploys_the_sum(lifted, foundation, high):
+    """Energies (in float64, references included) and forces of foundation + delta."""
+    trained = lifted["differential", "energy_forces"]
+    structures = [frame.atoms for frame in high[24:27]]
+    whole = predict(Differential().deploy(trained), structures)
+    parts = [predict(potential, structures) for potential in (foundation, trained.potential)]
+    for total, low, delta in zip(whole, *parts, strict=True):
+        np.testing.assert_allclose(total.energy, low.energy + delta.energy, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(total.forces, low.forces + delta.forces, rtol=0, atol=2e-5)
+    assert trained.problem.baseline is foundation
+
+
+def test_multi_fidelity_shares_a_trunk(lifted, foundation, low, high):
+    """One trunk, two readouts: the first still speaks for the low level, the second for the high one."""
+    potential = lifted["multi_fidelity", "energy_forces"].potential
+    heads = [select_head(potential, head) for head in (0, 1)]
+    for name in heads[0].params:
+        same = [
+            bool((np.asarray(a) == np.asarray(b)).all())
+            for a, b in zip(*(jax.tree.leaves(h.params[name]) for h in heads), strict=True)
+        ]
+        assert all(same) != name.startswith("readout")
+    first = heads[0].replace(references=foundation.references)
+    gap = rmse(LOW, high[24:])[1]
+    assert rmse(first, low[24:])[1] < 0.5 * gap
+    assert rmse(first, low[24:])[1] < 0.7 * rmse(heads[1], low[24:])[1]
+    assert rmse(heads[1], high[24:])[1] < 0.7 * rmse(first, high[24:])[1]
+
+
+def test_strategies_share_compiled_steps(lifted, foundation, high):
+    """Direct, differential and single-fidelity steps are one program for each set of labels."""
+    compiled = update._cache_size()
+    for strategy in (Direct(), Differential(), SingleFidelity()):
+        for labels in ("energy_forces", "energy"):
+            problem = strategy.problem(foundation, high[:24], validation=high[24:], labels=labels, settings=SHORT)
+            train(problem, SHORT.model_copy(update={"seed": 5}), progress=False)
+    assert update._cache_size() == compiled
+
+
+def test_replay_is_a_choice_of_low_frames(foundation, low, high):
+    """Replayed frames keep low-fidelity references, head and forces, also where high-fidelity forces are hidden."""
+
+    def problem(replay: float, labels="energy", settings=SHORT):
+        return MultiFidelity(replay=replay).problem(
+            foundation, high[:8], validation=high[24:], low=low[:24], labels=labels, settings=settings
+        )
+
+    for replay, number in ((0.5, 4), (1.0, 8), (0.01, 1), (10.0, 24)):
+        assert len(problem(replay).train) == 8 + number
+    half = problem(0.5)
+    assert [sample.head for sample in half.train] == [1] * 8 + [0] * 4
+    assert all(np.isnan(sample.forces).all() for sample in half.train[:8])
+    assert all(np.isfinite(sample.forces).all() for sample in half.train[8:])
+    assert half.terms == Terms(True, True, False)
+    assert half.selection == Terms(True, False, False)
+    for name, sample in zip(half.names[8:], half.train[8:], strict=True):
+        frame = next(f for f in low if name == f"low.extxyz, frame {f.info['frame']} (replayed)")
+        relative = frame.energy - LOW.references[frame.atoms.numbers].sum()
+        np.testing.assert_allclose(sample.energy, relative, atol=1e-9)
+    assert problem(0.5).names == half.names
+    assert problem(0.5, settings=SHORT.model_copy(update={"seed": 1})).names != half.names
+
+
+def test_lifted_references_change_least(foundation, high):
+    """Water tells nothing of H against O: the change is along (2 H, 1 O), and no energy is left over on average."""
+    references = lifted_references(foundation, high)
+    change = references - foundation.references
+    np.testing.assert_allclose(change[1], 2 * change[8], rtol=1e-9)
+    assert (np.delete(change, [1, 8]) == 0).all()
+    predicted = predict(foundation.replace(references=references), [frame.atoms for frame in high])
+    left = [(p.energy - f.energy) / len(f.atoms) for p, f in zip(predicted, high, strict=True)]
+    assert abs(np.mean(left)) < 1e-5
+    np.testing.assert_allclose(2 * change[1] + change[8], -2044 - 27.2 + 16, atol=1.0)
+
+
+def test_scale_and_shift_use_allowed_labels_only(foundation, high):
+    shown = Direct().problem(foundation, high[:24], validation=high[24:], settings=SHORT)
+    forces = np.concatenate([frame.forces.ravel() for frame in high[:24]])
+    np.testing.assert_allclose(shown.potential.scale, np.sqrt(np.mean(forces**2)))
+    hidden = Direct().problem(foundation, high[:24], validation=high[24:], labels="energy", settings=SHORT)
+    energies = [sample.energy / sample.graph.n_atoms for sample in hidden.train]
+    np.testing.assert_allclose(hidden.potential.scale, np.std(energies))
+    np.testing.assert_allclose(hidden.potential.shift, np.mean(energies))
+    assert scale_and_shift(hidden.train[:1], Terms(True, False, False)) == (1.0, energies[0])
+
+
+def test_sentences_of_the_library(clusters, high, low):
+    """As a user writes them."""
+    student = distil(MODEL, LOW, clusters, settings=SHORT, validation_fraction=0.25, progress=False)
+    np.testing.assert_array_equal(student.references, LOW.references)
+    lifted = finetune(
+        student,
+        high,
+        strategy=MultiFidelity(replay=1.0),
+        low=low,
+        settings=SHORT,
+        validation_fraction=0.25,
+        progress=False,
+    )
+    assert rmse(lifted, high)[0] < 0.01 * rmse(student, high)[0]
+
+
+def test_mistakes_are_named(foundation, high, low):
+    arguments = {"validation": high[24:], "settings": SHORT}
+    with pytest.raises(ValueError, match="multi_fidelity replays low-fidelity labels, but there are no low-fidelity"):
+        MultiFidelity().problem(foundation, high[:8], **arguments)
+    with pytest.raises(ValueError, match="There are no training frames"):
+        Direct().problem(foundation, [], **arguments)
+    with pytest.raises(ValueError, match="There are no validation frames"):
+        Direct().problem(foundation, high[:8], validation=[], settings=SHORT)
+    with pytest.raises(
+        ValueError, match=r"needs forces, but no training frame has that label \(high\.extxyz, frame 0 to"
+    ):
+        SingleFidelity().problem(foundation, without_forces(high[:8]), **arguments)
+    no_energy = [dataclasses.replace(frame, energy=float("nan")) for frame in high[:8]]
+    with pytest.raises(ValueError, match="needs energy, but no training frame"):
+        Differential().problem(foundation, no_energy, labels="energy", **arguments)
+    with pytest.raises(ValueError, match="direct lifts an EquivariantPotential, not a WaterPairs; distil it"):
+        Direct().problem(HIGH, high[:8], **arguments)
+    blind = TrainingSettings(epochs=1, energy_weight=0.0)
+    with pytest.raises(ValueError, match="labels is energy, but energy_weight is 0"):
+        Direct().problem(foundation, high[:8], validation=high[24:], labels="energy", settings=blind)
+    with pytest.raises(ValueError, match="There is no strategy 'diferential'; the strategies are direct, differential"):
+        strategy_named("diferential")
+    with pytest.raises(ValueError, match="Strategy multi_fidelity, replay: Input should be greater than 0"):
+        strategy_named("multi_fidelity", replay=-1.0)
+    with pytest.raises(ValueError, match="at least 2 frames, one of them for validation; there are 1"):
+        split_validation(high[:1], 0.1, 0)
+    with pytest.raises(ValueError, match=r"between 0 and 1, not 1\.5"):
+        finetune(foundation, high, strategy=Direct(), validation_fraction=1.5)
+
+
+def test_strategies_are_configuration():
+    """One mapping each; a wrong name or key is refused."""
+    adapter = pydantic.TypeAdapter(AnyStrategy)
+    assert adapter.validate_python({"name": "multi_fidelity", "replay": 0.25}) == MultiFidelity(replay=0.25)
+    for name, cls in STRATEGIES.items():
+        assert adapter.validate_python({"name": name}) == strategy_named(name) == cls()
+        assert adapter.validate_json(cls().model_dump_json()) == cls()
+    for wrong in ({"name": "transfer"}, {"name": "direct", "replay": 1.0}):
+        with pytest.raises(pydantic.ValidationError):
+            adapter.validate_python(wrong)
+
+
+@pytest.mark.slow
+def test_distils_a_pretrained_teacher(clusters):
+    """CHGNet into a small student: held-out force errors fall below a third of the RMS force."""
+    chgnet = pytest.importorskip("jaxmlip.potentials.chgnet")
+    teacher = chgnet.load_chgnet("gga")
+    frames = predict(teacher, clusters)
+    settings = SETTINGS.model_copy(update={"epochs": 60})
+    problem = distillation_problem(MODEL, frames[:24], frames[24:], teacher.references, settings=settings)
+    trained = train(problem, settings, progress=False)
+    forces = np.concatenate([frame.forces.ravel() for frame in frames[24:]])
+    assert rmse(trained.potential, frames[24:])[1] < np.sqrt(np.mean(forces**2)) / 3
