@@ -26,8 +26,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import f as f_distribution
 
-ENOUGH = 10.0
-"""Effective samples below which a standard error is itself too uncertain to be used."""
+ENOUGH = 20.0
+"""Effective samples below which neither a mean nor its error is to be trusted (Grossfield et al., Living J. Comp. Mol.
+Sci. 1, 5067 (2018))."""
 
 MAX_BLOCKS = 32
 """Blocks kept of each replica."""
@@ -39,7 +40,7 @@ class Status(enum.Enum):
     OK = "OK"
     NOT_EQUILIBRATED = "more than half of the run was discarded as equilibration: run longer"
     REPLICAS_DISAGREE = "the replicas differ by more than their fluctuations explain: not one equilibrium, or not yet"
-    TOO_FEW = "too few independent samples: fewer than 10; run longer, or more replicas"
+    TOO_FEW = "too few independent samples: fewer than 20; run longer, or more replicas"
     REPLICA_FAILED = "at least one replica failed and was left out"
     NO_DATA = "no replica ran to the end"
 
@@ -133,7 +134,7 @@ def correlated_mean(
         status = worst(status, Status.TOO_FEW)
     return Estimate(
         value=np.asarray(mean),
-        error=np.sqrt(squared),
+        error=np.asarray(np.sqrt(squared)),
         effective_samples=samples,
         n_samples=replicas * frames,
         status=status,

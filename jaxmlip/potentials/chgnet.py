@@ -7,7 +7,7 @@ to r2SCAN by Huang et al., npj Comput. Mater. (2025). Both come with the `chgnet
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import flax.struct
 import jax
@@ -17,11 +17,14 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jaxtyping import Int
 
-from jaxmlip.potentials.chgnet_network import ATOM_CUTOFF, BOND_CUTOFF, ELEMENTS, LAYERS, CHGNetNetwork
+from jaxmlip.potentials.chgnet_network import ATOM_CUTOFF, BOND_CUTOFF, CHANNELS, ELEMENTS, LAYERS, CHGNetNetwork
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.torch_checkpoint import read_checkpoint
 from jaxmlip.systems.graph import GHOST, Graph, edge_vectors
 from jaxmlip.types import AnyArray, Leaf, PerAtom
+
+MISSED = 1e-2
+"""Å: a bond this close to the bond graph's cutoff weighs too little to matter, and is not called missing."""
 
 CHECKPOINTS = {"gga": "pretrained/0.3.0", "r2scan": "pretrained/r2scan"}
 
@@ -36,14 +39,12 @@ class CHGNet(Potential):
     Attributes:
         params: variables of `CHGNetNetwork`.
         references: [119], AtomRef of the checkpoint, eV.
-        known: atomic numbers the checkpoint was trained on (static).
-        name: of the checkpoint, for messages and files (static).
+
+    Nothing is static, so that all checkpoints share compiled code.
     """
 
     params: Leaf
     references: Leaf
-    known: tuple[int, ...] = flax.struct.field(pytree_node=False)
-    name: str = flax.struct.field(pytree_node=False, default="chgnet")
 
     @property
     def cutoff(self) -> float:
@@ -57,8 +58,8 @@ class CHGNet(Potential):
 
     @property
     def species(self) -> tuple[int, ...]:
-        """Atomic numbers with a reference energy in the checkpoint."""
-        return self.known
+        """Atomic numbers with a reference energy in the checkpoint; not to be asked for in traced code."""
+        return tuple(np.flatnonzero(np.abs(np.asarray(self.references)) > UNFITTED).tolist())
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Contribution of each atom in eV, relative to AtomRef; NaN if a bond lies outside of the inner slots."""
@@ -75,9 +76,13 @@ class CHGNet(Potential):
         vectors, _ = edge_vectors(graph)
         inner = min(graph.inner, graph.n_slots)
         reverse = reverse_slots(graph.neighbors[:, :inner], graph.shifts[:, :inner])
-        energies, moments = CHGNetNetwork().apply(self.params, graph.species, vectors, graph.neighbors, reverse)
-        real = graph.atom_mask
-        return jnp.where(real, energies, 0.0), jnp.where(real, moments, 0.0)
+        outputs = CHGNetNetwork().apply(self.params, graph.species, vectors, graph.neighbors, reverse)
+        # The bond graph would silently lack a bond that has moved outside of the inner slots.
+        missed = jnp.any(jnp.sum(vectors[:, inner:] ** 2, axis=-1) < (BOND_CUTOFF - MISSED) ** 2, axis=1)
+        energies, moments = (
+            jnp.where(graph.atom_mask, jnp.where(missed, jnp.nan, x), 0.0) for x in cast(tuple[Array, Array], outputs)
+        )
+        return energies, moments
 
 
 def load_chgnet(which: Literal["gga", "r2scan"], dtype: type = np.float32) -> CHGNet:
@@ -103,15 +108,14 @@ def load_chgnet(which: Literal["gga", "r2scan"], dtype: type = np.float32) -> CH
     files = sorted(folder.glob("*.pth.tar"))
     if not files:
         raise ValueError(f"{folder} holds no checkpoint; chgnet:{which} needs chgnet 0.4.2 or a later 0.4.")
-    return read_chgnet(files[0], name=f"chgnet:{which}", dtype=dtype)
+    return read_chgnet(files[0], dtype=dtype)
 
 
-def read_chgnet(path: str | Path, name: str = "chgnet", dtype: type = np.float32) -> CHGNet:
+def read_chgnet(path: str | Path, dtype: type = np.float32) -> CHGNet:
     """A CHGNet from one of its own checkpoints.
 
     Args:
         path: a `.pth.tar` file of the architecture of version 0.3.0.
-        name: of the potential.
         dtype: of the parameters.
 
     Raises:
@@ -123,10 +127,12 @@ def read_chgnet(path: str | Path, name: str = "chgnet", dtype: type = np.float32
         weights = checkpoint["model"]["state_dict"]
         params = _converted(weights)
         atom_ref = weights["composition_model.fc.weight"][0].astype(np.float64)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: {error!r} is missing.") from error
-    expected = flatten_dict(jax.eval_shape(_initial_params), sep=".")
-    for key, found in flatten_dict(params, sep=".").items():
+    except KeyError as error:
+        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: it lacks {error}.") from error
+    except (TypeError, IndexError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: {error}.") from error
+    expected: dict[str, Any] = flatten_dict(jax.eval_shape(_initial_params), sep=".")
+    for key, found in cast(dict[str, Any], flatten_dict(params, sep=".")).items():
         if found.shape != expected[key].shape:
             raise ValueError(
                 f"{path} is not of CHGNet 0.3.0 or r2SCAN: {key} has shape {found.shape} instead of "
@@ -137,8 +143,6 @@ def read_chgnet(path: str | Path, name: str = "chgnet", dtype: type = np.float32
     return CHGNet(
         params={"params": jax.tree.map(lambda leaf: np.array(leaf, dtype), params)},
         references=references,
-        known=tuple(np.flatnonzero(np.abs(references) > UNFITTED).tolist()),
-        name=name,
     )
 
 
@@ -169,24 +173,32 @@ def _initial_params() -> Mapping:
 def _converted(weights: Mapping[str, np.ndarray]) -> dict:
     """The original's state dictionary as our parameters."""
 
-    def gated(prefix: str, parts: tuple[str, ...], hidden: bool) -> dict:
-        """A gated perceptron; the original numbers its layers by whether a hidden one and dropout come before."""
-        branches = [f"{prefix}.mlp_{branch}.layers" for branch in ("core", "gate")]
-        index = 0 if hidden else 1
-        kernels = np.concatenate([weights[f"{branch}.{index}.weight"].T for branch in branches], axis=1)
-        tree = dict(zip(parts, np.split(kernels, len(parts)), strict=True))
-        tree["bias"] = np.concatenate([weights[f"{branch}.{index}.bias"] for branch in branches])
-        if hidden:
-            tree["second"] = np.stack([weights[f"{branch}.3.weight"].T for branch in branches])
-            tree["second_bias"] = np.stack([weights[f"{branch}.3.bias"] for branch in branches])
-        tree["scale"] = np.stack([weights[f"{prefix}.bn{branch}.weight"] for branch in (1, 2)])
-        tree["shift"] = np.stack([weights[f"{prefix}.bn{branch}.bias"] for branch in (1, 2)])
+    def stacked(prefix: str, layers: int, name: str) -> np.ndarray:
+        """A quantity of both branches of every layer, [layers, 2, …]; linear layers with inputs before outputs."""
+        branches = ({"mlp": "mlp_core", "norm": "bn1"}, {"mlp": "mlp_gate", "norm": "bn2"})
+        names = [[f"{prefix.format(layer)}.{name.format(**branch)}" for branch in branches] for layer in range(layers)]
+        return np.stack([np.stack([weights[key].T for key in pair]) for pair in names])
+
+    def gated(prefix: str, layers: int, out: str | None = None) -> dict:
+        """A stack of gated perceptrons; those with a hidden layer count an activation and a dropout between."""
+        first = "0" if out else "1"
+        kernels = stacked(prefix, layers, f"{{mlp}}.layers.{first}.weight")
+        tree = {
+            "first": kernels.reshape(layers, 2, -1, CHANNELS, CHANNELS),
+            "bias": stacked(prefix, layers, f"{{mlp}}.layers.{first}.bias"),
+            "scale": stacked(prefix, layers, "{norm}.weight"),
+            "shift": stacked(prefix, layers, "{norm}.bias"),
+        }
+        if out:
+            tree["second"] = stacked(prefix, layers, "{mlp}.layers.3.weight")
+            tree["second_bias"] = stacked(prefix, layers, "{mlp}.layers.3.bias")
+            tree["out"] = np.stack([weights[out.format(layer)].T for layer in range(layers)])
         return tree
 
     def dense(prefix: str) -> dict:
         return {"kernel": weights[f"{prefix}.weight"].T, "bias": weights[f"{prefix}.bias"]}
 
-    around_angle = ("bond", "other", "angle", "center")
+    out = "{}.mlp_out.layers.1.weight"
     tree = {
         "atom_embedding": weights["atom_embedding.embedding.weight"],
         "atom_basis": {"frequencies": weights["bond_basis_expansion.rbf_expansion_ag.frequencies"]},
@@ -196,21 +208,12 @@ def _converted(weights: Mapping[str, np.ndarray]) -> dict:
         "atom_weights": weights["bond_weights_ag.weight"].T,
         "bond_weights": weights["bond_weights_bg.weight"].T,
         "angle_embedding": weights["angle_embedding.weight"].T,
+        "atom_convolutions": gated("atom_conv_layers.{}.twoBody_atom", LAYERS, "atom_conv_layers." + out),
+        "bond_convolutions": gated("bond_conv_layers.{}.twoBody_bond", LAYERS - 1, "bond_conv_layers." + out),
+        "angle_updates": gated("angle_layers.{}.twoBody_bond", LAYERS - 2),
         "moment": dense("site_wise"),
         "norm": {"scale": weights["readout_norm.weight"], "bias": weights["readout_norm.bias"]},
     }
-    for layer in range(LAYERS):
-        tree[f"atom_convolutions_{layer}"] = {
-            "perceptron": gated(f"atom_conv_layers.{layer}.twoBody_atom", ("center", "bond", "neighbor"), True),
-            "out": weights[f"atom_conv_layers.{layer}.mlp_out.layers.1.weight"].T,
-        }
-    for layer in range(LAYERS - 1):
-        tree[f"bond_convolutions_{layer}"] = {
-            "perceptron": gated(f"bond_conv_layers.{layer}.twoBody_bond", around_angle, True),
-            "out": weights[f"bond_conv_layers.{layer}.mlp_out.layers.1.weight"].T,
-        }
-    for layer in range(LAYERS - 2):
-        tree[f"angle_updates_{layer}"] = gated(f"angle_layers.{layer}.twoBody_bond", around_angle, False)
     for index, original in enumerate((0, 2, 4, 7)):
         tree[f"readout_{index}"] = dense(f"mlp.layers.{original}")
     return tree

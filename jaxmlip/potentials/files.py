@@ -87,11 +87,11 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
 
 
 def _encode_chgnet(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    return {"known": [int(z) for z in potential.known], "name": potential.name}, {"params": potential.params}
+    return {}, {"params": potential.params}
 
 
 def _decode_chgnet(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
-    return cls(**leaves, references=references, known=tuple(static["known"]), name=static["name"])
+    return cls(**leaves, references=references)
 
 
 KINDS: dict[str, Kind] = {

@@ -60,7 +60,7 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
     names = set(archive.namelist())
     order = archive.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else "little"
     try:
-        return _Unpickler(archive, folder, {"little": "<", "big": ">"}[order]).load()
+        return _Unpickler(archive, folder, order).load()
     except zipfile.BadZipFile:
         raise
     except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
@@ -71,8 +71,9 @@ class _Unpickler(pickle.Unpickler):
     """Unpickler of containers and dense tensors, and of nothing else."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, order: str) -> None:
+        """Prepare to read the pickle in a folder of the archive, whose storages are "little" or "big" endian."""
         super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        self._archive, self._folder, self._order = archive, folder, order
+        self._archive, self._folder, self._order = archive, folder, {"little": "<", "big": ">"}[order]
 
     def find_class(self, module: str, name: str) -> Any:
         """The three kinds of names a checkpoint of tensors needs."""
@@ -87,7 +88,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> np.ndarray:
         """The elements of a storage, flat."""
         _, dtype, key, _, length = pid
-        data = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), np.dtype(dtype).newbyteorder(self._order))
+        data = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), np.dtype(self._order + dtype))
         if len(data) < length:
             raise pickle.UnpicklingError(f"storage {key} has {len(data)} elements instead of {length}")
         return data

@@ -6,8 +6,8 @@ that nothing invalid is ever kept:
 
 * A step after which any atom is further than half the skin from where the lists were made is discarded, lists are made
   afresh, and the step is repeated with the same random numbers. (As a rule the lists are renewed just before.)
-* A list that does not fit its slots stops the loop before any step is taken with it. The host provides more room,
-  which compiles anew, and the loop goes on.
+* A list that does not fit its slots stops the loop, and what was computed with it is discarded. The host provides more
+  room, which compiles anew, and the loop goes on.
 * A replica that fails is frozen where it last was sound; the others go on, or the run ends with an exception.
 
 A trajectory therefore depends neither on the skin nor on the room for the lists, beyond the rounding of sums over
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 
 from jaxmlip.potentials.potential import Potential, evaluate
 from jaxmlip.simulation.ensembles import Ensemble
-from jaxmlip.simulation.neighbors import ImageSearch, device_neighbors
+from jaxmlip.simulation.neighbors import ImageSearch, device_neighbors, within_cutoff
 from jaxmlip.simulation.trajectory import Outcome
-from jaxmlip.systems.graph import Graph
+from jaxmlip.systems.graph import GHOST, Graph
 from jaxmlip.types import Leaf
 
 MAX_STEP = 0.5
@@ -62,7 +62,7 @@ class Walkers(flax.struct.PyTreeNode):
         stale: [], whether the lists must be made before the next step.
         fresh: [], whether no step has been taken with the lists.
         skin_broken: [], whether a single step led beyond the skin of fresh lists.
-        needed: [2], the most slots, and inner slots, that the lists need.
+        needed: [3], the slots that are needed, to be compared with those of `Room`; 0 where not known to be too few.
     """
 
     state: Leaf
@@ -85,17 +85,19 @@ class Room:
 
     Attributes:
         search: translations tried for each pair.
-        slots: neighbour slots.
+        listed: neighbour slots of the lists, skin included.
+        slots: neighbour slots the potential sees.
         inner: leading slots for the inner cutoff; 0 if the potential has none.
     """
 
     search: ImageSearch
+    listed: int
     slots: int
     inner: int
 
     def fits(self, needed: Any) -> Any:
-        """Whether lists that need so many slots and inner slots are complete."""
-        return (needed[0] <= self.slots) & (needed[1] <= self.inner)
+        """Whether lists that need so many slots (listed, seen, inner) are complete."""
+        return (needed <= jnp.asarray([self.listed, self.slots, self.inner])).all()
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "room", "stop_at_failure"))
@@ -138,8 +140,7 @@ def _with_lists(potential: Potential, system: System, walkers: Walkers, skin: An
     replicas, atoms, _ = positions.shape
 
     def lists_of(replica: tuple[Any, Any, Any]) -> Any:
-        inner = potential.inner_cutoff + skin if potential.inner_cutoff > 0 else 0.0
-        return device_neighbors(*replica, potential.cutoff + skin, inner, search=room.search, slots=room.slots)
+        return device_neighbors(*replica, potential.cutoff + skin, search=room.search, slots=room.listed)
 
     pairs = atoms * atoms * len(room.search.translations)
     at_once = max(1, min(replicas, PAIRS_AT_ONCE // pairs))
@@ -150,7 +151,7 @@ def _with_lists(potential: Potential, system: System, walkers: Walkers, skin: An
         origin=positions,
         stale=jnp.zeros((), bool),
         fresh=jnp.ones((), bool),
-        needed=jnp.stack([lists.needed.max(), lists.needed_inner.max()]),
+        needed=jnp.zeros(3, jnp.int32).at[0].set(lists.needed.max()),
     )
 
 
@@ -165,17 +166,17 @@ def _step(
     room: Room,
 ) -> Walkers:
     """One step of all replicas, kept only if the lists held for all of them."""
-
-    def one(state: Any, cell: Any, neighbors: Any, shifts: Any) -> tuple[Any, Any]:
-        def energy_and_forces(positions: Any) -> tuple[Any, Any]:
-            owner = jnp.zeros(positions.shape[0], jnp.int32)
-            graph = Graph(positions, system.species, cell[None], neighbors, shifts, owner, room.inner)
-            prediction = evaluate(potential, graph)
-            return prediction.energy[0], prediction.forces
-
-        return kind.apply(state, energy_and_forces, dt, parameters)
-
-    state, energy = jax.vmap(one)(walkers.state, system.cells, walkers.neighbors, walkers.shifts)
+    state = jax.vmap(kind.move, in_axes=(0, None, None))(walkers.state, dt, parameters)
+    graph, needed = within_cutoff(
+        _as_one_graph(system, state.position, walkers),
+        potential.cutoff,
+        potential.inner_cutoff,
+        slots=room.slots,
+        inner=room.inner,
+    )
+    prediction = evaluate(potential, graph)
+    energy, forces = prediction.energy, prediction.forces.reshape(state.position.shape)
+    state = jax.vmap(kind.finish, in_axes=(0, 0, None, None))(state, forces, dt, parameters)
 
     leap = _furthest(state.position, walkers.state.position)
     away = _furthest(state.position, walkers.origin)
@@ -185,7 +186,10 @@ def _step(
     failure = jnp.where(sound & ~finite, NOT_FINITE, failure)
     moving = failure == 0
 
-    held = ~(moving & (away > 0.5 * skin)).any()
+    needed = jnp.where(moving[:, None], needed.reshape(*state.position.shape[:2], 2).max(1), 0).max(0)
+    needed = walkers.needed.at[1:].set(needed)
+    within_skin = ~(moving & (away > 0.5 * skin)).any()
+    held = within_skin & room.fits(needed)
     keep = held & moving
     soon = (jnp.where(moving, away + 1.5 * leap, 0.0) > 0.5 * skin).any()
 
@@ -198,9 +202,25 @@ def _step(
         failure=jnp.where(held, failure, walkers.failure),
         failed_at=jnp.where(held & sound & ~moving, walkers.step + 1, walkers.failed_at),
         step=walkers.step + held,
-        stale=~held | soon,
+        stale=~within_skin | soon,
         fresh=jnp.zeros((), bool),
-        skin_broken=~held & walkers.fresh,
+        skin_broken=~within_skin & walkers.fresh,
+        needed=jnp.where(within_skin, needed, walkers.needed),
+    )
+
+
+def _as_one_graph(system: System, positions: Any, walkers: Walkers) -> Graph:
+    """All replicas as one batch, which a potential handles better than a mapped axis: it knows how to cut batches."""
+    replicas, atoms, _ = positions.shape
+    offset = (atoms * jnp.arange(replicas, dtype=jnp.int32))[:, None, None]
+    neighbors = jnp.where(walkers.neighbors == GHOST, GHOST, walkers.neighbors + offset)
+    return Graph(
+        positions=positions.reshape(-1, 3),
+        species=jnp.tile(system.species, replicas),
+        cell=system.cells,
+        neighbors=neighbors.reshape(replicas * atoms, -1),
+        shifts=walkers.shifts.reshape(replicas * atoms, -1, 3),
+        owner=jnp.repeat(jnp.arange(replicas, dtype=jnp.int32), atoms),
     )
 
 

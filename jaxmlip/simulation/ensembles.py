@@ -1,14 +1,14 @@
-"""Statistical ensembles as frozen descriptions, each with the `(init, apply)` pair that samples it.
+"""Statistical ensembles as frozen descriptions, each with the functions that sample it.
 
-The integrators are put together from the steps that jax-md's own simulators are made of. The ready-made
-`jax_md.simulate.nvt_langevin` takes a force and drops the energy that was computed with it, which would cost one more
-evaluation and one more compilation of the potential; a test holds the two to the same trajectory.
+They are put together from the steps that jax-md's own simulators are made of. The ready-made `(init, apply)` of
+`jax_md.simulate.nvt_langevin` calls the force of one replica from within and drops the energy: here a step pauses where
+forces are needed, so that one call gives energies and forces of all replicas. A test holds the two to the same
+trajectory.
 """
 
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -19,9 +19,6 @@ from jaxmlip.types import AnyArray, Vectors
 from jaxmlip.units import FS, KB
 
 Number: TypeAlias = float | int
-
-EnergyAndForces = Callable[[Any], tuple[Any, Any]]
-"""Positions [atoms, 3] in Å to energy [] in eV and forces [atoms, 3] in eV/Å."""
 
 
 class Ensemble(abc.ABC):
@@ -41,8 +38,13 @@ class Ensemble(abc.ABC):
 
     @staticmethod
     @abc.abstractmethod
-    def apply(state: Any, energy_and_forces: EnergyAndForces, dt: Any, parameters: dict[str, Any]) -> tuple[Any, Any]:
-        """One step of one replica: the new state, and the potential energy in eV at its positions."""
+    def move(state: Any, dt: Any, parameters: dict[str, Any]) -> Any:
+        """One replica's step up to the point where forces at new positions are needed."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def finish(state: Any, forces: Any, dt: Any, parameters: dict[str, Any]) -> Any:
+        """The rest of the step, with the forces [atoms, 3] in eV/Å at the state's positions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +91,22 @@ class NVT(Ensemble):
         return simulate.NVTLangevinState(positions, momentum, jnp.zeros_like(positions), mass, key)  # type: ignore[call-arg]
 
     @staticmethod
-    def apply(state: Any, energy_and_forces: EnergyAndForces, dt: Any, parameters: dict[str, Any]) -> tuple[Any, Any]:
-        """One BAOAB step. A step of zero length changes nothing but the forces and the random key."""
+    def move(state: Any, dt: Any, parameters: dict[str, Any]) -> Any:
+        """B, A, O, A: half a kick, half a drift, the thermostat, half a drift."""
         from jax_md import simulate
 
         state = simulate.momentum_step(state, dt / 2)
         state = simulate.position_step(state, _free_space, dt / 2)
         state = simulate.stochastic_step(state, dt, parameters["kT"], parameters["friction"])
-        state = simulate.position_step(state, _free_space, dt / 2)
-        energy, forces = energy_and_forces(state.position)
-        return simulate.momentum_step(state.set(force=forces), dt / 2), energy
+        return simulate.position_step(state, _free_space, dt / 2)
+
+    @staticmethod
+    def finish(state: Any, forces: Vectors, dt: Any, parameters: dict[str, Any]) -> Any:
+        """B: half a kick. A step of zero length thus changes nothing but the forces and the random key."""
+        from jax_md import simulate
+
+        del parameters
+        return simulate.momentum_step(state.set(force=forces), dt / 2)
 
 
 def _free_space(positions: Vectors, displacement: Vectors, **_: Any) -> Vectors:

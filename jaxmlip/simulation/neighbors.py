@@ -5,7 +5,7 @@ forces for the cells of a few hundred atoms that these simulations use, and need
 may have diffused any number of cells away: the lattice shifts undo it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxmlip.systems.graph import GHOST, Graph, edge_vectors
 from jaxmlip.types import AnyArray, HostMatrix, Leaf, Vectors
 
 
@@ -47,13 +48,11 @@ class DeviceList(flax.struct.PyTreeNode):
         neighbors: [atoms, slots], nearest first; −1 in empty slots.
         shifts: [atoms, slots, 3], int16.
         needed: [], slots the best-connected atom needs; the list is incomplete if there are fewer.
-        needed_inner: [], leading slots that hold every neighbour within the inner cutoff.
     """
 
     neighbors: Leaf
     shifts: Leaf
     needed: Leaf
-    needed_inner: Leaf
 
 
 def cell_heights(cell: Float[np.ndarray, "*cells 3 3"]) -> Float[np.ndarray, "*cells 3"]:
@@ -132,7 +131,6 @@ def device_neighbors(
     cell: Float[AnyArray, "3 3"],
     inverse: Float[AnyArray, "3 3"],
     cutoff: float | Float[AnyArray, ""],
-    inner_cutoff: float | Float[AnyArray, ""],
     *,
     search: ImageSearch,
     slots: int,
@@ -144,7 +142,6 @@ def device_neighbors(
         cell: lattice vectors as rows, Å; zero rows where it is not periodic.
         inverse: pseudo-inverse of the cell, 1/Å.
         cutoff: Å, at most the radius that `search` was made for.
-        inner_cutoff: Å; the slots needed up to here are counted.
         search: see `image_search`.
         slots: number of slots; `DeviceList.needed` tells whether they sufficed.
     """
@@ -153,24 +150,56 @@ def device_neighbors(
     images = len(translations)
     not_itself = ~(jnp.eye(atoms, dtype=bool)[:, :, None] & jnp.asarray(~translations.any(axis=1)))
     squared = jnp.where(not_itself, squared, jnp.inf).reshape(atoms, atoms * images)
+    real, index, needed = _nearest(squared, cutoff, slots)
 
-    kept = min(slots, atoms * images)
-    nearest, index = jax.lax.top_k(-squared, kept)
-    real = -nearest < cutoff**2
     other = index // images
     shift = jnp.take_along_axis(own, other[:, :, None], axis=1) + jnp.asarray(translations, jnp.int32)[index % images]
-    padding = ((0, 0), (0, slots - kept))
     return DeviceList(
-        neighbors=jnp.pad(jnp.where(real, other, -1).astype(jnp.int32), padding, constant_values=-1),
-        shifts=jnp.pad(jnp.where(real[:, :, None], shift, 0).astype(jnp.int16), (*padding, (0, 0))),
-        needed=_most(squared < cutoff**2),
-        needed_inner=_most(squared < inner_cutoff**2),
+        neighbors=jnp.where(real, other, -1),
+        shifts=jnp.where(real[:, :, None], shift, 0).astype(jnp.int16),
+        needed=needed.max(),
     )
 
 
-def _most(within: Bool[AnyArray, "atoms pairs"]) -> Int[AnyArray, ""]:
-    """Neighbours of the best-connected atom."""
-    return within.sum(axis=1, dtype=jnp.int32).max()
+def within_cutoff(graph: Graph, cutoff: float, inner_cutoff: float, *, slots: int, inner: int) -> tuple[Graph, Any]:
+    """The graph with only those neighbours that are within the cutoff now, again nearest first.
+
+    A list with a skin holds half as many neighbours again, and a skin about a short inner cutoff doubles those: sorting
+    them out in every step costs little beside what a network would spend on them.
+
+    Args:
+        graph: its lists reach the cutoff at least.
+        cutoff: Å.
+        inner_cutoff: Å; 0 if the potential has none.
+        slots: slots of the new graph.
+        inner: leading slots for the inner cutoff.
+
+    Returns:
+        The graph, and for each atom the slots and inner slots it needs, [atoms, 2]; where there are fewer the graph is
+        incomplete.
+    """
+    vectors, mask = edge_vectors(graph)
+    squared = jnp.where(mask, (vectors**2).sum(-1), jnp.inf)
+    real, index, needed = _nearest(squared, cutoff, slots)
+    neighbors = jnp.take_along_axis(graph.neighbors, index, axis=1)
+    shifts = jnp.take_along_axis(graph.shifts, index[:, :, None], axis=1)
+    needed_inner = (squared < inner_cutoff**2).sum(axis=1, dtype=jnp.int32)
+    nearby = graph.replace(
+        neighbors=jnp.where(real, neighbors, GHOST), shifts=jnp.where(real[:, :, None], shifts, 0), inner=inner
+    )
+    return nearby, jnp.stack([needed, needed_inner], axis=1)
+
+
+def _nearest(
+    squared: Float[AnyArray, "atoms pairs"], cutoff: float | Float[AnyArray, ""], slots: int
+) -> tuple[Bool[AnyArray, "atoms slots"], Int[AnyArray, "atoms slots"], Int[AnyArray, " atoms"]]:
+    """Each atom's nearest pairs: whether they are within the cutoff, which they are, and how many there are in all."""
+    kept = min(slots, squared.shape[1])
+    nearest, index = jax.lax.top_k(-squared, kept)
+    padding = ((0, 0), (0, slots - kept))
+    real = jnp.pad(-nearest < cutoff**2, padding)
+    needed = (squared < cutoff**2).sum(axis=1, dtype=jnp.int32)
+    return real, jnp.pad(index.astype(jnp.int32), padding), needed
 
 
 def pseudo_inverse(cell: HostMatrix) -> HostMatrix:

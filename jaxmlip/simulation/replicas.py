@@ -19,6 +19,12 @@ from jaxmlip.systems.graph import GHOST, check_structure, periodic_cell
 from jaxmlip.systems.neighbors import dense_neighbors
 from jaxmlip.units import FS, KB
 
+RATTLE = 0.07
+"""Å, in each direction: about how much neighbouring atoms of ice move against each other at 250 K."""
+
+RATTLED = 8
+"""Rattled structures that the room for neighbour lists is found from."""
+
 
 class SimulationError(RuntimeError):
     """A replica failed; the message names it, the step, and the likely causes."""
@@ -54,7 +60,8 @@ def simulate(
         replicas: number of replicas; by default as many as structures.
         seed: a non-negative integer; the same seed gives the same trajectories on the same machine.
         sample_every_fs: time between frames, rounded to steps; the start is not a frame.
-        skin: Å, by how much neighbour lists reach beyond the cutoff. It affects speed alone.
+        skin: Å, by how much neighbour lists reach beyond the cutoff. It affects speed alone, and not the potential's:
+            neighbours beyond the cutoff are sorted out before it is called.
         progress: show a progress bar.
         on_failure: "raise" ends the run when a replica fails; "mark" lets the others go on and says so in
             `Run.outcomes`.
@@ -131,8 +138,8 @@ class _Engine:
             cells=jnp.asarray(cells, float),
             inverses=jnp.asarray(np.stack([pseudo_inverse(cell) for cell in cells]), float),
         )
-        needed = self._counts(host_positions, cells)
-        self.room = self._room_for(int(needed[0]), int(needed[1]))
+        needed = self._needed(host_positions, cells)
+        self.room = self._room_for(*map(int, needed))
         masses = jnp.asarray(np.stack([atoms.get_masses() for atoms in starts]), float)
         n = len(starts)
         self.walkers = Walkers(
@@ -147,7 +154,7 @@ class _Engine:
             stale=jnp.ones((), bool),
             fresh=jnp.ones((), bool),
             skin_broken=jnp.zeros((), bool),
-            needed=jnp.zeros(2, jnp.int32),
+            needed=jnp.zeros(3, jnp.int32),
         )
         self._clear_lists()
 
@@ -156,25 +163,25 @@ class _Engine:
         """Whether no replica is left."""
         return bool((np.asarray(self.walkers.failure) > 0).all())
 
-    @property
-    def _inner_range(self) -> float:
-        return self.inner_cutoff + self.skin if self.inner_cutoff > 0 else 0.0
+    def _room_for(self, listed: int, slots: int, inner: int) -> Room:
+        """Room for the given needs, rounded up so that runs from similar structures share compiled code.
 
-    def _room_for(self, slots: int, inner: int) -> Room:
-        """Room for lists that fluctuate about the given needs: √n is the spread of a gas, a generous one of a solid."""
-        slots = _rounded_up(slots + np.sqrt(slots) + 2)
-        inner = _rounded_up(inner + np.sqrt(inner) + 2) if self.inner_cutoff > 0 else 0
-        return Room(image_search(self.heights, self.cutoff + self.skin), max(slots, inner), inner)
+        Little is added: a slot too many costs in every step (an inner one with the square of their number), a slot too
+        few costs one compilation.
+        """
+        listed, slots = (int(np.ceil(n / 4)) * 4 for n in (listed, slots))
+        slots = max(slots, inner)
+        return Room(image_search(self.heights, self.cutoff + self.skin), max(listed, slots), slots, inner)
 
     def _clear_lists(self) -> None:
         """Empty lists of the present size, to be made before the next step."""
         replicas, atoms, _ = self.walkers.origin.shape
         self.walkers = self.walkers.replace(
-            neighbors=jnp.full((replicas, atoms, self.room.slots), GHOST, jnp.int32),
-            shifts=jnp.zeros((replicas, atoms, self.room.slots, 3), jnp.int16),
+            neighbors=jnp.full((replicas, atoms, self.room.listed), GHOST, jnp.int32),
+            shifts=jnp.zeros((replicas, atoms, self.room.listed, 3), jnp.int16),
             stale=jnp.ones((), bool),
             skin_broken=jnp.zeros((), bool),
-            needed=jnp.zeros(2, jnp.int32),
+            needed=jnp.zeros(3, jnp.int32),
         )
 
     def prepare(self) -> None:
@@ -222,19 +229,32 @@ class _Engine:
         if skin_broken:
             self.skin *= 2.0
             positions = np.asarray(self.walkers.state.position, np.float64)
-            needed = self._counts(positions, np.asarray(self.system.cells, np.float64))
-        grown = self._room_for(int(needed[0]), int(needed[1]))
-        self.room = Room(grown.search, max(grown.slots, self.room.slots), max(grown.inner, self.room.inner))
+            needed = self._needed(positions, np.asarray(self.system.cells, np.float64))
+        listed, slots, inner = (int(n) for n in needed)
+        grown = self._room_for(listed + listed // 20, slots + slots // 20, inner + 1)
+        self.room = Room(
+            grown.search,
+            max(grown.listed, self.room.listed),
+            max(grown.slots, self.room.slots),
+            max(grown.inner, self.room.inner) if self.inner_cutoff > 0 else 0,
+        )
         self._clear_lists()
 
-    def _counts(self, positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Slots and inner slots that the replicas' lists need, counted on the host."""
-        counts = []
+    def _needed(self, positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Slots that the replicas' lists will need (listed, seen by the potential, inner), found on the host.
+
+        Structures at rest say little of the thermal motion to come: the most is taken over structures whose atoms are
+        displaced at random by `RATTLE`.
+        """
+        counts, rng = [], np.random.default_rng(0)
         for where, cell in zip(positions, cells, strict=True):
             # Wrapped: the host's lists have room for shifts of few cells.
             where = where - np.floor(where @ pseudo_inverse(cell) + 1e-9) @ cell
-            neighbors, _, inner = dense_neighbors(where, cell, self.cutoff + self.skin, self._inner_range)
-            counts.append((neighbors.shape[1], inner))
+            for _ in range(-(-RATTLED // len(positions))):
+                moved = where + rng.normal(scale=RATTLE, size=where.shape)
+                listed, _, seen = dense_neighbors(moved, cell, self.cutoff + self.skin, self.cutoff)
+                _, _, inner = dense_neighbors(moved, cell, self.cutoff, self.inner_cutoff)
+                counts.append((listed.shape[1], seen, inner))
         return np.max(counts, axis=0)
 
     def _raise(self, failure: np.ndarray, failed_at: np.ndarray) -> None:
@@ -330,10 +350,6 @@ def _checked_steps(
             "make it longer, or sample_every_fs shorter."
         )
     return int(length), every
-
-
-def _rounded_up(number: Number, multiple: int = 4) -> int:
-    return int(np.ceil(number / multiple) * multiple)
 
 
 def _ns_per_day(simulated_fs: float, seconds: float) -> float:

@@ -180,23 +180,28 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Section:
 
 def resolve(content: dict, source: str) -> Section:
     """Check a mapping against the model its `study` key names; errors are `ConfigError`, as in `load_config`."""
-    kind = content.get("study", "clusters_to_bulk")
-    if kind not in STUDIES:
-        raise ConfigError(f"{source}: study is {kind!r}; the studies are {', '.join(STUDIES)}.")
+    model = _model(content.get("study", "clusters_to_bulk"), source)
     try:
-        return STUDIES[kind].model_validate(content)
+        return model.model_validate(content)
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_sentence(source, STUDIES[kind], e) for e in error.errors())) from None
+        raise ConfigError("\n".join(_sentence(source, model, e) for e in error.errors())) from None
 
 
 def template(kind: str = "clusters_to_bulk") -> str:
     """A whole configuration with every default, as YAML with the meaning of each key behind it."""
-    return "\n".join(_commented(STUDIES[kind], _defaults(STUDIES[kind]))) + "\n"
+    model = _model(kind, "template")
+    return "\n".join(_commented(model, _defaults(model))) + "\n"
 
 
 def schema(kind: str = "clusters_to_bulk") -> dict:
-    """JSON schema of a configuration, for editors."""
-    return STUDIES[kind].model_json_schema()
+    """JSON schema of a configuration, for editors; errors as `load_config`."""
+    return _model(kind, "schema").model_json_schema()
+
+
+def _model(kind: Any, source: str) -> type[Section]:
+    if kind not in STUDIES:
+        raise ConfigError(f"{source}: study is {kind!r}; the studies are {', '.join(STUDIES)}.")
+    return STUDIES[kind]
 
 
 def _apply(content: dict, override: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -111,6 +112,7 @@ def seed_for(seed: int, purpose: str) -> int:
 def versions() -> dict[str, str]:
     """Versions of everything that decides the numbers."""
     packages = ["jaxmlip", "jax", "jaxlib", "flax", "optax", "jax-md", "e3nn-jax", "numpy", "ase", "genice2", "pymbar"]
+    packages += ["chgnet"] * (importlib.util.find_spec("chgnet") is not None)
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
