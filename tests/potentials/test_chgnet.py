@@ -330,7 +330,7 @@ def test_another_chgnet_is_refused(tmp_path: Path) -> None:
     assert spec.submodule_search_locations is not None
     folder = Path(spec.submodule_search_locations[0]) / "pretrained"
     (old,) = (folder / "0.2.0").glob("*.pth.tar")
-    with pytest.raises(ValueError, match=r"is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: .* is missing"):
+    with pytest.raises(ValueError, match=r"is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: it lacks "):
         read_chgnet(old)
     (good,) = (folder / "0.3.0").glob("*.pth.tar")
     cut = tmp_path / "cut.pth.tar"
