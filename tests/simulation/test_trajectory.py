@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
 from jaxmlip.simulation.trajectory import Outcome, Run, load_run
 
 
