@@ -231,7 +231,7 @@ class _Engine:
             positions = np.asarray(self.walkers.state.position, np.float64)
             needed = self._needed(positions, np.asarray(self.system.cells, np.float64))
         listed, slots, inner = (int(n) for n in needed)
-        grown = self._room_for(listed + listed // 20, slots + slots // 20, inner + 1)
+        grown = self._room_for(listed + listed // 8, slots + slots // 8, inner + 1 + inner // 8)
         self.room = Room(
             grown.search,
             max(grown.listed, self.room.listed),

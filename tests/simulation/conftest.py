@@ -6,7 +6,7 @@ from ase import Atoms
 from ase.build import bulk
 
 
-def fcc(repeats: int, rattle: float = 0.02) -> Atoms:
+def fcc(repeats: int, rattle: float = 0.1) -> Atoms:
     """Face-centred cubic lattice of unit masses at ρ = 0.75 in reduced Lennard-Jones units, rattled."""
     atoms = bulk("Ar", "fcc", a=(4.0 / 0.75) ** (1.0 / 3.0), cubic=True).repeat(repeats)
     atoms.set_masses(np.ones(len(atoms)))

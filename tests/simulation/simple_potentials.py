@@ -28,7 +28,10 @@ class Wells(Potential):
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """½ k |r − r₀|², eV."""
-        return 0.5 * self.params["k"] * ((graph.positions - self.params["centres"]) ** 2).sum(-1)
+        centres = self.params["centres"]
+        # A graph may be a batch of replicas of the same atoms.
+        away = graph.positions.reshape(-1, *centres.shape) - centres
+        return 0.5 * self.params["k"] * (away**2).sum(-1).ravel()
 
 
 @flax.struct.dataclass
