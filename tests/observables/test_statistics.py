@@ -25,7 +25,7 @@ def autoregressive(replicas: int, frames: int, realisations: int, tau: float, se
     phi = np.exp(-1.0 / tau)
     noise = rng.normal(size=(replicas, frames, realisations)) * np.sqrt(1 - phi**2)
     noise[:, 0] /= np.sqrt(1 - phi**2)
-    return lfilter([1.0], [1.0, -phi], noise, axis=1)
+    return np.asarray(lfilter([1.0], [1.0, -phi], noise, axis=1))
 
 
 @pytest.mark.parametrize(("replicas", "frames", "tau"), [(1, 2000, 8.0), (4, 500, 8.0), (16, 200, 8.0), (2, 800, 0.2)])
