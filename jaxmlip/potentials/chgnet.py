@@ -73,10 +73,12 @@ class CHGNet(Potential):
 
     def _apply(self, graph: Graph) -> tuple[PerAtom, PerAtom]:
         """Atomic energies and magnetic moments, 0 for padding atoms."""
+        # Numpy leaves of the host cannot be indexed by what a transformation traces.
+        params, graph = jax.tree.map(jnp.asarray, (self.params, graph))
         vectors, _ = edge_vectors(graph)
         inner = min(graph.inner, graph.n_slots)
         reverse = reverse_slots(graph.neighbors[:, :inner], graph.shifts[:, :inner])
-        outputs = CHGNetNetwork().apply(self.params, graph.species, vectors, graph.neighbors, reverse)
+        outputs = CHGNetNetwork().apply(params, graph.species, vectors, graph.neighbors, reverse)
         # The bond graph would silently lack a bond that has moved outside of the inner slots.
         missed = jnp.any(jnp.sum(vectors[:, inner:] ** 2, axis=-1) < (BOND_CUTOFF - MISSED) ** 2, axis=1)
         energies, moments = (
@@ -128,7 +130,7 @@ def read_chgnet(path: str | Path, dtype: type = np.float32) -> CHGNet:
         params = _converted(weights)
         atom_ref = weights["composition_model.fc.weight"][0].astype(np.float64)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: {error!r} is missing.") from error
+        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: it lacks {error}.") from error
     expected: dict[str, Any] = flatten_dict(jax.eval_shape(_initial_params), sep=".")
     for key, found in cast(dict[str, Any], flatten_dict(params, sep=".")).items():
         if found.shape != expected[key].shape:

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmlip.types import AnyArray
+
 SILU_SCALE = 1.6791767923989418
 """Factor that gives silu(x) a second moment of one for normally distributed x, as in e3nn and so in MACE's weights.
 
@@ -48,7 +50,7 @@ class RadialNetwork(nn.Module):
     widths: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*edges functions"]) -> Float[Array, "*edges hidden"]:
+    def __call__(self, x: Float[AnyArray, "*edges functions"]) -> Float[Array, "*edges hidden"]:
         """Features of the last hidden layer; the final linear layer is left to the interaction, which may fold it."""
         for layer, width in enumerate(self.widths):
             weight = self.param(f"weight_{layer}", nn.initializers.ones, (x.shape[-1], width), jnp.float32)

@@ -186,7 +186,9 @@ def _step(
     failure = jnp.where(sound & ~finite, NOT_FINITE, failure)
     moving = failure == 0
 
-    needed = jnp.where(moving[:, None], needed.reshape(*state.position.shape[:2], 2).max(1), 0).max(0)
+    # A potential may answer NaN to lists that lack room, so what is not finite has a say here; what exploded has not.
+    asking = sound & ~(leap > MAX_STEP)
+    needed = jnp.where(asking[:, None], needed.reshape(*state.position.shape[:2], 2).max(1), 0).max(0)
     needed = walkers.needed.at[1:].set(needed)
     within_skin = ~(moving & (away > 0.5 * skin)).any()
     held = within_skin & room.fits(needed)

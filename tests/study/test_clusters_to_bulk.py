@@ -1,0 +1,135 @@
+"""A whole study in miniature, with the real teachers: what it writes, how it is cached, that it survives a kill."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxmlip.potentials.files import load_potential, read_header
+from jaxmlip.simulation.trajectory import load_run
+from jaxmlip.study import clusters_to_bulk
+from jaxmlip.study.config import resolve
+from jaxmlip.study.run import run_study
+
+MINIATURE = {
+    "name": "miniature",
+    "system": {"molecules": 16},
+    "sampling": {"replicas": 2, "time_ps": 0.012, "sample_every_fs": 1, "discard_ps": 0.002, "bulk_frames": 5},
+    "clusters": {"radius": 3.0, "number": 10},
+    "student": {"channels": 4, "l_max": 1, "correlation": 2, "radial_mlp": [8], "cutoff": 4.0},
+    "distillation": {"epochs": 2},
+    "finetuning": {"epochs": 2},
+    "dynamics": {"replicas": 2, "time_ps": 0.012, "sample_every_fs": 1},
+    "strategies": ["differential", "multi_fidelity"],
+    "test": {"frames": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return resolve(MINIATURE, "miniature")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study") / "run"
+
+
+@pytest.fixture(scope="module")
+def summary(config, folder):
+    return run_study(config, folder, progress=False)
+
+
+def numbers(summary):
+    """The summary without what says when and how fast."""
+    return {key: value for key, value in summary.items() if key not in ("wall_s", "stages_s")}
+
+
+def test_summary_holds_every_number_with_its_error(summary):
+    for strategy in ("differential", "multi_fidelity"):
+        for labels in ("energy_forces", "energy"):
+            student = summary["students"][strategy][labels]
+            measured = [student[key] for key in ("force_rmse_meV_A", "energy_rmse_meV_atom")]
+            measured += [student["rdf_error_A"][pair] for pair in ("OO", "OH", "HH")]
+            measured += [student[key] for key in ("potential_energy_eV", "temperature_K")]
+            assert all(np.isfinite([number["value"], number["error"]]).all() for number in measured)
+            assert all(number["error"] > 0 for number in measured)
+            assert student["verdict"]["level"]
+    assert summary["teacher"]["force_rmse_meV_A"]["value"] < 1e-2
+    assert summary["teacher"]["rdf_error_A"]["OO"]["noise_floor"] > 0
+    assert {"jax", "jaxmlip", "chgnet"} <= set(summary["versions"])
+    assert summary["seed"] == 0
+    assert summary["wall_s"] == pytest.approx(sum(summary["stages_s"].values()))
+
+
+def test_teachers_differ_as_their_papers_say(summary):
+    """The functionals differ by −0.497 ± 0.009 eV per H2O on bulk ice, and by some 290 meV/Å in the forces."""
+    low = summary["low_teacher"]
+    assert low["energy_mean_meV_molecule"]["value"] == pytest.approx(497, abs=60)
+    assert 100 < low["force_rmse_meV_A"]["value"] < 600
+
+
+def test_folder_holds_what_the_readme_says(summary, folder, config):
+    resolved = json.loads((folder / "config.json").read_text())
+    assert resolve(resolved["config"], "config.json") == config
+    student = folder / "stages" / "multi_fidelity.energy"
+    potential = load_potential(student / "potential.jaxmlip")
+    assert potential.species == (1, 8)
+    assert read_header(student / "potential.jaxmlip")["provenance"]["seed"] == 0
+    run = load_run(folder / "stages" / "dynamics-multi_fidelity.energy" / "run.h5")
+    assert run.positions.shape == (2, 12, 48, 3)
+    assert (folder / "stages" / "labels-high" / "clusters-train.extxyz").exists()
+    assert not list((folder / "stages" / "labels-high").glob("bulk*")), "high-fidelity labels of the bulk leaked"
+
+
+def test_report_is_one_file_that_names_every_student(summary, folder):
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for words in ("multi-fidelity (E + F)", "differential (E only)", "Which student can be trusted?"):
+        assert words in page
+
+
+def test_second_run_does_no_work(summary, config, folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (folder / "stages").rglob("*") if path.is_file()}
+    again = run_study(config, folder, progress=True)
+    printed = capsys.readouterr().out.splitlines()
+    assert again == summary
+    assert len(printed) == len(summary["stages_s"])
+    assert all(line.endswith("kept from an earlier run") for line in printed)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.parametrize("fatal_call", [2, 4])
+def test_interrupted_run_ends_with_the_same_numbers(summary, config, tmp_path, monkeypatch, fatal_call):
+    """Killed in the second (or fourth) simulation, then run again."""
+    simulate, calls = clusters_to_bulk.simulate, []
+
+    def dies(*arguments, **options):
+        calls.append(1)
+        if len(calls) == fatal_call:
+            raise KeyboardInterrupt
+        return simulate(*arguments, **options)
+
+    monkeypatch.setattr(clusters_to_bulk, "simulate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    resumed = run_study(config, tmp_path / "run", progress=False)
+    assert numbers(resumed) == numbers(summary)
+
+
+def test_teacher_that_only_labels_is_refused_before_any_work(tmp_path):
+    labels_only = resolve(MINIATURE | {"teachers": {"low": "ase:ase.calculators.emt:EMT"}}, "miniature")
+    with pytest.raises(ValueError, match=r"ase\.calculators\.emt:EMT gives labels only"):
+        run_study(labels_only, tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run" / "stages").iterdir())
+
+
+def test_more_frames_than_were_simulated(tmp_path, folder, summary, config):
+    too_many = resolve(MINIATURE | {"test": {"frames": 400}}, "miniature")
+    with pytest.raises(
+        ValueError, match=r"400 frames are asked for, but the simulation leaves only \d+; make it longer"
+    ):
+        run_study(too_many, folder, progress=False)

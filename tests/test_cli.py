@@ -1,0 +1,163 @@
+"""The command line: help without imports, machine-readable results, and mistakes in one sentence each."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ase.build import molecule
+from ase.io import write
+from typer.testing import CliRunner
+
+from jaxmlip.cli import app
+from jaxmlip.potentials.evaluation import label
+from jaxmlip.potentials.files import load
+from jaxmlip.systems.dataset import read_frames, write_frames
+
+COMMANDS = ["run", "train", "label", "evaluate", "md", "config"]
+
+
+@pytest.fixture(scope="module")
+def water(tmp_path_factory):
+    """A file of four distorted water molecules labelled by CHGNet."""
+    path = tmp_path_factory.mktemp("water") / "water.extxyz"
+    molecules = [molecule("H2O") for _ in range(4)]
+    for seed, atoms in enumerate(molecules):
+        atoms.rattle(0.05, seed=seed)
+    write_frames(path, label(molecules, load("chgnet:gga")))
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def sentence(*arguments):
+    """The one sentence a mistaken command prints."""
+    result = invoke(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+def test_help_imports_nothing_slow():
+    """Importing jax alone takes seconds; `--help` must not wait for it."""
+    program = (
+        "import sys; from typer.testing import CliRunner; from jaxmlip.cli import app\n"
+        f"for command in {COMMANDS}: assert CliRunner().invoke(app, [command, '--help']).exit_code == 0, command\n"
+        "slow = {'jax', 'numpy', 'ase', 'pydantic', 'flax'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_evaluate_prints_one_object(water):
+    result = invoke("evaluate", "--potential", "chgnet:r2scan", water, "--json")
+    report = json.loads(result.stdout)
+    assert (report["frames"], report["atoms"]) == (4, 12)
+    for key in ("energy_rmse_meV_atom", "energy_max_meV_atom", "energy_mean_meV_atom", "energy_std_meV_atom"):
+        assert np.isfinite(report[key])
+    assert report["force_max_meV_A"] >= report["force_rmse_meV_A"] > 10
+    assert "stress_rmse_GPa" not in report
+
+
+def test_label_then_evaluate_finds_no_error(water, tmp_path):
+    out = tmp_path / "labelled.extxyz"
+    assert invoke("label", water, "--potential", "chgnet:r2scan", "--out", out).exit_code == 0
+    assert len(read_frames(out)) == 4
+    report = json.loads(invoke("evaluate", "--potential", "chgnet:r2scan", out, "--json").stdout)
+    assert report["force_max_meV_A"] < 1e-2
+    assert report["energy_max_meV_atom"] < 1e-2
+
+
+def test_md_writes_a_trajectory(water, tmp_path):
+    from jaxmlip.simulation.trajectory import load_run
+
+    out = tmp_path / "run.h5"
+    options = ["--temperature_K", 300, "--time_ps", 0.005, "--sample_every_fs", 1, "--replicas", 2, "--out", out]
+    result = invoke("md", water, "--potential", "chgnet:gga", *options)
+    assert result.exit_code == 0, result.output
+    assert load_run(out).positions.shape == (2, 5, 3, 3)
+
+
+def test_train_writes_a_potential_that_can_be_fine_tuned(water, tmp_path):
+    student = "{channels: 4, l_max: 1, correlation: 2, radial_mlp: [8]}"
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        f"study: train\ndata: {{path: {water}}}\nvalidation_fraction: 0.25\n"
+        f"student: {student}\ntraining: {{epochs: 2}}\n"
+    )
+    first = tmp_path / "first"
+    result = invoke("train", config, "--out", first, "--quiet")
+    assert result.exit_code == 0, result.output
+    options = [f"foundation={first / 'potential.jaxmlip'}", "strategy=single_fidelity", "labels=energy"]
+    result = invoke("train", config, *options, "--out", tmp_path / "second", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert np.isfinite(json.loads((tmp_path / "second" / "errors.json").read_text())["force_rmse_meV_A"])
+    assert "multi_fidelity starts from a foundation" in sentence("train", config, "strategy=multi_fidelity")
+
+
+def test_mistakes_get_one_sentence(water, tmp_path):
+    evaluate = ("evaluate", "--potential", "chgnet:gga")
+    assert "absent.extxyz" in sentence(*evaluate, tmp_path / "absent.extxyz")
+
+    line = sentence(*evaluate, water, "--energy-key", "dft_energy")
+    assert "dft_energy" in line
+    assert "frame 0" in line
+    assert "energy" in line.partition("dft_energy")[2]
+
+    assert "there is no configuration" in sentence("run", tmp_path / "absent.yaml").lower()
+    assert "the names are chgnet:gga, chgnet:r2scan" in sentence("evaluate", "--potential", "chgnet:pbe", water)
+
+    assert "Yb" in _with_element(tmp_path, "Yb")
+
+    broken = molecule("H2O")
+    broken.positions[1, 2] = np.nan
+    write(tmp_path / "nan.extxyz", broken)
+    line = sentence("label", tmp_path / "nan.extxyz", "--potential", "chgnet:gga", "--out", tmp_path / "out.extxyz")
+    assert "atom 1" in line
+    assert "not finite" in line
+    assert not (tmp_path / "out.extxyz").exists()
+
+    flat = molecule("H2O", cell=[[5, 0, 0], [5, 0, 0], [0, 0, 5]], pbc=True)
+    write(tmp_path / "flat.extxyz", flat)
+    line = sentence("label", tmp_path / "flat.extxyz", "--potential", "chgnet:gga", "--out", tmp_path / "out.extxyz")
+    assert "singular" in line
+
+
+def _with_element(tmp_path, symbol):
+    atoms = molecule("H2O")
+    atoms.symbols[0] = symbol
+    path = tmp_path / f"{symbol}.extxyz"
+    write(path, atoms)
+    return sentence("label", path, "--potential", "chgnet:r2scan", "--out", tmp_path / "out.extxyz")
+
+
+def test_truncated_potential_is_refused(water, tmp_path):
+    from jaxmlip.potentials.equivariant import Equivariant
+    from jaxmlip.potentials.files import save
+
+    path = tmp_path / "student.jaxmlip"
+    tiny = Equivariant(channels=4, l_max=1, correlation=1, radial_mlp=(8,))
+    save(tiny.build((1, 8), average_neighbors=2.0), path)
+    path.write_bytes(path.read_bytes()[:-200])
+    line = sentence("evaluate", "--potential", path, water)
+    assert str(path) in line
+    assert "truncated" in line
+
+
+def test_missing_chgnet_is_named(water, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    assert "uv sync" in sentence("evaluate", "--potential", "chgnet:gga", water)
+
+
+def test_config_commands(tmp_path):
+    text = invoke("config", "template").stdout
+    (tmp_path / "t.yaml").write_text(text)
+    assert json.loads(invoke("config", "schema").stdout)["title"] == "ClustersToBulk"
+    assert "unknown key colour" in sentence("run", tmp_path / "t.yaml", "colour=red")
+    assert "clusters_to_bulk" in sentence("config", "template", "cooking")
