@@ -112,7 +112,8 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     Args:
         run: from `simulate`.
         observable: for example `RDF("O", "O")`.
-        equilibration: time in ps to discard at the start, or "auto": see `equilibration_frames`.
+        equilibration: time in ps to discard at the start, or "auto": see `equilibration_frames`. A run that would lose
+            more than half of itself keeps its second half, and the status says so.
 
     Raises:
         ValueError: if the observable makes no sense for the run, or nothing is left of it.
@@ -123,8 +124,10 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
             f"{Status.NO_DATA.value.capitalize()}: there is nothing to average {observable.name} over. "
             f"Replica 0: {run.outcomes[0].value}."
         )
+    wanted = 0
     if equilibration == "auto":
-        first = equilibration_frames(run.potential_energy[kept])
+        wanted = equilibration_frames(run.potential_energy[kept])
+        first = min(wanted, run.n_frames // 2)
     else:
         first = int(np.searchsorted(run.time_fs, 1000.0 * float(equilibration), side="right"))
         if not equilibration >= 0 or first >= run.n_frames:
@@ -133,7 +136,7 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
             )
     estimate = observable.reduce(observable.over(run, first))
     status = estimate.status
-    if equilibration == "auto" and first > 0.5 * run.n_frames:
+    if equilibration == "auto" and wanted > first:
         status = worst(status, Status.NOT_EQUILIBRATED)
     if not kept.all():
         status = worst(status, Status.REPLICA_FAILED)

@@ -38,7 +38,7 @@ class Status(enum.Enum):
     """Whether an estimate can be used; the value is the message for the user."""
 
     OK = "OK"
-    NOT_EQUILIBRATED = "more than half of the run was discarded as equilibration: run longer"
+    NOT_EQUILIBRATED = "still equilibrating in the second half, which alone was kept: run longer"
     REPLICAS_DISAGREE = "the replicas differ by more than their fluctuations explain: not one equilibrium, or not yet"
     TOO_FEW = "too few independent samples: fewer than 20; run longer, or more replicas"
     REPLICA_FAILED = "at least one replica failed and was left out"

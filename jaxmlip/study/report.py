@@ -29,7 +29,9 @@ tr.reference { color: #666; } img { max-width: 100%; }
 pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: 0.85em; }
 """
 
-VERDICT_CLASS = {"trusted": "trusted", "right for the wrong reasons": "doubt", "wrong energy": "doubt"}
+VERDICT_CLASS = {"trusted": "trusted"} | dict.fromkeys(
+    ("right for the wrong reasons", "wrong energy", "undecided"), "doubt"
+)
 
 COLUMNS = [
     ("force RMSE<br>meV/Å", ("force_rmse_meV_A",), 0),

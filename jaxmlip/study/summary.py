@@ -95,9 +95,12 @@ def _analysed(predicted: list[Frame], run: Run) -> Analysed:
 
 def _measure(config: ClustersToBulk, test: list[Frame], one: Analysed, teacher: Analysed) -> dict[str, Any]:
     """All numbers of one potential, and the verdict they lead to."""
-    stable = bool(one.run.completed.all())
-    measured = _errors(test, one.predicted) | {"stable": stable, "outcome": _outcome(one.run)}
-    if stable:
+    outcome = _outcome(one.run, config.system.temperature_K)
+    measured = _errors(test, one.predicted) | {
+        "stable": outcome is None,
+        "outcome": outcome or "every replica is sound",
+    }
+    if one.run.completed.all():
         molecules = _molecules(test[0].atoms)
         energy, reference = (average(run, PotentialEnergy()) for run in (one.run, teacher.run))
         temperature = average(one.run, Temperature())
@@ -124,7 +127,8 @@ def verdict(measured: dict[str, Any], force_rms: float, limits: Verdict) -> dict
         limits: what counts as significant and as harmful.
 
     Returns:
-        `level`, one of unstable, wrong structure, wrong energy, right for the wrong reasons, trusted; and the `reason`.
+        `level`, one of unstable, wrong structure, wrong energy, undecided, right for the wrong reasons, trusted; and
+        the `reason`.
     """
     if not measured["stable"]:
         return {"level": "unstable", "reason": measured["outcome"]}
@@ -139,6 +143,9 @@ def verdict(measured: dict[str, Any], force_rms: float, limits: Verdict) -> dict
     if sigma > limits.sigma and abs(deviation["value"]) > limits.energy_tolerance_meV_molecule:
         reason = f"mean potential energy is off by {deviation['value']:+.0f} meV per molecule ({sigma:.1f} σ)"
         return {"level": "wrong energy", "reason": reason}
+    if (width := max(error["error"] for error in measured["rdf_error_A"].values())) > limits.rdf_tolerance_A:
+        reason = f"RDF errors are known to ± {width:.2f} Å only, more than the tolerance: run longer"
+        return {"level": "undecided", "reason": reason}
     share = measured["force_rmse_meV_A"]["value"] / force_rms
     if share > limits.force_tolerance:
         reason = f"its run looks right, but forces are off by {100 * share:.0f} % of their RMS"
@@ -177,14 +184,22 @@ def _number(estimate: Estimate) -> dict[str, Any]:
     return number if estimate.noise_floor is None else number | {"noise_floor": float(estimate.noise_floor)}
 
 
-def _outcome(run: Run) -> str:
-    """How the replicas ended, in words."""
-    failed = [
-        f"replica {replica} failed at {run.time_fs[max(0, length - 1)]:.0f} fs: {outcome.value}"
-        for replica, (outcome, length) in enumerate(zip(run.outcomes, run.lengths, strict=True))
-        if outcome is not Outcome.COMPLETED
-    ]
-    return "; ".join(failed) or f"all {run.n_replicas} replicas ran to the end"
+def _outcome(run: Run, temperature_K: float) -> str | None:
+    """What went wrong in a simulation, in words; None if nothing did.
+
+    A thermostatted replica whose kinetic temperature leaves T (1 + 6 √(2/3N)), six standard deviations of the canonical
+    ensemble, is falling into a hole of its potential, whether or not it goes on.
+    """
+    hot = temperature_K * (1.0 + 6.0 * np.sqrt(2.0 / (3.0 * len(run.numbers))))
+    failures = []
+    for replica, (outcome, length) in enumerate(zip(run.outcomes, run.lengths, strict=True)):
+        over = np.flatnonzero(run.temperature[replica, :length] > hot)
+        if outcome is not Outcome.COMPLETED:
+            failures.append(f"replica {replica} failed after {length} frames: {outcome.value}")
+        elif over.size:
+            at = run.time_fs[over[0]]
+            failures.append(f"replica {replica} is hotter than {hot:.0f} K, six σ of its thermostat, at {at:.0f} fs")
+    return "; ".join(failures) or None
 
 
 def _molecules(atoms: Atoms) -> int:
