@@ -30,7 +30,7 @@ def _mistakes_in_one_sentence() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError, RuntimeError, NotImplementedError) as error:
-        if type(error).__module__.startswith("jax"):  # an error of the program, not of its use
+        if type(error).__module__.partition(".")[0] in ("jax", "jaxlib"):  # an error of the program, not of its use
             raise
         typer.secho(f"Error: {error}", fg="red", err=True)
         raise typer.Exit(1) from None
