@@ -34,7 +34,7 @@ def readable(name: str) -> str:
     return f"{words} ({'E + F' if labels == 'energy_forces' else 'E only'})" if labels else words
 
 
-def learning_curve(ax: Axes, history: Sequence[Mapping[str, float]]) -> None:
+def learning_curve(ax: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     """Validation errors of energy and forces by epoch, on two logarithmic axes."""
     epochs = [row["epoch"] for row in history if np.isfinite(row.get("validation_force_rmse_meV_A", np.nan))]
     rows = [row for row in history if row["epoch"] in set(epochs)]
@@ -114,7 +114,7 @@ def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure
         return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
 
 
-def _dig(numbers: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, float] | None:
+def _dig(numbers: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any] | None:
     for key in path:
         if key not in numbers:
             return None

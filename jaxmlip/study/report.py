@@ -224,7 +224,7 @@ def _picture(figure: Figure, caption: str) -> str:
     return f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}"><p class=caption>{caption}</p>'
 
 
-def _dig(numbers: dict[str, Any], keys: tuple[str, ...]) -> dict[str, float] | None:
+def _dig(numbers: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any] | None:
     for key in keys:
         if key not in numbers:
             return None
@@ -232,14 +232,14 @@ def _dig(numbers: dict[str, Any], keys: tuple[str, ...]) -> dict[str, float] | N
     return numbers
 
 
-def _noise(number: dict[str, float] | None) -> dict[str, float] | None:
+def _noise(number: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the teacher's row shows: the noise floor of a distance, the plain number of an observable, else nothing."""
     if number is None or number["value"] == 0.0:
         return None if number is None or "noise_floor" not in number else {"value": number["noise_floor"]}
     return number
 
 
-def _plain(number: dict[str, float] | None, digits: int) -> str:
+def _plain(number: dict[str, Any] | None, digits: int) -> str:
     """Value ± standard error, or a dash."""
     if number is None:
         return "–"

@@ -156,7 +156,7 @@ def verdict(measured: dict[str, Any], force_rms: float, limits: Verdict) -> dict
     }
 
 
-def _excess(error: dict[str, float]) -> tuple[float, float]:
+def _excess(error: dict[str, Any]) -> tuple[float, float]:
     """RDF error beyond what sampling noise alone gives, in Å and in standard errors."""
     excess = error["value"] - error["noise_floor"]
     return excess, excess / error["error"] if error["error"] > 0 else np.inf
