@@ -25,4 +25,3 @@ Neighbors: TypeAlias = Int[AnyArray, "atoms slots"]
 
 HostVectors: TypeAlias = Float[np.ndarray, "atoms 3"]
 HostMatrix: TypeAlias = Float[np.ndarray, "3 3"]
-HostNumbers: TypeAlias = Int[np.ndarray, " atoms"]
