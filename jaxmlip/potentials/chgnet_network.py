@@ -40,8 +40,9 @@ NORM_EPSILON = 1e-5
 COLLINEAR = 1.0 - 1e-6
 """Factor on cosines that keeps the angle differentiable when three atoms are on a line, as in the original."""
 
-BLOCK_ATOMS = 8
-"""Atoms whose edges (some 90 each, 128 channels) fit into the second-level cache of one core, several times."""
+BLOCK_ATOMS = 32
+"""Few enough that a block's edges (some 90 an atom, 128 channels) stay in the cache and its buffers are used again by
+the next block; enough that two cores have something to share."""
 
 MOST_BLOCKS = 64
 """Every block costs a pass over the gradient of all atoms; larger systems get larger blocks instead of more."""
@@ -103,19 +104,19 @@ class CHGNetNetwork(nn.Module):
                 moments = jnp.abs(self.moment(atoms)[:, 0])
             before, weights = atoms, (self.bond_embedding, self.atom_weights)
             gated, out = convolution()
-            atoms = atoms + atom_messages(gated, *weights, atoms, bonds, basis, neighbors) @ out
+            atoms = atoms + atom_messages(gated, out, *weights, atoms, bonds, basis, neighbors)
             if inner and layer < LAYERS - 1:
                 gated, out = self.bond_convolutions[layer]()
                 if layer == 0:
                     gated = gated.embedded("angle", self.angle_embedding)
-                    messages, _ = angle_messages(None, gated, before, atoms, bonds, angles, bond_weights)
+                    messages, _ = angle_messages(None, gated, out, before, atoms, bonds, angles, bond_weights)
                 else:
                     if layer == 1:
                         angles = angles @ self.angle_embedding
                     update = self.angle_updates[layer - 1]()
-                    messages, angles = angle_messages(update, gated, before, atoms, bonds, angles, bond_weights)
+                    messages, angles = angle_messages(update, gated, out, before, atoms, bonds, angles, bond_weights)
                 other = messages.reshape(-1, CHANNELS).at[reverse].get(mode="fill", fill_value=0)
-                bonds = bonds + (messages + other) @ out
+                bonds = bonds + messages + other
 
         hidden = self.norm(atoms)
         for dense in self.readout[:-1]:
@@ -185,8 +186,8 @@ class Gated(flax.struct.PyTreeNode):
     def __call__(self, both: Float[AnyArray, "*rows both"]) -> Float[AnyArray, "*rows channels"]:
         """What comes after the sum of the parts' shares of the first layer."""
         branches = []
-        for branch, activation in enumerate((nn.silu, nn.sigmoid)):
-            x = both[..., branch * CHANNELS : (branch + 1) * CHANNELS]
+        halves = zip(jnp.split(both, 2, axis=-1), (nn.silu, nn.sigmoid), strict=True)
+        for branch, (x, activation) in enumerate(halves):
             if self.second is not None:
                 x = nn.silu(x) @ self.second[branch] + self.second_bias[branch]
             # The weights before have seen to it that the mean over channels is zero.
@@ -247,6 +248,7 @@ def _centred(weights: Float[AnyArray, "*rows channels"]) -> Float[AnyArray, "*ro
 
 def atom_messages(
     gated: Gated,
+    out: Float[AnyArray, "channels channels"],
     bond_embedding: Float[AnyArray, "radial channels"],
     atom_weights: Float[AnyArray, "radial channels"],
     atoms: Float[AnyArray, "atoms channels"],
@@ -263,7 +265,8 @@ def atom_messages(
     def block(center: Array, bonds: Array, basis: Array, neighbors: Array) -> Array:
         bond = jnp.concatenate([bonds @ gated.first["bond"], basis[:, inner:] @ far_kernel], axis=1)
         both = bond + center[:, None] + neighbor[neighbors]
-        return jnp.sum(gated(both) * (basis @ atom_weights), axis=1)
+        # The product with `out` is taken in here, because what ends a block is compiled for one thread.
+        return jnp.sum(gated(both) * (basis @ atom_weights), axis=1) @ out
 
     return _in_blocks(block, center, bonds, basis, neighbors)
 
@@ -271,6 +274,7 @@ def atom_messages(
 def angle_messages(
     update: Gated | None,
     gated: Gated,
+    out: Float[AnyArray, "channels channels"],
     before: Float[AnyArray, "atoms channels"],
     atoms: Float[AnyArray, "atoms channels"],
     bonds: Float[AnyArray, "atoms inner channels"],
@@ -294,7 +298,7 @@ def angle_messages(
         if update is not None:
             angles = angles + update(shares(update, before, bonds, angles))
         messages = gated(shares(gated, atoms, bonds, angles)) * (weights[:, None] * different)
-        return weights * jnp.sum(messages, axis=2), angles
+        return (weights * jnp.sum(messages, axis=2)) @ out, angles
 
     return _in_blocks(block, before, atoms, bonds, angles, weights)
 
