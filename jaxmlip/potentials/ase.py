@@ -13,10 +13,10 @@ from ase import Atoms
 from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import CalculationFailed, PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
-from tqdm import tqdm
 
 from jaxmlip.potentials.evaluation import bare_copy, compiled_evaluate, potential_dtype, round_up
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.progress import progress_bar
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.systems.graph import Graph, check_structure, graph_from_atoms, periodic_cell
 
@@ -266,7 +266,7 @@ class AseTeacher:
         """
         calculator = self.calculator()
         frames = []
-        for index, structure in enumerate(tqdm(structures, disable=not progress, desc="label", unit="frame")):
+        for index, structure in enumerate(progress_bar(structures, disable=not progress, desc="label", unit="frame")):
             atoms = bare_copy(structure)
             where = f"Frame {index} ({atoms.symbols}), teacher {self}"
             wanted = {"energy": atoms.get_potential_energy, "forces": atoms.get_forces}

@@ -115,7 +115,7 @@ class CHGNetNetwork(nn.Module):
                         angles = angles @ self.angle_embedding
                     update = self.angle_updates[layer - 1]()
                     messages, angles = angle_messages(update, gated, out, before, atoms, bonds, angles, bond_weights)
-                other = messages.reshape(-1, CHANNELS).at[reverse].get(mode="fill", fill_value=0)
+                other = jnp.asarray(messages).reshape(-1, CHANNELS).at[reverse].get(mode="fill", fill_value=0)
                 bonds = bonds + messages + other
 
         hidden = self.norm(atoms)

@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 import jax
 import numpy as np
 from ase import Atoms
-from tqdm import tqdm
 
 from jaxmlip.potentials.potential import Potential, Prediction, check_species, evaluate, reference_energy
+from jaxmlip.progress import progress_bar
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
 
@@ -90,7 +90,7 @@ def predict(
 
     on_device = jax.device_put(potential)
     frames: dict[int, Frame] = {}
-    with tqdm(total=len(structures), disable=not progress, desc="evaluate", unit="frame") as bar:
+    with progress_bar(total=len(structures), disable=not progress, desc="evaluate", unit="frame") as bar:
         for window in _windows(structures):
             graphs = {index: _graph(potential, structures[index], index) for index in window}
             for members, batch in _batches(graphs, batch_atoms):

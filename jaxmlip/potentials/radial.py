@@ -41,7 +41,7 @@ def envelope(lengths: Float[Array, "*edges"], cutoff: float, power: int) -> Floa
 class RadialNetwork(nn.Module):
     """The hidden layers of MACE's radial network: silu, no biases, so that zero maps to zero (e3nn FullyConnectedNet).
 
-    Parameters are of unit standard deviation (see `jaxmlip.potentials.equivariant.Network`).
+    Parameters are of unit standard deviation (see `jaxmlip.potentials.equivariant_network.Network`).
 
     Attributes:
         widths: of the hidden layers.
@@ -52,6 +52,7 @@ class RadialNetwork(nn.Module):
     @nn.compact
     def __call__(self, x: Float[AnyArray, "*edges functions"]) -> Float[Array, "*edges hidden"]:
         """Features of the last hidden layer; the final linear layer is left to the interaction, which may fold it."""
+        x = jnp.asarray(x)
         for layer, width in enumerate(self.widths):
             weight = self.param(f"weight_{layer}", nn.initializers.ones, (x.shape[-1], width), jnp.float32)
             x = SILU_SCALE * jax.nn.silu((x @ weight) / weight.shape[0] ** 0.5)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from tqdm import tqdm
 
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.progress import progress_bar
 from jaxmlip.simulation.engine import OUTCOMES, Room, System, Walkers, advance, initial_state
 from jaxmlip.simulation.ensembles import Ensemble, Number
 from jaxmlip.simulation.neighbors import cell_heights, image_search, pseudo_inverse
@@ -85,13 +85,13 @@ def simulate(
     recorder = _Recorder(starts, reference_energy(potential, starts[0].numbers), total // every)
     engine.prepare()
     moving_s = 0.0
-    with tqdm(total=total * timestep_fs / 1000, unit="ps", disable=not progress, bar_format=_BAR) as bar:
+    with progress_bar(total=total, unit_scale=timestep_fs / 1000, disable=not progress, bar_format=_BAR) as bar:
         for frame in range(total // every):
             moving_s += engine.advance((frame + 1) * every)
             recorder.record(frame, engine.walkers)
             taken = (frame + 1) * every * timestep_fs * len(starts)
             bar.set_postfix_str(f"{_ns_per_day(taken, moving_s):.3g} ns/day", refresh=False)
-            bar.update(every * timestep_fs / 1000)
+            bar.update(every)
             if engine.all_failed:
                 break
 

@@ -56,7 +56,7 @@ class Strategy(pydantic.BaseModel, abc.ABC):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = ""
 
     def problem(
         self,

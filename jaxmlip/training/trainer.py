@@ -14,9 +14,9 @@ import optax
 import pydantic
 from ase.data import chemical_symbols
 from jaxtyping import Float
-from tqdm import tqdm
 
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.progress import progress_bar
 from jaxmlip.systems.dataset import Batch, Frame, Sample, describe, make_batches
 from jaxmlip.training.loss import LossKind, Terms, TermSums, Weights, loss, total
 from jaxmlip.types import AnyArray, Leaf
@@ -197,7 +197,7 @@ def train(
     state = initial_state(problem.potential)
     best, best_epoch, lowest, history = state.ema, 0, np.inf, []
 
-    bar = tqdm(range(settings.epochs + 1), desc="training", unit="epoch", disable=not progress)
+    bar = progress_bar(range(settings.epochs + 1), desc="training", unit="epoch", disable=not progress)
     for epoch in bar:  # epoch 0 validates the initial parameters
         batches = make_batches(problem.train, settings.batch_size, seed=epoch_seed(settings, epoch)) if epoch else []
         losses = np.full(len(batches), np.nan)
@@ -221,7 +221,7 @@ def train(
                 best, best_epoch, lowest = state.ema, epoch, record["validation_loss"]
             if on_epoch is not None:
                 on_epoch(record)
-            bar.set_postfix(loss=f"{record['train_loss']:.2e}", validation=f"{record['validation_loss']:.2e}")
+            bar.set_postfix(_shown(record), refresh=False)
         if diverged.size:
             trained = Trained(problem.potential.replace(params=best), history, best_epoch, problem)
             raise TrainingDiverged(_divergence(problem, epoch, batches[diverged[0]], best_epoch), trained)
@@ -369,6 +369,13 @@ def check_frames(
                     f"The loss needs {label}, but no {kind} frame has that label ({names}); give frames with {label}, "
                     f"or set {label}_weight to 0."
                 )
+
+
+def _shown(record: Record) -> dict[str, str]:
+    """What the progress bar says of an epoch: the errors that there are labels for."""
+    units = {"energy_rmse_meV_atom": "meV/atom", "force_rmse_meV_A": "meV/Å", "stress_rmse_GPa": "GPa"}
+    errors = {unit: record[f"validation_{name}"] for name, unit in units.items()}
+    return {unit: f"{error:.3g}" for unit, error in errors.items() if np.isfinite(error)}
 
 
 def _symbols(numbers: Collection[int]) -> str:

@@ -13,16 +13,15 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 
-from jaxmlip.potentials import equivariant
+from jaxmlip.potentials import equivariant_network
 from jaxmlip.potentials.equivariant import (
     Equivariant,
     EquivariantPotential,
-    Interaction,
     average_neighbors,
-    paths,
     select_head,
     with_heads,
 )
+from jaxmlip.potentials.equivariant_network import Interaction, paths
 from jaxmlip.potentials.potential import Prediction, evaluate, stack
 from jaxmlip.potentials.radial import RadialNetwork
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms, strained
@@ -340,8 +339,8 @@ def test_interaction_equals_the_plain_form(l_in: int, l_max: int, monkeypatch: p
         element = jnp.asarray(draw.integers(elements, size=(atoms, slots)))
         table = jnp.asarray(draw.standard_normal((elements, 1, channels)))
         plain = plain_messages(params["params"], np.asarray(table)[element], radial, harmonics, l_in, l_max, 7.0)
-        for few in (equivariant.FEW_ELEMENTS, 0):
-            monkeypatch.setattr(equivariant, "FEW_ELEMENTS", few)
+        for few in (equivariant_network.FEW_ELEMENTS, 0):
+            monkeypatch.setattr(equivariant_network, "FEW_ELEMENTS", few)
 
             def of_elements(params, table, radial, harmonics, element):
                 return interaction.apply(params, table, radial, harmonics, element, method="of_elements")

@@ -9,7 +9,7 @@ import pytest
 from jaxmlip.potentials.files import load_potential, read_header
 from jaxmlip.simulation.trajectory import load_run
 from jaxmlip.study import clusters_to_bulk
-from jaxmlip.study.config import resolve
+from jaxmlip.study.config import ClustersToBulk, resolve
 from jaxmlip.study.run import run_study
 
 MINIATURE = {
@@ -122,6 +122,7 @@ def test_interrupted_run_ends_with_the_same_numbers(summary, config, tmp_path, m
 
 def test_teacher_that_only_labels_is_refused_before_any_work(tmp_path):
     labels_only = resolve(MINIATURE | {"teachers": {"low": "ase:ase.calculators.emt:EMT"}}, "miniature")
+    assert isinstance(labels_only, ClustersToBulk)
     with pytest.raises(ValueError, match=r"ase\.calculators\.emt:EMT gives labels only"):
         run_study(labels_only, tmp_path / "run", progress=False)
     assert not list((tmp_path / "run" / "stages").iterdir())
@@ -129,6 +130,7 @@ def test_teacher_that_only_labels_is_refused_before_any_work(tmp_path):
 
 def test_more_frames_than_were_simulated(tmp_path, folder, summary, config):
     too_many = resolve(MINIATURE | {"test": {"frames": 400}}, "miniature")
+    assert isinstance(too_many, ClustersToBulk)
     with pytest.raises(
         ValueError, match=r"400 frames are asked for, but the simulation leaves only \d+; make it longer"
     ):

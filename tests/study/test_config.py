@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from jaxmlip.study.config import ClustersToBulk, ConfigError, TrainOne, load_config, schema, template
+from jaxmlip.training.strategies import MultiFidelity
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def test_overrides_are_nested_and_typed(quick):
 
 def test_strategies_take_parameters(quick):
     config = load_config(quick, ["strategies=[{name: multi_fidelity, replay: 0.25}]"])
-    assert config.strategies[0].replay == 0.25
+    assert isinstance(config, ClustersToBulk)
+    assert config.strategies == [MultiFidelity(replay=0.25)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Every strategy lifts a small student from one water to another; nothing of a hidden label gets through."""
 
 import dataclasses
+from typing import get_args
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from jaxmlip.training.strategies import (
     AnyStrategy,
     Differential,
     Direct,
+    Labels,
     MultiFidelity,
     SingleFidelity,
     finetune,
@@ -60,7 +62,7 @@ def lifted(foundation, low, high) -> dict[tuple[str, str], Trained]:
     """Every strategy, trained on 24 clusters with either set of labels."""
     result = {}
     for strategy in ALL:
-        for labels in ("energy_forces", "energy"):
+        for labels in get_args(Labels):
             problem = strategy.problem(
                 foundation, high[:24], validation=high[24:], low=low[:24], labels=labels, settings=SETTINGS
             )
@@ -148,18 +150,18 @@ def test_multi_fidelity_shares_a_trunk(lifted, foundation, low, high):
 
 def test_strategies_share_compiled_steps(lifted, foundation, high):
     """Direct, differential and single-fidelity steps are one program for each set of labels."""
-    compiled = update._cache_size()
+    compiled = update._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     for strategy in (Direct(), Differential(), SingleFidelity()):
-        for labels in ("energy_forces", "energy"):
+        for labels in get_args(Labels):
             problem = strategy.problem(foundation, high[:24], validation=high[24:], labels=labels, settings=SHORT)
             train(problem, SHORT.model_copy(update={"seed": 5}), progress=False)
-    assert update._cache_size() == compiled
+    assert update._cache_size() == compiled  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_replay_is_a_choice_of_low_frames(foundation, low, high):
     """Replayed frames keep low-fidelity references, head and forces, also where high-fidelity forces are hidden."""
 
-    def problem(replay: float, labels="energy", settings=SHORT):
+    def problem(replay: float, labels: Labels = "energy", settings=SHORT):
         return MultiFidelity(replay=replay).problem(
             foundation, high[:8], validation=high[24:], low=low[:24], labels=labels, settings=settings
         )
@@ -194,9 +196,11 @@ def test_lifted_references_change_least(foundation, high):
 
 def test_scale_and_shift_use_allowed_labels_only(foundation, high):
     shown = Direct().problem(foundation, high[:24], validation=high[24:], settings=SHORT)
+    assert isinstance(shown.potential, EquivariantPotential)
     forces = np.concatenate([frame.forces.ravel() for frame in high[:24]])
     np.testing.assert_allclose(shown.potential.scale, np.sqrt(np.mean(forces**2)))
     hidden = Direct().problem(foundation, high[:24], validation=high[24:], labels="energy", settings=SHORT)
+    assert isinstance(hidden.potential, EquivariantPotential)
     energies = [sample.energy / sample.graph.n_atoms for sample in hidden.train]
     np.testing.assert_allclose(hidden.potential.scale, np.std(energies))
     np.testing.assert_allclose(hidden.potential.shift, np.mean(energies))

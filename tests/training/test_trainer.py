@@ -91,7 +91,7 @@ def test_moving_mask_holds_parameters(high):
 
 def test_deterministic_by_seed_and_compiled_once(trained, high):
     """Same seed, same bits. Other seeds, rates and weights are other numbers, not other programs."""
-    compiled = update._cache_size()
+    compiled = update._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     settings = SETTINGS.model_copy(update={"epochs": 3})
     first, again = (train(problem(high), settings, progress=False).potential.params for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -99,7 +99,7 @@ def test_deterministic_by_seed_and_compiled_once(trained, high):
     for changes in ({"seed": 1}, numbers):
         other = train(problem(high), settings.model_copy(update=changes), progress=False).potential.params
         assert (np.asarray(other["depth"]) != np.asarray(first["depth"])).all()
-    assert update._cache_size() == compiled
+    assert update._cache_size() == compiled  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_best_validation_parameters_are_kept(clusters, high):

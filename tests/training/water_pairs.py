@@ -45,7 +45,7 @@ class WaterPairs(Potential):
         return self.readouts(graph)[:, 0]
 
 
-def water_pairs(depth=(0.3, 4.5, 0.2), length=(2.0, 0.97, 2.8), references=(-3.0, -10.0), dtype=np.float32):
+def water_pairs(depth=(0.3, 4.5, 0.2), length=(2.0, 0.97, 2.8), references=(-3.0, -10.0), dtype: type = np.float32):
     """One head if `depth` is a triple, one for each column if it is [3, heads]; references of H and O in eV."""
     table = np.zeros(N_SPECIES)
     table[[1, 8]] = references
