@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from jaxmlip.observables.statistics import Estimate as Estimate
     from jaxmlip.observables.structure import RDF as RDF
     from jaxmlip.observables.structure import rdf_error as rdf_error
+    from jaxmlip.observables.thermodynamics import Density as Density
     from jaxmlip.observables.thermodynamics import PotentialEnergy as PotentialEnergy
     from jaxmlip.observables.thermodynamics import Temperature as Temperature
     from jaxmlip.potentials.ase import Calculator as Calculator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from jaxmlip.potentials.potential import evaluate as evaluate
     from jaxmlip.simulation.ensembles import NVT as NVT
     from jaxmlip.simulation.replicas import simulate as simulate
+    from jaxmlip.simulation.trajectory import Outcome as Outcome
     from jaxmlip.simulation.trajectory import Run as Run
     from jaxmlip.simulation.trajectory import load_run as load_run
     from jaxmlip.systems.clusters import cut_clusters as cut_clusters
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from jaxmlip.training.strategies import MultiFidelity as MultiFidelity
     from jaxmlip.training.strategies import SingleFidelity as SingleFidelity
     from jaxmlip.training.strategies import finetune as finetune
+    from jaxmlip.training.trainer import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.trainer import TrainingSettings as TrainingSettings
+    from jaxmlip.training.trainer import train as train
     from jaxmlip.validation.errors import compare as compare
 
 _HOME = {
@@ -46,6 +50,7 @@ _HOME = {
     "Estimate": "observables.statistics",
     "RDF": "observables.structure",
     "rdf_error": "observables.structure",
+    "Density": "observables.thermodynamics",
     "PotentialEnergy": "observables.thermodynamics",
     "Temperature": "observables.thermodynamics",
     "Calculator": "potentials.ase",
@@ -58,6 +63,7 @@ _HOME = {
     "evaluate": "potentials.potential",
     "NVT": "simulation.ensembles",
     "simulate": "simulation.replicas",
+    "Outcome": "simulation.trajectory",
     "Run": "simulation.trajectory",
     "load_run": "simulation.trajectory",
     "cut_clusters": "systems.clusters",
@@ -74,7 +80,9 @@ _HOME = {
     "MultiFidelity": "training.strategies",
     "SingleFidelity": "training.strategies",
     "finetune": "training.strategies",
+    "TrainingDiverged": "training.trainer",
     "TrainingSettings": "training.trainer",
+    "train": "training.trainer",
     "compare": "validation.errors",
 }
 

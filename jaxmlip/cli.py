@@ -72,13 +72,14 @@ def train(
     with _mistakes_in_one_sentence():
         from jaxmlip.study.config import ConfigError, TrainOne, load_config
         from jaxmlip.study.train_one import run_train_one
+        from jaxmlip.study.workspace import to_json
 
         checked = load_config(config, overrides)
         if not isinstance(checked, TrainOne):
             raise ConfigError(f"{config} is a whole study; use `jaxmlip run {config}`.")
         folder = out or Path("runs") / checked.name
         result = run_train_one(checked, folder, progress=not quiet)
-        typer.echo(json.dumps(result, indent=1))
+        typer.echo(to_json(result))
         typer.echo(f"Wrote {folder / 'potential.jaxmlip'}.")
 
 
@@ -117,6 +118,7 @@ def evaluate(
     with _mistakes_in_one_sentence():
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
+        from jaxmlip.study.workspace import to_json
         from jaxmlip.systems.dataset import read_frames
         from jaxmlip.validation.errors import compare
 
@@ -124,7 +126,7 @@ def evaluate(
         reference = read_frames(file, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, index=index)
         predicted = label_frames([frame.atoms for frame in reference], model, stress=stress_key is not None)
         report = compare(reference, predicted).to_json()
-        typer.echo(json.dumps(report) if as_json else _two_columns(report))
+        typer.echo(to_json(report, indent=None) if as_json else _two_columns(report))
 
 
 @app.command()

@@ -36,8 +36,8 @@ def readable(name: str) -> str:
 
 def learning_curve(ax: Axes, history: Sequence[Mapping[str, Any]]) -> None:
     """Validation errors of energy and forces by epoch, on two logarithmic axes."""
-    epochs = [row["epoch"] for row in history if np.isfinite(row.get("validation_force_rmse_meV_A", np.nan))]
-    rows = [row for row in history if row["epoch"] in set(epochs)]
+    rows = [row for row in history if row.get("validation_force_rmse_meV_A") is not None]
+    epochs = [row["epoch"] for row in rows]
     ax.plot(epochs, [row["validation_force_rmse_meV_A"] for row in rows], color="#0072B2", label="forces")
     ax.set(xlabel="epoch", ylabel="validation force RMSE / meV Å$^{-1}$", yscale="log")
     ax.yaxis.label.set_color("#0072B2")

@@ -11,7 +11,7 @@ import abc
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pydantic
@@ -200,21 +200,6 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "single_fidelity": SingleFidelity,
     "multi_fidelity": MultiFidelity,
 }
-
-
-def strategy_named(name: str, **options: Any) -> Strategy:
-    """A strategy by its name in `STRATEGIES`.
-
-    Raises:
-        ValueError: for a name that is not there, or an option the strategy does not have.
-    """
-    if name not in STRATEGIES:
-        raise ValueError(f"There is no strategy {name!r}; the strategies are {', '.join(STRATEGIES)}.")
-    try:
-        return STRATEGIES[name](**options)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"Strategy {name}, {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
 
 
 def finetune(
