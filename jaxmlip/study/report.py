@@ -18,16 +18,19 @@ from jaxmlip.study.summary import PAIRS, RDF_RANGE, Analysis
 from jaxmlip.study.workspace import versions, write_text
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1160px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; }
-table { border-collapse: collapse; font-size: 0.92em; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3em 0.7em; text-align: right; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: 0.85em; white-space: nowrap; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3em 0.5em; text-align: right; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #888; } th:first-child, td:first-child, td:last-child, th:last-child { text-align: left; }
-tr.reference { color: #666; } img { max-width: 100%; }
+td:last-child { white-space: normal; } tr.reference { color: #666; } img { max-width: 100%; }
 .trusted { color: #00734f; font-weight: 600; } .doubt { color: #a05000; font-weight: 600; }
 .wrong { color: #b00020; font-weight: 600; } p.caption { color: #555; margin-top: 0.2em; }
 pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: 0.85em; }
 """
+
+PIXELS_PER_INCH = 105
+"""Of figures as the page shows them; they are drawn finer."""
 
 VERDICT_CLASS = {"trusted": "trusted"} | dict.fromkeys(
     ("right for the wrong reasons", "wrong energy", "undecided"), "doubt"
@@ -36,9 +39,9 @@ VERDICT_CLASS = {"trusted": "trusted"} | dict.fromkeys(
 COLUMNS = [
     ("force RMSE<br>meV/Å", ("force_rmse_meV_A",), 0),
     ("energy RMSE<br>meV/atom", ("energy_rmse_meV_atom",), 2),
-    ("RDF error OO<br>Å", ("rdf_error_A", "OO"), 3),
-    ("RDF error OH<br>Å", ("rdf_error_A", "OH"), 3),
-    ("RDF error HH<br>Å", ("rdf_error_A", "HH"), 3),
+    ("RDF error<br>OO / Å", ("rdf_error_A", "OO"), 3),
+    ("RDF error<br>OH / Å", ("rdf_error_A", "OH"), 3),
+    ("RDF error<br>HH / Å", ("rdf_error_A", "HH"), 3),
     ("⟨U⟩ − teacher<br>meV/molecule", ("potential_energy_deviation_meV_molecule",), 1),
     ("T<br>K", ("temperature_K",), 0),
 ]
@@ -221,7 +224,9 @@ def _picture(figure: Figure, caption: str) -> str:
     figure.savefig(png, format="png", dpi=150)
     plt.close(figure)
     encoded = base64.b64encode(png.getvalue()).decode()
-    return f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}"><p class=caption>{caption}</p>'
+    width = round(PIXELS_PER_INCH * figure.get_figwidth())  # so that letters are as large in every figure
+    image = f'<img alt="{html.escape(caption)}" width={width} src="data:image/png;base64,{encoded}">'
+    return f"{image}<p class=caption>{caption}</p>"
 
 
 def _dig(numbers: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any] | None:
