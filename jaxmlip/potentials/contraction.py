@@ -32,19 +32,19 @@ def coupling(l_max: int, order: int, l_out: int) -> Float[np.ndarray, "m_out *co
         [2 l_out + 1, (l_max + 1)², …, (l_max + 1)², paths], with `order` axes of components.
     """
     wanted = (l_out, (-1) ** l_out)
-    return np.stack([tensor for irrep, tensor in _couplings(l_max, order) if irrep == wanted], axis=-1)
+    return np.stack([tensor for irrep, tensor in _couplings(l_max, order, l_out, l_out) if irrep == wanted], axis=-1)
 
 
-def _couplings(l_max: int, order: int) -> list[tuple[tuple[int, int], np.ndarray]]:
-    """Every coupling of `order` factors: its (l, parity) and its tensor [2 l + 1, components, …]."""
+def _couplings(l_max: int, order: int, lowest: int, highest: int) -> list[tuple[tuple[int, int], np.ndarray]]:
+    """Couplings of `order` factors to l = lowest … highest: (l, parity) and the tensor [2 l + 1, components, …]."""
     components = (l_max + 1) ** 2
     if order == 1:
         unit = np.eye(components)
         return [((ell, (-1) ** ell), unit[ell**2 : (ell + 1) ** 2]) for ell in range(l_max + 1)]
     result = []
-    for (l_left, parity), left in _couplings(l_max, order - 1):
+    for (l_left, parity), left in _couplings(l_max, order - 1, 0, l_max + highest):
         for l_right in range(l_max + 1):
-            for ell in range(abs(l_left - l_right), l_left + l_right + 1):
+            for ell in range(max(lowest, abs(l_left - l_right)), min(highest, l_left + l_right) + 1):
                 symbol = (2 * ell + 1) ** 0.5 * e3nn.clebsch_gordan(l_left, l_right, ell)
                 tensor = np.zeros((2 * ell + 1, *left.shape[1:], components))
                 tensor[..., l_right**2 : (l_right + 1) ** 2] = np.einsum("i...,ijk->k...j", left, symbol)

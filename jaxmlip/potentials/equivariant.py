@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from jaxmlip.potentials.equivariant_network import Architecture, Network
 from jaxmlip.potentials.potential import N_SPECIES, Potential
+from jaxmlip.potentials.radial import zbl
 from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.types import AnyArray, Leaf, PerAtom
 
@@ -59,7 +60,7 @@ class Equivariant(Architecture, frozen=True, extra="forbid"):
             raise ValueError(
                 f"references have shape {references.shape}, but there is one for each of {N_SPECIES} numbers."
             )
-        deviations = _deviations(self, len(known), heads)
+        deviations = _deviations(self, known, heads)
         draw = np.random.default_rng(seed)
         params = jax.tree.map(lambda x: jnp.asarray(x * draw.standard_normal(x.shape, np.float32)), deviations)
         return EquivariantPotential(
@@ -67,6 +68,7 @@ class Equivariant(Architecture, frozen=True, extra="forbid"):
             references=references,
             scale=np.broadcast_to(np.asarray(scale, np.float64), (heads,)).copy(),
             shift=np.broadcast_to(np.asarray(shift, np.float64), (heads,)).copy(),
+            repulsion=np.ones(heads),
             specification=self,
             known=known,
             average_neighbors=float(average_neighbors),
@@ -75,9 +77,9 @@ class Equivariant(Architecture, frozen=True, extra="forbid"):
 
 
 @functools.cache
-def _deviations(specification: Equivariant, elements: int, heads: int) -> dict:
+def _deviations(specification: Equivariant, known: tuple[int, ...], heads: int) -> dict:
     """The standard deviation of every parameter of a network, which is what its `init` gives."""
-    network = Network(specification, elements, 1.0, heads)
+    network = Network(specification, known, 1.0, heads)
     atom = jnp.zeros(1, jnp.int32)
     far = jnp.full((1, 1, 3), 2 * specification.cutoff, jnp.float32)
     spread = jax.jit(network.init)(jax.random.key(0), far, jnp.zeros((1, 1), bool), atom[:, None], atom)["params"]
@@ -92,7 +94,9 @@ class EquivariantPotential(Potential):
         params: of the network.
         references: [119], eV.
         scale: [heads], eV; not trained.
-        shift: [heads], eV; not trained. An atom's energy is scale · network + shift.
+        shift: [heads], eV; not trained. An atom's energy is scale · network + shift + repulsion · ZBL.
+        repulsion: [heads]; not trained. Weight of the screened nuclear repulsion, if the specification has one: 1, but
+            for weights of ScaleShiftMACE, where `scale` acts on it too.
         specification: of the network (static).
         known: atomic numbers it knows, ascending (static).
         average_neighbors: divides the sums over neighbours (static).
@@ -103,6 +107,7 @@ class EquivariantPotential(Potential):
     references: Leaf
     scale: Leaf
     shift: Leaf
+    repulsion: Leaf
     specification: Equivariant = flax.struct.field(pytree_node=False)
     known: tuple[int, ...] = flax.struct.field(pytree_node=False)
     average_neighbors: float = flax.struct.field(pytree_node=False)
@@ -129,9 +134,15 @@ class EquivariantPotential(Potential):
         row[list(self.known)] = np.arange(len(self.known))
         element = jnp.asarray(row)[graph.species]
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.params)
-        network = Network(self.specification, len(self.known), self.average_neighbors, self.heads)
+        network = Network(self.specification, self.known, self.average_neighbors, self.heads)
         output = jnp.asarray(network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0)))
         energies = jnp.asarray(self.scale, dtype) * output + jnp.asarray(self.shift, dtype)
+        if self.specification.repulsion:
+            lengths = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+            numbers = jnp.asarray(graph.species)
+            pairs = zbl(lengths, numbers[:, None], numbers[graph.neighbors], self.specification.envelope_power)
+            repulsion = jnp.sum(jnp.where(mask, pairs, 0.0), axis=1)
+            energies = energies + jnp.asarray(self.repulsion, dtype) * repulsion[:, None]
         energies = jnp.where((element >= 0)[:, None], energies, jnp.nan)
         return jnp.where(graph.atom_mask[:, None], energies, 0.0)
 
@@ -180,7 +191,8 @@ def _take_heads(potential: EquivariantPotential, heads: list[int]) -> Equivarian
         name: jax.tree.map(lambda leaf: leaf[rows], tree) if name.startswith("readout") else tree
         for name, tree in potential.params.items()
     }
-    return potential.replace(params=params, scale=potential.scale[rows], shift=potential.shift[rows], heads=len(heads))
+    scales = {name: getattr(potential, name)[rows] for name in ("scale", "shift", "repulsion")}
+    return potential.replace(params=params, **scales, heads=len(heads))
 
 
 def average_neighbors(graphs: Iterable[Graph], cutoff: float = np.inf) -> float:

@@ -6,17 +6,19 @@ They are evaluated in another order, which changes nothing but the cost: see `In
 """
 
 import functools
+from typing import Literal
 
 import e3nn_jax as e3nn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.data import covalent_radii
 from jaxtyping import Array, Float, Int
 from pydantic import BaseModel, model_validator
 
 from jaxmlip.potentials.contraction import contract, path_counts
-from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, bessel, envelope
+from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, agnesi, bessel, envelope
 from jaxmlip.types import AnyArray, EdgeMask, Neighbors
 
 FEW_ELEMENTS = 4
@@ -29,12 +31,16 @@ class Architecture(BaseModel, frozen=True, extra="forbid"):
     Attributes:
         channels: number of features of each l.
         l_max: largest angular momentum of the spherical harmonics and of the products' factors.
-        correlation: highest order of the products, 1 to 3; an atom sees bodies of order correlation + 1 per layer.
+        correlation: highest order of the products, 1 to 4; an atom sees bodies of order correlation + 1 per layer.
         layers: number of interactions; the potential reaches layers · cutoff far.
-        message_l: 0 for scalar messages between layers, 1 for scalars and vectors.
+        message_l: largest l of the messages between layers, 0 to 2: scalars, vectors, tensors.
         cutoff: Å.
         radial_functions: number of Bessel functions.
         envelope_power: p of the polynomial envelope.
+        distance_transform: "agnesi" measures distances in covalent radii before the radial basis (see `agnesi`).
+        repulsion: whether to add the screened nuclear repulsion (see `zbl`), so that no two atoms can coincide.
+        first_interaction: "residual", with a skip connection around the first layer as in ScaleShiftMACE, or
+            "agnostic", with a linear map of the messages for each element instead, as in MACE.
         radial_mlp: widths of the hidden layers of the radial network.
         readout_hidden: hidden width of the last layer's readout.
     """
@@ -47,6 +53,9 @@ class Architecture(BaseModel, frozen=True, extra="forbid"):
     cutoff: float = 5.0
     radial_functions: int = 8
     envelope_power: int = 5
+    distance_transform: Literal["none", "agnesi"] = "none"
+    repulsion: bool = False
+    first_interaction: Literal["residual", "agnostic"] = "residual"
     radial_mlp: tuple[int, ...] = (64, 64, 64)
     readout_hidden: int = 16
 
@@ -56,9 +65,9 @@ class Architecture(BaseModel, frozen=True, extra="forbid"):
         ranges = {
             "channels": (1, None),
             "l_max": (0, 4),
-            "correlation": (1, 3),
+            "correlation": (1, 4),
             "layers": (1, None),
-            "message_l": (0, 1),
+            "message_l": (0, 2),
             "radial_functions": (1, None),
             "envelope_power": (2, None),
             "readout_hidden": (1, None),
@@ -90,13 +99,13 @@ class Network(nn.Module):
 
     Attributes:
         specification: sizes and cutoff.
-        elements: number of elements.
+        numbers: atomic number of each element it knows.
         average_neighbors: divides the sums over neighbours.
         heads: number of readouts.
     """
 
     specification: Architecture
-    elements: int
+    numbers: tuple[int, ...]
     average_neighbors: float
     heads: int
 
@@ -116,23 +125,30 @@ class Network(nn.Module):
             neighbors: their indices; any in slots without.
             element: row of the tables that belongs to each atom.
         """
-        spec = self.specification
+        spec, elements = self.specification, len(self.numbers)
         lengths = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
         smooth = jnp.where(mask, envelope(lengths, spec.cutoff, spec.envelope_power), 0.0)
+        if spec.distance_transform == "agnesi":
+            radii = jnp.asarray(covalent_radii[list(self.numbers)], lengths.dtype)[element]
+            lengths = agnesi(lengths, radii[:, None], radii[neighbors])
         radial = bessel(lengths, spec.radial_functions, spec.cutoff) * smooth[..., None]
         irreps = e3nn.Irreps.spherical_harmonics(spec.l_max)
         harmonics = e3nn.spherical_harmonics(irreps, vectors, normalize=True, normalization="component").array
 
-        embedding = _parameter(self, "embedding", (self.elements, spec.channels))
-        features = embedding[:, None] / self.elements**0.5
+        embedding = _parameter(self, "embedding", (elements, spec.channels))
+        features = embedding[:, None] / elements**0.5
         energies = jnp.zeros((), vectors.dtype)
         for layer in range(spec.layers):
             last = layer == spec.layers - 1
             l_in = 0 if layer == 0 else spec.message_l
             interaction = Interaction(spec, l_in, self.average_neighbors, name=f"interaction_{layer}")
-            product = Product(spec, l_in, 0 if last else spec.message_l, self.elements, name=f"product_{layer}")
+            l_out = 0 if last else spec.message_l
+            residual = layer > 0 or spec.first_interaction == "residual"
+            product = Product(spec, l_in if residual else None, l_out, elements, name=f"product_{layer}")
             if layer == 0:
                 messages = interaction.of_elements(features, radial, harmonics, element[neighbors])
+                if not residual:
+                    messages = ElementMap(spec.l_max, elements, name="map_0")(messages, element)
                 features = product(messages, features[element], element)
             else:
                 messages = interaction(features[neighbors], radial, harmonics)
@@ -146,6 +162,17 @@ class Network(nn.Module):
 def _parameter(module: nn.Module, name: str, shape: tuple[int, ...], deviation: np.ndarray | float = 1.0) -> Array:
     """A parameter, which `init` sets to its standard deviation (broadcast to its shape)."""
     return module.param(name, lambda _: jnp.broadcast_to(jnp.asarray(deviation, jnp.float32), shape))
+
+
+def _by_element(
+    features: Float[Array, "atoms components channels"],
+    weights: Float[Array, "channels elements channels"],
+    element: Int[AnyArray, " atoms"],
+) -> Float[Array, "atoms components channels"]:
+    """Features times the matrix of each atom's element, normalised as e3nn does a product with a one-hot vector."""
+    c, e, _ = weights.shape
+    indicator = jax.nn.one_hot(element, e, dtype=features.dtype) / (c * e) ** 0.5
+    return jnp.einsum("amce,ced->amd", features[..., None] * indicator[:, None, None], weights)
 
 
 def _block(ell: int) -> slice:
@@ -293,13 +320,13 @@ class Product(nn.Module):
 
     Attributes:
         specification: sizes.
-        l_in: largest l of the features that are skipped forward.
+        l_in: largest l of the features that are skipped forward; None without a skip connection.
         l_out: largest l of the new features.
         elements: number of elements.
     """
 
     specification: Architecture
-    l_in: int
+    l_in: int | None
     l_out: int
     elements: int
 
@@ -327,13 +354,35 @@ class Product(nn.Module):
             weights = _parameter(self, f"weights_{ell}", (e, sum(counts), c), deviation)
             contracted = contract(messages, weights, element, l_max, correlation, ell)
             output = contracted @ _parameter(self, f"linear_{ell}", (c, c)) / c**0.5
-            if ell <= self.l_in:
+            if self.l_in is not None and ell <= self.l_in:
                 skip = _parameter(self, f"skip_{ell}", (c, e, c))
-                indicator = jax.nn.one_hot(element, e, dtype=messages.dtype) / (c * e) ** 0.5
-                by_element = features[:, _block(ell), :, None] * indicator[:, None, None]
-                output = output + jnp.einsum("amce,ced->amd", by_element, skip)
+                output = output + _by_element(features[:, _block(ell)], skip, element)
             outputs.append(output)
         return jnp.concatenate(outputs, axis=1)
+
+
+class ElementMap(nn.Module):
+    """A linear map over channels for each element and l: the `skip_tp` of MACE's interactions that are not residual.
+
+    Attributes:
+        l_max: largest l of the features.
+        elements: number of elements.
+    """
+
+    l_max: int
+    elements: int
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "atoms components channels"], element: Int[AnyArray, " atoms"]
+    ) -> Float[Array, "atoms components channels"]:
+        """The features of each atom, mapped by the matrices of its element (row of the tables)."""
+        c = features.shape[-1]
+        mapped = [
+            _by_element(features[:, _block(ell)], _parameter(self, f"map_{ell}", (c, self.elements, c)), element)
+            for ell in range(self.l_max + 1)
+        ]
+        return jnp.concatenate(mapped, axis=1)
 
 
 class Readout(nn.Module):

@@ -70,14 +70,14 @@ def _encode_equivariant(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]
         "average_neighbors": float(potential.average_neighbors),
         "heads": int(potential.heads),
     }
-    return static, {"params": potential.params, "scale": potential.scale, "shift": potential.shift}
+    return static, {name: getattr(potential, name) for name in ("params", "scale", "shift", "repulsion")}
 
 
 def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
     from jaxmlip.potentials.equivariant import Equivariant
 
     heads = static["heads"]
-    for name in ("scale", "shift"):
+    for name in ("scale", "shift", "repulsion"):
         if leaves[name].shape != (heads,):
             raise ValueError(f"{name} has shape {leaves[name].shape} instead of ({heads},)")
     specification = Equivariant.model_validate(static["specification"])

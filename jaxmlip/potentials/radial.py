@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from ase.data import covalent_radii
+from jaxtyping import Array, Float, Int
 
 from jaxmlip.types import AnyArray
 
@@ -12,6 +13,11 @@ SILU_SCALE = 1.6791767923989418
 
 The exact value is 1.67653; e3nn estimates it from a million random numbers, and published weights contain its estimate.
 """
+
+
+ZBL_AMPLITUDES = (0.1818, 0.5099, 0.2802, 0.02817)
+ZBL_DECAYS = (3.2, 0.9423, 0.4028, 0.2016)
+"""Of the universal screening function, a sum of exponentials."""
 
 
 def bessel(lengths: Float[Array, "*edges"], functions: int, cutoff: float) -> Float[Array, "*edges functions"]:
@@ -24,7 +30,9 @@ def bessel(lengths: Float[Array, "*edges"], functions: int, cutoff: float) -> Fl
     return (2.0 / cutoff) ** 0.5 * jnp.sin(frequencies * r) / r
 
 
-def envelope(lengths: Float[Array, "*edges"], cutoff: float, power: int) -> Float[Array, "*edges"]:
+def envelope(
+    lengths: Float[Array, "*edges"], cutoff: float | Float[Array, "*#edges"], power: int
+) -> Float[Array, "*edges"]:
     """Polynomial that falls from 1 at r = 0 to 0 at the cutoff, and is exactly 0 beyond.
 
     With u = r / cutoff and p = power it is 1 − (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) − p(p+1)/2 u^(p+2) (DimeNet, eq. 8):
@@ -36,6 +44,45 @@ def envelope(lengths: Float[Array, "*edges"], cutoff: float, power: int) -> Floa
     for k in reversed(range(power)):
         series = series * u + (k + 1) * (k + 2) / 2
     return (1.0 - u) ** 3 * series
+
+
+def agnesi(
+    lengths: Float[Array, "*edges"], radii: Float[Array, "*#edges"], other_radii: Float[Array, "*#edges"]
+) -> Float[Array, "*edges"]:
+    """Distances as 1 / (1 + a u^q / (1 + u^(q−p))), with u the length over the mean covalent radius of the two atoms.
+
+    The transform of ACEpotentials.jl (Witt et al., J. Chem. Phys. 159, 164101 (2023)), with MACE's constants a, q and
+    p; it falls from 1 at zero length, so that the radial basis is finest where bonds are.
+    """
+    a, q, p = 1.0805, 0.9183, 4.5791
+    u = lengths / (0.5 * (radii + other_radii))
+    return 1.0 / (1.0 + a * u**q / (1.0 + u ** (q - p)))
+
+
+def zbl(
+    lengths: Float[Array, "*edges"],
+    numbers: Int[Array, "*#edges"],
+    other_numbers: Int[Array, "*#edges"],
+    power: int,
+) -> Float[Array, "*edges"]:
+    """Half the screened repulsion of two nuclei in eV, so that the sum over ordered pairs counts each once.
+
+    Ziegler, Biersack and Littmark, The Stopping and Range of Ions in Solids (1985), with the polynomial envelope to
+    zero at the sum of the covalent radii and the constants of MACE's pair repulsion.
+
+    Args:
+        lengths: Å, not zero.
+        numbers: atomic numbers.
+        other_numbers: atomic numbers of the neighbours.
+        power: p of the envelope.
+    """
+    z, other_z = numbers.astype(lengths.dtype), other_numbers.astype(lengths.dtype)
+    radii = jnp.asarray(covalent_radii, lengths.dtype)
+    screening_length = 0.4543 * 0.529 / (z**0.3 + other_z**0.3)
+    x = lengths / screening_length
+    screening = sum(c * jnp.exp(-b * x) for c, b in zip(ZBL_AMPLITUDES, ZBL_DECAYS, strict=True))
+    reach = radii[numbers] + radii[other_numbers]
+    return 0.5 * 14.3996 * z * other_z / lengths * screening * envelope(lengths, reach, power)
 
 
 class RadialNetwork(nn.Module):

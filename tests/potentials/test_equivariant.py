@@ -367,9 +367,9 @@ def test_average_neighbors() -> None:
     ("values", "message"),
     [
         ({"message_l": 1, "l_max": 0}, "message_l is 1 and l_max is 0"),
-        ({"correlation": 0}, "correlation is 0, but it must be between 1 and 3"),
-        ({"correlation": 4}, "correlation is 4"),
-        ({"message_l": 2}, "message_l is 2, but it must be between 0 and 1"),
+        ({"correlation": 0}, "correlation is 0, but it must be between 1 and 4"),
+        ({"correlation": 5}, "correlation is 5"),
+        ({"message_l": 3}, "message_l is 3, but it must be between 0 and 2"),
         ({"layers": 0}, "layers is 0, but it must be at least 1"),
         ({"cutoff": -1.0}, "cutoff is -1.0 Å"),
         ({"cutoff": float("nan")}, "cutoff is nan Å"),
