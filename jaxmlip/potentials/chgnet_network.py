@@ -12,14 +12,13 @@ original's; the order of the work is not:
 Features live on directed bonds, i → j in the slots of i and j → i in those of j; both copies stay equal.
 """
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxmlip.potentials.blocks import in_blocks
 from jaxmlip.types import AnyArray, EdgeVectors, Leaf, Neighbors, PerAtom
 
 ATOM_CUTOFF = 6.0
@@ -43,9 +42,6 @@ COLLINEAR = 1.0 - 1e-6
 BLOCK_ATOMS = 32
 """Few enough that a block's edges (some 90 an atom, 128 channels) stay in the cache and its buffers are used again by
 the next block; enough that two cores have something to share."""
-
-MOST_BLOCKS = 64
-"""Every block costs a pass over the gradient of all atoms; larger systems get larger blocks instead of more."""
 
 _lecun = nn.initializers.lecun_normal()
 
@@ -268,7 +264,7 @@ def atom_messages(
         # The product with `out` is taken in here, because what ends a block is compiled for one thread.
         return jnp.sum(gated(both) * (basis @ atom_weights), axis=1) @ out
 
-    return _in_blocks(block, center, bonds, basis, neighbors)
+    return in_blocks(block, BLOCK_ATOMS, center, bonds, basis, neighbors)
 
 
 def angle_messages(
@@ -300,22 +296,4 @@ def angle_messages(
         messages = gated(shares(gated, atoms, bonds, angles)) * (weights[:, None] * different)
         return (weights * jnp.sum(messages, axis=2)) @ out, angles
 
-    return _in_blocks(block, before, atoms, bonds, angles, weights)
-
-
-def _in_blocks(function: Callable, *arrays: AnyArray):
-    """A function of arrays with an axis of atoms in front, applied to a few atoms at a time on a CPU."""
-    atoms = arrays[0].shape[0]
-    if jax.default_backend() != "cpu":
-        return function(*arrays)
-    size = max(BLOCK_ATOMS, -(-atoms // MOST_BLOCKS))
-    # A block that divides the number of atoms saves copies into padded arrays.
-    size = next((s for s in range(size, 2 * size) if atoms % s == 0), size)
-    blocks = -(-atoms // size)
-
-    def cut(x: AnyArray) -> AnyArray:
-        padding = [(0, blocks * size - atoms)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, padding).reshape(blocks, size, *x.shape[1:])
-
-    results = jax.lax.map(lambda block: jax.checkpoint(function)(*block), tuple(map(cut, arrays)))
-    return jax.tree.map(lambda x: x.reshape(blocks * size, *x.shape[2:])[:atoms], results)
+    return in_blocks(block, BLOCK_ATOMS, before, atoms, bonds, angles, weights)

@@ -11,6 +11,7 @@ correlation 3 and a scalar: 1 linear, 16 quadratic, 77 cubic), and that is what 
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 
 import e3nn_jax as e3nn
 import jax.numpy as jnp
@@ -96,34 +97,85 @@ def path_counts(l_max: int, correlation: int, l_out: int) -> tuple[int, ...]:
     return tuple(coupling(l_max, order, l_out).shape[-1] for order in range(1, correlation + 1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How to evaluate the contraction to all l = 0 … l_out together.
+
+    Couplings along different paths are not independent once factors commute: of the 28 paths to a scalar (l_max = 3,
+    correlation 3), 13 are left.
+
+    Attributes:
+        factors: for each order, [order, monomials] components to multiply, distinct over all outputs.
+        values: for each l, [2 l + 1, independent, monomials], of all orders in turn.
+        mixing: for each l, [independent, paths]: the independent combinations of weights.
+    """
+
+    factors: tuple[Int[np.ndarray, "_ _"], ...]
+    values: tuple[Float[np.ndarray, "_ _ _"], ...]
+    mixing: tuple[Float[np.ndarray, "_ _"], ...]
+
+
+@functools.cache
+def plan(l_max: int, correlation: int, l_out: int) -> Plan:
+    """The plan for outputs of l = 0 … l_out."""
+    constant = (l_max + 1) ** 2
+    outputs = [polynomials(l_max, correlation, ell) for ell in range(l_out + 1)]
+    distinct = {tuple(column) for output in outputs for column in output.factors.T.tolist()}
+    monomials = sorted(distinct, key=lambda m: (correlation - m.count(constant), m))
+    place = {monomial: index for index, monomial in enumerate(monomials)}
+    degree = np.array([correlation - m.count(constant) for m in monomials])
+    table = np.array(monomials).T
+    values, mixing = [], []
+    for output in outputs:
+        dense = np.zeros((len(output.starts) - 1, len(monomials), output.coefficients.shape[1]))
+        where = [place[tuple(column)] for column in output.factors.T.tolist()]
+        for m, (start, stop) in enumerate(itertools.pairwise(output.starts)):
+            dense[m, where[start:stop]] = output.coefficients[start:stop]
+        left, sizes, right = np.linalg.svd(dense.reshape(-1, dense.shape[-1]), full_matrices=False)
+        rank = int((sizes > 1e-9 * sizes[0]).sum())
+        values.append((left[:, :rank] * sizes[:rank]).reshape(*dense.shape[:2], rank).transpose(0, 2, 1))
+        mixing.append(right[:rank])
+    return Plan(
+        tuple(table[:order, degree == order] for order in range(1, correlation + 1)), tuple(values), tuple(mixing)
+    )
+
+
 def contract(
-    features: Float[Array, "atoms components channels"],
-    weights: Float[Array, "elements paths channels"],
+    features: Float[Array, "components atoms channels"],
+    weights: Sequence[Float[Array, "elements _ channels"]],
     element: Int[AnyArray, " atoms"],
     l_max: int,
     correlation: int,
-    l_out: int,
-) -> Float[Array, "atoms m_out channels"]:
-    """Symmetric contraction of each atom's features to the output l_out.
+) -> list[Float[Array, "_ atoms channels"]]:
+    """Symmetric contraction of each atom's features to l = 0, 1, … as many as there are weights.
+
+    Monomials are products of static choices of components; what couples them is one matrix product, the same for all
+    atoms and channels; the weights of each atom then act on the few independent results. Nothing is unrolled, which
+    would take a compiler tens of seconds.
 
     Args:
         features: components (l, m) for l = 0 … l_max.
-        weights: of each path (see `path_counts`), those of order 1 first.
+        weights: for each l of the output, those of each path (see `path_counts`), of order 1 first.
         element: row of the weights that belongs to each atom.
         l_max: largest l of the features.
         correlation: highest order of the products.
-        l_out: l of the output.
-
-    Weights are first folded into one coefficient per element, monomial and channel, so that the work per atom is a
-    product and a sum over monomials. Products are gathered by static indices along an axis whose rows, the channels,
-    are contiguous: nearly as fast as code unrolled over the monomials, which takes a compiler tens of seconds.
     """
-    table = polynomials(l_max, correlation, l_out)
-    extended = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
-    terms = extended[:, table.factors[0]]
-    for factor in table.factors[1:]:
-        terms = terms * extended[:, factor]
-    folded = jnp.einsum("mp,epc->emc", jnp.asarray(table.coefficients, features.dtype), weights)
-    terms = terms * folded[element]
-    components = [terms[:, start:stop].sum(axis=1) for start, stop in itertools.pairwise(table.starts)]
-    return jnp.stack(components, axis=1)
+    how = plan(l_max, correlation, len(weights) - 1)
+    rows = features.reshape(len(features), -1)
+    terms = []
+    for factors in how.factors:
+        product = rows[factors[0]]
+        for factor in factors[1:]:
+            product = product * rows[factor]
+        terms.append(product)
+    products = jnp.concatenate(terms, axis=0)
+
+    results = []
+    for values, mixing, of_paths in zip(how.values, how.mixing, weights, strict=True):
+        m, independent, _ = values.shape
+        matrix = jnp.asarray(values.reshape(m * independent, -1), features.dtype)
+        # In full precision also where a GPU would round: large terms cancel.
+        coupled = jnp.matmul(matrix, products, precision="highest").reshape(m, independent, *features.shape[1:])
+        of_atom = jnp.einsum("rp,epc->erc", jnp.asarray(mixing, features.dtype), of_paths)[element]
+        results.append(jnp.einsum("mrac,arc->mac", coupled, of_atom))
+    return results

@@ -10,6 +10,7 @@ from typing import Literal
 
 import e3nn_jax as e3nn
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +18,16 @@ from ase.data import covalent_radii
 from jaxtyping import Array, Float, Int
 from pydantic import BaseModel, model_validator
 
+from jaxmlip.potentials.blocks import in_blocks
 from jaxmlip.potentials.contraction import contract, path_counts
-from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, agnesi, bessel, envelope
-from jaxmlip.types import AnyArray, EdgeMask, Neighbors
+from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, agnesi, bessel, envelope, radial_features
+from jaxmlip.types import AnyArray, EdgeMask, Leaf, Neighbors
 
 FEW_ELEMENTS = 4
 """Up to so many elements the first interaction sums over neighbours element by element (see `Interaction`)."""
+
+BLOCK_ATOMS = 16
+"""Atoms worked on at a time on a CPU, so that what exists for each of their edges stays in the cache."""
 
 
 class Architecture(BaseModel, frozen=True, extra="forbid"):
@@ -135,24 +140,37 @@ class Network(nn.Module):
         irreps = e3nn.Irreps.spherical_harmonics(spec.l_max)
         harmonics = e3nn.spherical_harmonics(irreps, vectors, normalize=True, normalization="component").array
 
-        embedding = _parameter(self, "embedding", (elements, spec.channels))
-        features = embedding[:, None] / elements**0.5
+        embedding = _parameter(self, "embedding", (elements, spec.channels)) / elements**0.5
+        features = embedding[element][:, None]
         energies = jnp.zeros((), vectors.dtype)
         for layer in range(spec.layers):
             last = layer == spec.layers - 1
             l_in = 0 if layer == 0 else spec.message_l
-            interaction = Interaction(spec, l_in, self.average_neighbors, name=f"interaction_{layer}")
-            l_out = 0 if last else spec.message_l
             residual = layer > 0 or spec.first_interaction == "residual"
-            product = Product(spec, l_in if residual else None, l_out, elements, name=f"product_{layer}")
-            if layer == 0:
-                messages = interaction.of_elements(features, radial, harmonics, element[neighbors])
-                if not residual:
-                    messages = ElementMap(spec.l_max, elements, name="map_0")(messages, element)
-                features = product(messages, features[element], element)
-            else:
-                messages = interaction(features[neighbors], radial, harmonics)
-                features = product(messages, features, element)
+            messages = Interaction(spec, l_in, self.average_neighbors, name=f"interaction_{layer}")()
+            product = Product(
+                spec, l_in if residual else None, 0 if last else spec.message_l, elements, name=f"product_{layer}"
+            )()
+            by_element = None if residual else ElementMap(spec, elements, name="map_0")()
+            of_elements = layer == 0 and elements <= FEW_ELEMENTS
+            folded = messages.folded(embedding) if of_elements else None
+            sources = None if of_elements else messages.sources(features)
+
+            def block(
+                radial: Array, harmonics: Array, neighbors: Array, own: Array, element_here: Array, layer: Layer
+            ) -> Array:
+                if layer.folded is not None:
+                    summed = layer.messages.of_elements(layer.folded, radial, harmonics, element[neighbors])
+                else:
+                    summed = layer.messages(layer.sources[neighbors], radial, harmonics)
+                if layer.by_element is not None:
+                    summed = layer.by_element(summed, element_here)
+                return layer.product(summed, own, element_here)
+
+            weights = Layer(messages, product, by_element, folded, sources)
+            features = in_blocks(
+                functools.partial(block, layer=weights), BLOCK_ATOMS, radial, harmonics, neighbors, features, element
+            )
             # As in MACE, a network of one layer has a linear readout.
             hidden = spec.readout_hidden if last and layer > 0 else None
             energies = energies + Readout(self.heads, hidden, name=f"readout_{layer}")(features[:, 0])
@@ -164,25 +182,9 @@ def _parameter(module: nn.Module, name: str, shape: tuple[int, ...], deviation: 
     return module.param(name, lambda _: jnp.broadcast_to(jnp.asarray(deviation, jnp.float32), shape))
 
 
-def _by_element(
-    features: Float[Array, "atoms components channels"],
-    weights: Float[Array, "channels elements channels"],
-    element: Int[AnyArray, " atoms"],
-) -> Float[Array, "atoms components channels"]:
-    """Features times the matrix of each atom's element, normalised as e3nn does a product with a one-hot vector."""
-    c, e, _ = weights.shape
-    indicator = jax.nn.one_hot(element, e, dtype=features.dtype) / (c * e) ** 0.5
-    return jnp.einsum("amce,ced->amd", features[..., None] * indicator[:, None, None], weights)
-
-
 def _block(ell: int) -> slice:
     """Where the components of l are."""
     return slice(ell**2, (ell + 1) ** 2)
-
-
-def _degrees(l_max: int) -> Int[np.ndarray, " components"]:
-    """The l of each component."""
-    return np.repeat(np.arange(l_max + 1), 2 * np.arange(l_max + 1) + 1)
 
 
 @functools.cache
@@ -198,30 +200,103 @@ def paths(l_in: int, l_max: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(sorted(found, key=lambda path: path[2]))
 
 
-@functools.cache
-def _path_couplings(l_in: int, l_max: int) -> Float[np.ndarray, "components rank components columns"]:
-    """What couples harmonics and features to messages.
+class Messages(flax.struct.PyTreeNode):
+    """Weights of an interaction, ready to be applied: sums over the neighbours of atoms.
 
-    Returns:
-        [m3, rank, m2, column]: √(2 l3 + 1) times the Wigner 3j symbol of a path. Columns are the components m1 of the
-        feature of every path in turn; rank counts the paths that lead to one l3. Divided by the square root of the
-        number of these paths, as the linear map that follows (e3nn's normalisation "element").
+    Attributes:
+        hidden: weights of the hidden layers of the radial network.
+        radial: [hidden, paths, channels], its final layer.
+        up: [channels, channels] for each l of the neighbours' features.
+        mix: [paths, channels, channels] for each l of the messages; all factors of normalisation are in here.
+        l_max: largest l of harmonics and messages (static).
     """
-    all_paths = paths(l_in, l_max)
-    sizes = [2 * l1 + 1 for l1, _, _ in all_paths]
-    starts = np.cumsum([0, *sizes])
-    ends_at = [l3 for _, _, l3 in all_paths]
-    result = np.zeros(((l_max + 1) ** 2, max(map(ends_at.count, ends_at)), (l_max + 1) ** 2, starts[-1]))
-    for path, (l1, l2, l3) in enumerate(all_paths):
-        symbol = ((2 * l3 + 1) / ends_at.count(l3)) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3)
-        rank = ends_at[:path].count(l3)
-        columns = slice(starts[path], starts[path + 1])
-        result[_block(l3), rank, _block(l2), columns] = symbol.transpose(2, 1, 0)
-    return result
+
+    hidden: tuple
+    radial: Leaf
+    up: tuple
+    mix: tuple
+    l_max: int = flax.struct.field(pytree_node=False)
+
+    def sources(
+        self, features: Float[Array, "atoms components_in channels"]
+    ) -> Float[Array, "atoms components_in channels"]:
+        """What the neighbours of an atom take from it."""
+        return jnp.concatenate([features[:, _block(ell)] @ up for ell, up in enumerate(self.up)], axis=1)
+
+    def __call__(
+        self,
+        sources: Float[Array, "atoms slots components_in channels"],
+        radial: Float[Array, "atoms slots functions"],
+        harmonics: Float[Array, "atoms slots components"],
+    ) -> Float[Array, "components atoms channels"]:
+        """Messages from neighbours of any features.
+
+        Harmonics of one l at a time meet the features of all paths that need them; the sum over neighbours is then a
+        small matrix product for each atom, and the coupling acts on its result instead of on the edges.
+
+        Args:
+            sources: the neighbours'.
+            radial: radial basis; zero where there is no neighbour.
+            harmonics: spherical harmonics of the edges.
+        """
+        atoms, slots, _, c = sources.shape
+        all_paths = paths(len(self.up) - 1, self.l_max)
+        hidden = radial_features(self.hidden, radial.reshape(atoms * slots, -1))
+        messages = [jnp.zeros((), radial.dtype)] * (self.l_max + 1)
+        for l2 in range(self.l_max + 1):
+            group = [path for path, (_, with_l, _) in enumerate(all_paths) if with_l == l2]
+            final = self.radial[:, np.array(group)]
+            weights = (hidden @ final.reshape(len(final), -1)).reshape(atoms, slots, len(group), c)
+            columns = [
+                weights[:, :, [column]] * sources[:, :, _block(all_paths[path][0])] for column, path in enumerate(group)
+            ]
+            weighted = jnp.concatenate(columns, axis=2).reshape(atoms, slots, -1)
+            sums = jnp.einsum("asy,asx->ayx", harmonics[:, :, _block(l2)], weighted).reshape(atoms, 2 * l2 + 1, -1, c)
+            first = 0
+            for path in group:
+                l1, _, l3 = all_paths[path]
+                coupling = jnp.asarray((2 * l3 + 1) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3), radial.dtype)
+                coupled = jnp.einsum("ayxc,xym->mac", sums[:, :, first : first + 2 * l1 + 1], coupling)
+                first += 2 * l1 + 1
+                place = [ends_at for _, _, ends_at in all_paths[:path]].count(l3)
+                messages[l3] = messages[l3] + coupled @ self.mix[l3][place]
+        return jnp.concatenate(messages, axis=0)
+
+    def folded(self, table: Float[Array, "elements channels"]) -> list[Float[Array, "elements hidden channels"]]:
+        """For neighbours whose features are those of their elements, all that follows the sum over them, for each l."""
+        mix = jnp.concatenate(self.mix)
+        return list(jnp.einsum("plc,ec,lcd->lepd", self.radial, table @ self.up[0], mix))
+
+    def of_elements(
+        self,
+        folded: list[Float[Array, "elements hidden channels"]],
+        radial: Float[Array, "atoms slots functions"],
+        harmonics: Float[Array, "atoms slots components"],
+        element: Int[Array, "atoms slots"],
+    ) -> Float[Array, "components atoms channels"]:
+        """Messages in the first layer, where a neighbour's features are those of its element.
+
+        Args:
+            folded: see the method of that name.
+            radial: radial basis; zero where there is no neighbour.
+            harmonics: spherical harmonics of the edges.
+            element: row of the table that belongs to each neighbour.
+        """
+        atoms, slots, components = harmonics.shape
+        elements = len(folded[0])
+        indicator = jax.nn.one_hot(element, elements, dtype=radial.dtype)
+        split = (indicator[..., None] * harmonics[:, :, None]).reshape(atoms, slots, elements * components)
+        hidden = radial_features(self.hidden, radial.reshape(atoms * slots, -1)).reshape(atoms, slots, -1)
+        sums = jnp.einsum("asy,ash->yah", split, hidden).reshape(elements, components, atoms, -1)
+        messages = [
+            sum(sums[e, _block(ell)] @ of_element for e, of_element in enumerate(matrices))
+            for ell, matrices in enumerate(folded)
+        ]
+        return jnp.concatenate(messages, axis=0)
 
 
 class Interaction(nn.Module):
-    """Messages from neighbours: RealAgnosticResidualInteractionBlock of MACE, without its skip connection.
+    """Parameters of the messages from neighbours: RealAgnosticResidualInteractionBlock of MACE, without its skip.
 
     m_i,l3 = Σ_paths L_path Σ_j R_path(r_ij) (U h_j,l1 ⊗ Y_l2(r̂_ij))_l3 / average_neighbors, with linear maps U and L
     over channels and a radial network R. In the first layer h_j depends on nothing but the neighbour's element. There,
@@ -239,81 +314,100 @@ class Interaction(nn.Module):
     l_in: int
     average_neighbors: float
 
-    def setup(self) -> None:
-        """Declare the parameters, in e3nn's normalisation: of unit variance, and results divided by √fan-in."""
+    @nn.compact
+    def __call__(self) -> Messages:
+        """The weights; parameters are in e3nn's normalisation, of unit variance and results divided by √fan-in."""
         c, l_max = self.specification.channels, self.specification.l_max
         all_paths = paths(self.l_in, l_max)
-        self.radial_network = RadialNetwork(self.specification.radial_mlp)
-        self.final = _parameter(self, "radial", (self.specification.radial_mlp[-1], len(all_paths), c))
-        self.up = [_parameter(self, f"up_{ell}", (c, c)) for ell in range(self.l_in + 1)]
+        hidden = RadialNetwork(
+            self.specification.radial_functions, self.specification.radial_mlp, name="radial_network"
+        )
+        final = _parameter(self, "radial", (self.specification.radial_mlp[-1], len(all_paths), c))
+        up = [_parameter(self, f"up_{ell}", (c, c)) for ell in range(self.l_in + 1)]
+        scale = 1.0 / (c * len(final) ** 0.5 * self.average_neighbors)
         counts = [sum(path[2] == ell for path in all_paths) for ell in range(l_max + 1)]
-        self.mix = [_parameter(self, f"mix_{ell}", (count, c, c)) for ell, count in enumerate(counts)]
-        self.scale = 1.0 / (c * len(self.final) ** 0.5 * self.average_neighbors)
+        mix = [_parameter(self, f"mix_{ell}", (count, c, c)) * (scale / count**0.5) for ell, count in enumerate(counts)]
+        return Messages(hidden(), final, tuple(up), tuple(mix), l_max)
+
+
+class ByElement(flax.struct.PyTreeNode):
+    """Linear maps over channels, [channels, elements, channels] for each l."""
+
+    weights: tuple
+
+    def __call__(
+        self, features: Float[Array, "components atoms channels"], element: Int[AnyArray, " atoms"]
+    ) -> Float[Array, "mapped atoms channels"]:
+        """Features of l = 0 … as many as there are weights, mapped by the matrices of each atom's element."""
+        c, elements, _ = self.weights[0].shape
+        # Normalised as e3nn does a product with a one-hot vector.
+        indicator = jax.nn.one_hot(element, elements, dtype=features.dtype) / (c * elements) ** 0.5
+        mapped = [
+            jnp.einsum("mace,ced->mad", features[_block(ell), ..., None] * indicator[:, None], weights)
+            for ell, weights in enumerate(self.weights)
+        ]
+        return jnp.concatenate(mapped, axis=0)
+
+
+class ElementMap(nn.Module):
+    """Parameters of a linear map for each element and l: the `skip_tp` of MACE's interactions that are not residual.
+
+    Attributes:
+        specification: sizes.
+        elements: number of elements.
+    """
+
+    specification: Architecture
+    elements: int
+
+    @nn.compact
+    def __call__(self) -> ByElement:
+        """The weights."""
+        shape = (self.specification.channels, self.elements, self.specification.channels)
+        return ByElement(tuple(_parameter(self, f"map_{ell}", shape) for ell in range(self.specification.l_max + 1)))
+
+
+class Contraction(flax.struct.PyTreeNode):
+    """Weights of a product, ready to be applied to the messages of atoms.
+
+    Attributes:
+        weights: [elements, paths, channels] of the symmetric contraction, for each l of the new features.
+        linear: [channels, channels] for each l, applied to its result.
+        skip: map of the atoms' own features, added to it; None without a skip connection.
+        l_max: largest l of the messages (static).
+        correlation: highest order of the products (static).
+    """
+
+    weights: tuple
+    linear: tuple
+    skip: ByElement | None
+    l_max: int = flax.struct.field(pytree_node=False)
+    correlation: int = flax.struct.field(pytree_node=False)
 
     def __call__(
         self,
-        sources: Float[Array, "atoms slots components_in channels"],
-        radial: Float[Array, "atoms slots functions"],
-        harmonics: Float[Array, "atoms slots components"],
-    ) -> Float[Array, "atoms components channels"]:
-        """Messages from neighbours of any features.
+        messages: Float[Array, "components atoms channels"],
+        features: Float[Array, "atoms components_in channels"],
+        element: Int[AnyArray, " atoms"],
+    ) -> Float[Array, "atoms components_out channels"]:
+        """New features of each atom.
 
         Args:
-            sources: the neighbours' features.
-            radial: radial basis; zero where there is no neighbour.
-            harmonics: spherical harmonics of the edges.
+            messages: of l = 0 … l_max.
+            features: the atom's own.
+            element: row of the tables that belongs to each atom.
         """
-        atoms, slots, _, c = sources.shape
-        l_max = self.specification.l_max
-        sources = jnp.concatenate([sources[:, :, _block(ell)] @ up for ell, up in enumerate(self.up)], axis=2)
-        hidden = self.radial_network(radial.reshape(atoms * slots, -1))
-        weights = (hidden @ self.final.reshape(len(self.final), -1)).reshape(atoms, slots, -1, c)
-        if self.l_in == 0:
-            weighted = weights * sources
-        else:
-            all_paths = paths(self.l_in, l_max)
-            weighted = jnp.concatenate(
-                [weights[:, :, [path]] * sources[:, :, _block(l1)] for path, (l1, _, _) in enumerate(all_paths)], axis=2
-            )
-        # One product for all pairs of harmonics and weighted features, needed or not: the coupling then acts on atoms
-        # instead of edges, and there is little to compile.
-        sums = jnp.einsum("asy,ast->ayt", harmonics, weighted.reshape(atoms, slots, -1))
-        couplings = jnp.asarray(self.scale * _path_couplings(self.l_in, l_max), radial.dtype)
-        messages = jnp.einsum("ayxc,mqyx->amqc", sums.reshape(*sums.shape[:2], -1, c), couplings)
-        rank = messages.shape[2]
-        mix = jnp.stack([jnp.pad(w, ((0, rank - len(w)), (0, 0), (0, 0))) for w in self.mix])
-        return jnp.einsum("amqc,mqcd->amd", messages, mix[_degrees(l_max)])
-
-    def of_elements(
-        self,
-        table: Float[Array, "elements 1 channels"],
-        radial: Float[Array, "atoms slots functions"],
-        harmonics: Float[Array, "atoms slots components"],
-        element: Int[Array, "atoms slots"],
-    ) -> Float[Array, "atoms components channels"]:
-        """Messages from neighbours whose features are those of their elements, as in the first layer.
-
-        Args:
-            table: features of each element.
-            radial: radial basis; zero where there is no neighbour.
-            harmonics: spherical harmonics of the edges.
-            element: row of the table that belongs to each neighbour.
-        """
-        elements = len(table)
-        if elements > FEW_ELEMENTS:
-            return self(table[element], radial, harmonics)
-        atoms, slots, components = harmonics.shape
-        indicator = self.scale * jax.nn.one_hot(element, elements, dtype=radial.dtype)
-        split = (harmonics[..., None] * indicator[:, :, None]).reshape(atoms, slots, components * elements)
-        hidden = self.radial_network(radial.reshape(atoms * slots, -1)).reshape(atoms, slots, -1)
-        sums = jnp.einsum("asy,asp->ayp", split, hidden).reshape(atoms, components, elements, -1)
-        mix = jnp.concatenate(self.mix)
-        folded = jnp.einsum("plc,ec,lcd->lepd", self.final, table[:, 0] @ self.up[0], mix)
-        return jnp.einsum("amep,mepd->amd", sums, folded[_degrees(self.specification.l_max)])
+        contracted = contract(messages, self.weights, element, self.l_max, self.correlation)
+        new = [of_l @ linear for of_l, linear in zip(contracted, self.linear, strict=True)]
+        if self.skip is not None:
+            skipped = self.skip(features.swapaxes(0, 1), element)
+            for ell in range(len(self.skip.weights)):
+                new[ell] = new[ell] + skipped[_block(ell)]
+        return jnp.concatenate(new, axis=0).swapaxes(0, 1)
 
 
 class Product(nn.Module):
-    """Symmetric contraction of the messages, mixed over channels, plus the skip connection of the interaction.
+    """Parameters of the symmetric contraction of the messages and of the skip connection around it.
 
     EquivariantProductBasisBlock of MACE, and the `skip_tp` of its residual interactions: a linear map over channels for
     each element.
@@ -331,58 +425,39 @@ class Product(nn.Module):
     elements: int
 
     @nn.compact
-    def __call__(
-        self,
-        messages: Float[Array, "atoms components channels"],
-        features: Float[Array, "atoms components_in channels"],
-        element: Int[AnyArray, " atoms"],
-    ) -> Float[Array, "atoms components_out channels"]:
-        """New features of each atom.
-
-        Args:
-            messages: of l = 0 … l_max.
-            features: the atom's own, of l = 0 … l_in.
-            element: row of the tables that belongs to each atom.
-        """
+    def __call__(self) -> Contraction:
+        """The weights."""
         c, e = self.specification.channels, self.elements
         l_max, correlation = self.specification.l_max, self.specification.correlation
-        outputs = []
+        weights, linear, skip = [], [], []
         for ell in range(self.l_out + 1):
             # MACE divides the initial weights by the number of paths of the same order.
             counts = path_counts(l_max, correlation, ell)
             deviation = np.concatenate([np.full(count, 1.0 / count) for count in counts if count])[:, None]
-            weights = _parameter(self, f"weights_{ell}", (e, sum(counts), c), deviation)
-            contracted = contract(messages, weights, element, l_max, correlation, ell)
-            output = contracted @ _parameter(self, f"linear_{ell}", (c, c)) / c**0.5
+            weights.append(_parameter(self, f"weights_{ell}", (e, sum(counts), c), deviation))
+            linear.append(_parameter(self, f"linear_{ell}", (c, c)) / c**0.5)
             if self.l_in is not None and ell <= self.l_in:
-                skip = _parameter(self, f"skip_{ell}", (c, e, c))
-                output = output + _by_element(features[:, _block(ell)], skip, element)
-            outputs.append(output)
-        return jnp.concatenate(outputs, axis=1)
+                skip.append(_parameter(self, f"skip_{ell}", (c, e, c)))
+        around = ByElement(tuple(skip)) if skip else None
+        return Contraction(tuple(weights), tuple(linear), around, l_max, correlation)
 
 
-class ElementMap(nn.Module):
-    """A linear map over channels for each element and l: the `skip_tp` of MACE's interactions that are not residual.
+class Layer(flax.struct.PyTreeNode):
+    """All that the new features of one atom need beside what is its own; see `Network`.
 
     Attributes:
-        l_max: largest l of the features.
-        elements: number of elements.
+        messages: from neighbours.
+        product: of the messages.
+        by_element: map of the messages before the product, or None.
+        folded: see `Messages.folded`; None if the neighbours' features are not those of their elements.
+        sources: [atoms, components, channels], what all atoms offer to their neighbours; None with `folded`.
     """
 
-    l_max: int
-    elements: int
-
-    @nn.compact
-    def __call__(
-        self, features: Float[Array, "atoms components channels"], element: Int[AnyArray, " atoms"]
-    ) -> Float[Array, "atoms components channels"]:
-        """The features of each atom, mapped by the matrices of its element (row of the tables)."""
-        c = features.shape[-1]
-        mapped = [
-            _by_element(features[:, _block(ell)], _parameter(self, f"map_{ell}", (c, self.elements, c)), element)
-            for ell in range(self.l_max + 1)
-        ]
-        return jnp.concatenate(mapped, axis=1)
+    messages: Messages
+    product: Contraction
+    by_element: ByElement | None
+    folded: list | None
+    sources: Leaf
 
 
 class Readout(nn.Module):

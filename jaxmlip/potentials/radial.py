@@ -1,12 +1,13 @@
 """Functions of the distance: Bessel basis, smooth envelope and the network that mixes them."""
 
+import itertools
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ase.data import covalent_radii
 from jaxtyping import Array, Float, Int
-
-from jaxmlip.types import AnyArray
 
 SILU_SCALE = 1.6791767923989418
 """Factor that gives silu(x) a second moment of one for normally distributed x, as in e3nn and so in MACE's weights.
@@ -85,22 +86,38 @@ def zbl(
     return 0.5 * 14.3996 * z * other_z / lengths * screening * envelope(lengths, reach, power)
 
 
-class RadialNetwork(nn.Module):
-    """The hidden layers of MACE's radial network: silu, no biases, so that zero maps to zero (e3nn FullyConnectedNet).
+def radial_features(weights: Sequence[Array], x: Float[Array, "edges functions"]) -> Float[Array, "edges hidden"]:
+    """The last hidden layer of MACE's radial network: silu, no biases, so that zero maps to zero.
 
-    Parameters are of unit standard deviation (see `jaxmlip.potentials.equivariant_network.Network`).
+    Args:
+        weights: of the hidden layers, see `RadialNetwork`.
+        x: the radial basis.
+    """
+    for weight in weights:
+        x = SILU_SCALE * jax.nn.silu(x @ weight)
+    return x
+
+
+class RadialNetwork(nn.Module):
+    """Parameters of the hidden layers of the radial network (e3nn's FullyConnectedNet), of unit standard deviation.
+
+    The final linear layer is left to the interaction, which may fold it (see
+    `jaxmlip.potentials.equivariant_network.Network` for the initialisation).
 
     Attributes:
+        functions: number of radial basis functions.
         widths: of the hidden layers.
     """
 
+    functions: int
     widths: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "*edges functions"]) -> Float[Array, "*edges hidden"]:
-        """Features of the last hidden layer; the final linear layer is left to the interaction, which may fold it."""
-        x = jnp.asarray(x)
-        for layer, width in enumerate(self.widths):
-            weight = self.param(f"weight_{layer}", nn.initializers.ones, (x.shape[-1], width), jnp.float32)
-            x = SILU_SCALE * jax.nn.silu((x @ weight) / weight.shape[0] ** 0.5)
-        return x
+    def __call__(self) -> tuple[Array, ...]:
+        """The weights, divided by √fan-in."""
+        shapes = itertools.pairwise((self.functions, *self.widths))
+        ones = nn.initializers.ones
+        return tuple(
+            self.param(f"weight_{layer}", ones, shape, jnp.float32) / shape[0] ** 0.5
+            for layer, shape in enumerate(shapes)
+        )

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import e3nn_jax as e3nn
 import jax
@@ -23,7 +24,7 @@ from jaxmlip.potentials.equivariant import (
 )
 from jaxmlip.potentials.equivariant_network import Interaction, paths
 from jaxmlip.potentials.potential import Prediction, evaluate, stack
-from jaxmlip.potentials.radial import RadialNetwork
+from jaxmlip.potentials.radial import SILU_SCALE
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms, strained
 from jaxmlip.types import PerGraph
 
@@ -305,7 +306,10 @@ def test_scale_shift_and_unknown_elements(x64: None) -> None:
 def plain_messages(params: dict, sources, radial, harmonics, l_in: int, l_max: int, neighbors: float) -> np.ndarray:
     """MACE's interaction edge by edge and path by path, with e3nn's normalisations written out."""
     channels = sources.shape[-1]
-    hidden = np.asarray(RadialNetwork((8, 8)).apply({"params": params["radial_network"]}, radial))
+    hidden = radial
+    for layer in range(2):
+        weight = np.asarray(params["radial_network"][f"weight_{layer}"])
+        hidden = SILU_SCALE * np.asarray(jax.nn.silu(hidden @ weight / np.sqrt(len(weight))))
     weights = np.einsum("asp,pqc->asqc", hidden, params["radial"]) / np.sqrt(8)
     arriving = [[] for _ in range(l_max + 1)]
     for path, (l1, l2, l3) in enumerate(paths(l_in, l_max)):
@@ -321,8 +325,8 @@ def plain_messages(params: dict, sources, radial, harmonics, l_in: int, l_max: i
     return np.concatenate(mixed, axis=1)
 
 
-@pytest.mark.parametrize(("l_in", "l_max"), [(0, 3), (1, 2)])
-def test_interaction_equals_the_plain_form(l_in: int, l_max: int, monkeypatch: pytest.MonkeyPatch, x64: None) -> None:
+@pytest.mark.parametrize(("l_in", "l_max"), [(0, 3), (1, 2), (2, 2)])
+def test_interaction_equals_the_plain_form(l_in: int, l_max: int, x64: None) -> None:
     draw = np.random.default_rng(0)
     atoms, slots, elements, channels = 3, 5, 2, 4
     specification = SMALL.model_copy(update={"l_max": l_max})
@@ -331,21 +335,38 @@ def test_interaction_equals_the_plain_form(l_in: int, l_max: int, monkeypatch: p
     harmonics = draw.standard_normal((atoms, slots, (l_max + 1) ** 2))
     sources = draw.standard_normal((atoms, slots, (l_in + 1) ** 2, channels))
     given = [jnp.asarray(x) for x in (sources, radial, harmonics)]
-    shapes = jax.eval_shape(interaction.init, jax.random.key(0), *given)
+    shapes = jax.eval_shape(interaction.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.asarray(draw.standard_normal(leaf.shape)), shapes)
     plain = plain_messages(params["params"], sources, radial, harmonics, l_in, l_max, 7.0)
-    close(jax.jit(interaction.apply)(params, *given), plain, 1e-12)
+
+    @jax.jit
+    def general(params, sources, radial, harmonics):
+        messages: Any = interaction.apply(params)
+        projected = jnp.stack([messages.sources(of_slot) for of_slot in jnp.moveaxis(sources, 1, 0)], axis=1)
+        return messages(projected, radial, harmonics).swapaxes(0, 1)
+
+    close(general(params, *given), plain, 1e-12)
     if l_in == 0:
         element = jnp.asarray(draw.integers(elements, size=(atoms, slots)))
         table = jnp.asarray(draw.standard_normal((elements, 1, channels)))
         plain = plain_messages(params["params"], np.asarray(table)[element], radial, harmonics, l_in, l_max, 7.0)
-        for few in (equivariant_network.FEW_ELEMENTS, 0):
-            monkeypatch.setattr(equivariant_network, "FEW_ELEMENTS", few)
 
-            def of_elements(params, table, radial, harmonics, element):
-                return interaction.apply(params, table, radial, harmonics, element, method="of_elements")
+        @jax.jit
+        def of_elements(params, table, radial, harmonics, element):
+            messages: Any = interaction.apply(params)
+            return messages.of_elements(messages.folded(table[:, 0]), radial, harmonics, element).swapaxes(0, 1)
 
-            close(jax.jit(of_elements)(params, table, *given[1:], element), plain, 1e-12)
+        close(of_elements(params, table, *given[1:], element), plain, 1e-12)
+
+
+def test_many_elements_equal_few(monkeypatch: pytest.MonkeyPatch, x64: None) -> None:
+    """The first layer's shortcut for few elements changes nothing."""
+    potential, graph = build(), padded(crystal())
+    few = predict(potential, graph)
+    monkeypatch.setattr(equivariant_network, "FEW_ELEMENTS", 0)
+    many = jax.jit(evaluate)(potential, graph)
+    close(many.energy, few.energy)
+    close(many.forces, few.forces)
 
 
 def test_paths_are_those_of_mace() -> None:
