@@ -165,6 +165,25 @@ def md(
         typer.echo(f"Wrote {out}: {replicas} × {time_ps} ps at {result.ns_per_day:.3g} ns/day in total.")
 
 
+@app.command("convert-mace")
+def convert_mace(
+    model: Annotated[Path, typer.Argument(help="model file of mace-torch, or what was extracted from it")],
+    out: Annotated[Path, typer.Argument(help=".jaxmlip file to write")],
+    head: Annotated[str | None, typer.Option(help="name of the head to take, of a model with several")] = None,
+) -> None:
+    """Turn a MACE model of mace-torch into a potential of this package, with the same energies and forces."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.potentials.files import save
+        from jaxmlip.potentials.mace import from_mace
+        from jaxmlip.potentials.mace_checkpoint import read_mace
+
+        extracted = read_mace(model)
+        potential = from_mace(extracted, head)
+        origin = {"file": model.name, "class": extracted["class"], "mace-torch": extracted["version"], "head": head}
+        save(potential, out, provenance={"converted from": origin})
+        typer.echo(f"Wrote {out}: {len(potential.known)} elements, cutoff {potential.cutoff:g} Å.")
+
+
 @config_app.command("template")
 def config_template(
     kind: Annotated[str, typer.Argument(help="clusters_to_bulk or train")] = "clusters_to_bulk",
