@@ -1,0 +1,197 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["matplotlib>=3.9,<4"]
+# ///
+"""One optimiser step on five water clusters: the trainer here against mace-torch and mlip.
+
+A step is the gradient of a Huber loss of energies and forces by the parameters, clipping by the global norm, AdamW, and
+the moving average of the parameters. The batch is the first five frames of `$JAXMLIP_DATA/ice_maceoff/
+clusters_5.0A.extxyz` (57, 60, 66, 57 and 57 atoms: 297 in all), with energies relative to the mean per atom. The
+potentials are of the MACE family and of the same sizes (2 layers, l_max 3, correlation 3, cutoff 5 Å, float32). Each
+contender lives in a process of its own, with its own environment, and has all cores while it is at work; steps
+alternate, so that whatever else the machine does hits all alike. Batches are made beforehand. Usage:
+
+    uv run experiments/benchmarks/train_step.py [--channels 64] [--L 0] [--calls 9] [--cores N] [--json] [--out FOLDER]
+        [--peers mlip mace-torch] [--mace-python PYTHON] [--mlip-python PYTHON]
+
+Without --mace-python and --mlip-python, uv builds the peers' environments.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from contenders import (
+    JAXMLIP_MODEL,
+    MACE_MODEL,
+    MLIP_MODEL,
+    OURS_COMMAND,
+    add_options,
+    add_peers,
+    bars,
+    describe,
+    disturbance,
+    in_project,
+    mace_command,
+    machine,
+    markdown_table,
+    measure,
+    mlip_command,
+    plain_table,
+    use_cores,
+    write,
+)
+
+FRAMES = range(5)
+
+OURS = """
+from jaxmlip.systems.dataset import Frame, make_batches, make_samples
+from jaxmlip.training.trainer import Controls, TrainingSettings, initial_state, update
+facts = {}
+def prepare(order):
+    potential = build(order)
+    frames = [Frame(atoms_of(s), s["energy"], np.array(s["forces"])) for s in order["structures"]]
+    samples = make_samples(frames, potential.cutoff, potential.inner_cutoff, np.zeros(119))
+    (batch,) = jax.device_put(make_batches(samples, len(samples)))
+    settings = TrainingSettings()
+    moving = jax.tree.map(lambda leaf: 1.0, potential.params)
+    controls = Controls(
+        1e-3, settings.weight_decay, settings.clip_norm, settings.ema_decay, settings.weights(), moving
+    )
+    lender, state, compiled = potential.replace(params=None), [initial_state(potential)], []
+    facts.update(
+        parameters=count(potential.params), atoms=int(batch.graph.n_atoms), slots=int(batch.graph.n_slots)
+    )
+    def call():
+        if not compiled:
+            arguments = (lender, state[0], batch, controls)
+            compiled.append(update.lower(*arguments, terms=settings.terms(), kind=settings.loss).compile())
+            facts.update(temporary_MiB=compiled[0].memory_analysis().temp_size_in_bytes / 2**20)
+        state[0], loss = jax.block_until_ready(compiled[0](lender, state[0], batch, controls))
+        return loss
+    return call
+def plain(name, loss):
+    return {"loss": float(loss), **facts}
+"""
+
+MACE = """
+from torch.nn.functional import huber_loss
+from torch_ema import ExponentialMovingAverage
+def prepare(order):
+    model, batch = build(order), graph(order["structures"])
+    energies = torch.tensor([structure["energy"] for structure in order["structures"]])
+    forces = torch.cat([torch.tensor(structure["forces"]) for structure in order["structures"]])
+    atoms = torch.diff(batch["ptr"])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=5e-7)
+    average = ExponentialMovingAverage(model.parameters(), decay=0.99)
+    def call():
+        optimiser.zero_grad(set_to_none=True)
+        output = model(batch, training=True, compute_force=True)
+        loss = huber_loss(output["energy"] / atoms, energies / atoms, delta=0.01)
+        loss = loss + 10.0 * huber_loss(output["forces"], forces, delta=0.01)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
+        optimiser.step()
+        average.update()
+        return loss
+    return call
+def plain(name, loss):
+    return {"loss": loss.item(), "parameters": count(models[name])}
+"""
+
+MLIP = """
+import optax
+from mlip.models.loss import HuberLoss
+from mlip.training.ema import exponentially_moving_average
+from mlip.training.training_state import init_training_state
+from mlip.training.training_step import make_train_step
+facts = {}
+def prepare(order):
+    force_field, batch = build(order), graph(order["structures"])
+    optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(1e-3, weight_decay=5e-7))
+    average = exponentially_moving_average(0.99)
+    loss = HuberLoss(lambda _: 1.0, lambda _: 10.0, lambda _: 0.0)
+    step = make_train_step(force_field.predictor, loss, optimiser, average, len(order["structures"]))
+    state = [init_training_state(force_field.params, optimiser, average)]
+    facts.update(parameters=count(force_field.params))
+    def call():
+        state[0], metrics = jax.block_until_ready(step(state[0], batch, 0))
+        return metrics["loss"]
+    return call
+def plain(name, loss):
+    return {"loss": float(loss), **facts}
+"""
+
+
+def clusters(path: Path) -> dict:
+    """The frames, with energies relative to the mean per atom, and the mean number of neighbours within 5 Å."""
+    return in_project(
+        "import json; import numpy as np; from ase.neighborlist import neighbor_list\n"
+        "from jaxmlip.systems.dataset import read_frames\n"
+        f"index = '{FRAMES.start}:{FRAMES.stop}'\n"
+        f"frames = read_frames({str(path)!r}, energy_key='off23_energy', forces_key='off23_forces', index=index)\n"
+        "sizes = np.array([len(frame.atoms) for frame in frames])\n"
+        "energies = np.array([frame.energy for frame in frames])\n"
+        "energies -= sizes * energies.sum() / sizes.sum()\n"
+        "pairs = sum(len(neighbor_list('i', frame.atoms, 5.0)) for frame in frames)\n"
+        "print(json.dumps({'neighbors': pairs / sizes.sum(), 'structures': ["
+        "{'numbers': frame.atoms.numbers.tolist(), 'positions': frame.atoms.positions.tolist(),"
+        " 'energy': energy, 'forces': frame.forces.tolist()} for frame, energy in zip(frames, energies.tolist())]}))"
+    )
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(description="One optimiser step: jaxmlip against other packages, on the CPU")
+    add_options(parser, channels=64, calls=9)
+    add_peers(parser, "mlip", "mace-torch")
+    options = parser.parse_args()
+    if "JAXMLIP_DATA" not in os.environ:
+        parser.error("set JAXMLIP_DATA to the folder that holds ice_maceoff/clusters_5.0A.extxyz.")
+    path = Path(os.environ["JAXMLIP_DATA"]).absolute() / "ice_maceoff" / "clusters_5.0A.extxyz"
+    if not path.is_file():
+        parser.error(f"there is no file {path}.")
+    here = machine(use_cores(options.cores))
+    batch = clusters(path)
+    sizes = [len(structure["numbers"]) for structure in batch["structures"]]
+
+    programs = {
+        "jaxmlip": (OURS_COMMAND, JAXMLIP_MODEL + OURS),
+        "mlip": (mlip_command(options.mlip_python), MLIP_MODEL + MLIP),
+        "mace-torch": (mace_command(options.mace_python), MACE_MODEL + MACE),
+    }
+    order = batch | {"channels": options.channels, "L": options.L}
+    measured = measure(programs, options.peers, order, options.calls)
+
+    first = measured.first
+    header = [*measured.header("step"), "first loss"]
+    rows = [[*row, f"{first[row[0]]['loss']:.6g}"] for row in measured.rows()]
+    named = f"{FRAMES.start} to {FRAMES.stop - 1} ({' + '.join(map(str, sizes))} = {sum(sizes)} atoms)"
+    task = f"{options.channels} channels, L = {options.L}, float32"
+    notes = [
+        f"One optimiser step on frames {named} of {path.name}, {task}; median of {options.calls} steps.",
+        describe(here),
+        f"jaxmlip pads the batch to {first['jaxmlip']['atoms']} atoms of {first['jaxmlip']['slots']} neighbour slots, "
+        "mlip to one atom more than there are; mace-torch does not pad.",
+        "jaxmlip has mace-torch's weights: their first losses should agree. mlip's are its own."
+        if measured.same_weights
+        else "All have random weights of their own: the losses cannot be compared.",
+        "mlip's loss of forces is its own: a Huber loss whose threshold falls with the force.",
+    ]
+    notes += disturbance(here)
+    print("\n".join([*notes[:2], "", plain_table(header, rows), "", *notes[2:]]))
+
+    if options.out:
+        write(options.out, "train_step", "One optimiser step", notes[:2], markdown_table(header, rows), notes[2:])
+        title = f"One optimiser step on {len(sizes)} water clusters ({sum(sizes)} atoms), {task}\n{describe(here)}"
+        bars(options.out / "train_step.png", title, measured.ms, "time of a step")
+    if options.json:
+        losses = {who: said["loss"] for who, said in first.items()}
+        task = {"channels": options.channels, "L": options.L, "atoms": sum(sizes), "calls": options.calls}
+        said = {"first_loss": losses, "frames": list(FRAMES), "machine": here}
+        print(json.dumps(measured.result() | task | said))
+
+
+if __name__ == "__main__":
+    main()
