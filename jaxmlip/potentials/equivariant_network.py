@@ -26,8 +26,9 @@ from jaxmlip.types import AnyArray, EdgeMask, Leaf, Neighbors
 FEW_ELEMENTS = 4
 """Up to so many elements the first interaction sums over neighbours element by element (see `Interaction`)."""
 
-BLOCK_ATOMS = 16
-"""Atoms worked on at a time on a CPU, so that what exists for each of their edges stays in the cache."""
+BLOCK_ATOMS = 32
+"""Atoms worked on at a time on a CPU, so that what exists for each of their edges stays in the cache; half as many if
+there are more than scalars."""
 
 
 class Architecture(BaseModel, frozen=True, extra="forbid"):
@@ -168,9 +169,9 @@ class Network(nn.Module):
                 return layer.product(summed, own, element_here)
 
             weights = Layer(messages, product, by_element, folded, sources)
-            features = in_blocks(
-                functools.partial(block, layer=weights), BLOCK_ATOMS, radial, harmonics, neighbors, features, element
-            )
+            size = BLOCK_ATOMS // (1 + (l_in > 0))
+            local = (radial, harmonics, neighbors, features, element)
+            features = in_blocks(functools.partial(block, layer=weights), size, *local)
             # As in MACE, a network of one layer has a linear readout.
             hidden = spec.readout_hidden if last and layer > 0 else None
             energies = energies + Readout(self.heads, hidden, name=f"readout_{layer}")(features[:, 0])
