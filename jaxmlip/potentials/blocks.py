@@ -25,9 +25,8 @@ def in_blocks(function: Callable, size: int, *arrays: AnyArray):
     atoms = arrays[0].shape[0]
     if jax.default_backend() != "cpu":
         return function(*arrays)
-    size = max(size, -(-atoms // MOST_BLOCKS))
-    # A block that divides the number of atoms saves copies into padded arrays.
-    size = next((s for s in range(size, 2 * size) if atoms % s == 0), size)
+    blocks = min(MOST_BLOCKS, -(-atoms // size))
+    size = -(-atoms // blocks)
     blocks = -(-atoms // size)
 
     def cut(x: AnyArray) -> AnyArray:

@@ -135,7 +135,9 @@ class EquivariantPotential(Potential):
         element = jnp.asarray(row)[graph.species]
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.params)
         network = Network(self.specification, self.known, self.average_neighbors, self.heads)
-        output = jnp.asarray(network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0)))
+        output = jnp.asarray(
+            network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0), graph.tiers)
+        )
         energies = jnp.asarray(self.scale, dtype) * output + jnp.asarray(self.shift, dtype)
         if self.specification.repulsion:
             lengths = jnp.sqrt(jnp.sum(vectors**2, axis=-1))

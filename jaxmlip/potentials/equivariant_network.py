@@ -6,7 +6,8 @@ They are evaluated in another order, which changes nothing but the cost: see `In
 """
 
 import functools
-from typing import Literal
+import itertools
+from typing import Any, Literal
 
 import e3nn_jax as e3nn
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import covalent_radii
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from pydantic import BaseModel, model_validator
 
 from jaxmlip.potentials.blocks import in_blocks
@@ -122,6 +123,7 @@ class Network(nn.Module):
         mask: EdgeMask,
         neighbors: Neighbors,
         element: Int[AnyArray, " atoms"],
+        tiers: tuple[tuple[int, int], ...] = (),
     ) -> Float[Array, "atoms heads"]:
         """Sum of the readouts of all layers.
 
@@ -130,16 +132,13 @@ class Network(nn.Module):
             mask: which slots hold a neighbour.
             neighbors: their indices; any in slots without.
             element: row of the tables that belongs to each atom.
+            tiers: see `Graph.tiers`.
         """
         spec, elements = self.specification, len(self.numbers)
-        lengths = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
-        smooth = jnp.where(mask, envelope(lengths, spec.cutoff, spec.envelope_power), 0.0)
-        if spec.distance_transform == "agnesi":
-            radii = jnp.asarray(covalent_radii[list(self.numbers)], lengths.dtype)[element]
-            lengths = agnesi(lengths, radii[:, None], radii[neighbors])
-        radial = bessel(lengths, spec.radial_functions, spec.cutoff) * smooth[..., None]
-        irreps = e3nn.Irreps.spherical_harmonics(spec.l_max)
-        harmonics = e3nn.spherical_harmonics(irreps, vectors, normalize=True, normalization="component").array
+        tiers = tiers or ((mask.shape[0], mask.shape[1]),)
+        rows = itertools.pairwise((0, *itertools.accumulate(count for count, _ in tiers)))
+        parts = [np.s_[first:stop, :width] for (first, stop), (_, width) in zip(rows, tiers, strict=True)]
+        edges = [self._edges(vectors[part], mask[part], neighbors[part], element[part[0]], element) for part in parts]
 
         embedding = _parameter(self, "embedding", (elements, spec.channels)) / elements**0.5
         features = embedding[element][:, None]
@@ -157,25 +156,52 @@ class Network(nn.Module):
             folded = messages.folded(embedding) if of_elements else None
             sources = None if of_elements else messages.sources(features)
 
-            def block(
-                radial: Array, harmonics: Array, neighbors: Array, own: Array, element_here: Array, layer: Layer
+            def summed(
+                radial: Array, harmonics: Array, neighbors: Array, messages: Messages, folded: Any, sources: Any
             ) -> Array:
-                if layer.folded is not None:
-                    summed = layer.messages.of_elements(layer.folded, radial, harmonics, element[neighbors])
+                if folded is not None:
+                    of_atoms = messages.of_elements(folded, radial, harmonics, element[neighbors])
                 else:
-                    summed = layer.messages(layer.sources[neighbors], radial, harmonics)
-                if layer.by_element is not None:
-                    summed = layer.by_element(summed, element_here)
-                return layer.product(summed, own, element_here)
+                    of_atoms = messages(sources[neighbors], radial, harmonics)
+                return of_atoms.swapaxes(0, 1)
 
-            weights = Layer(messages, product, by_element, folded, sources)
+            def updated(
+                summed: Array, own: Array, element: Array, product: Contraction, by_element: ByElement | None
+            ) -> Array:
+                of_atoms = summed.swapaxes(0, 1)
+                if by_element is not None:
+                    of_atoms = by_element(of_atoms, element)
+                return product(of_atoms, own, element)
+
             size = BLOCK_ATOMS // (1 + (l_in > 0))
-            local = (radial, harmonics, neighbors, features, element)
-            features = in_blocks(functools.partial(block, layer=weights), size, *local)
+            sum_block = functools.partial(summed, messages=messages, folded=folded, sources=sources)
+            sums = jnp.concatenate([in_blocks(sum_block, size, *part) for part in edges])
+            update_block = functools.partial(updated, product=product, by_element=by_element)
+            features = in_blocks(update_block, size, sums, features, element)
             # As in MACE, a network of one layer has a linear readout.
             hidden = spec.readout_hidden if last and layer > 0 else None
             energies = energies + Readout(self.heads, hidden, name=f"readout_{layer}")(features[:, 0])
         return energies
+
+    def _edges(
+        self,
+        vectors: Float[Array, "here slots 3"],
+        mask: Bool[AnyArray, "here slots"],
+        neighbors: Int[AnyArray, "here slots"],
+        own_element: Int[AnyArray, " here"],
+        element: Int[AnyArray, " atoms"],
+    ) -> tuple[Array, Array, AnyArray]:
+        """Radial basis and harmonics of the edges of some atoms, and their neighbours."""
+        spec = self.specification
+        lengths = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
+        smooth = jnp.where(mask, envelope(lengths, spec.cutoff, spec.envelope_power), 0.0)
+        if spec.distance_transform == "agnesi":
+            radii = jnp.asarray(covalent_radii[list(self.numbers)], lengths.dtype)
+            lengths = agnesi(lengths, radii[own_element][:, None], radii[element][neighbors])
+        radial = bessel(lengths, spec.radial_functions, spec.cutoff) * smooth[..., None]
+        irreps = e3nn.Irreps.spherical_harmonics(spec.l_max)
+        harmonics = e3nn.spherical_harmonics(irreps, vectors, normalize=True, normalization="component").array
+        return radial, harmonics, neighbors
 
 
 def _parameter(module: nn.Module, name: str, shape: tuple[int, ...], deviation: np.ndarray | float = 1.0) -> Array:
@@ -441,24 +467,6 @@ class Product(nn.Module):
                 skip.append(_parameter(self, f"skip_{ell}", (c, e, c)))
         around = ByElement(tuple(skip)) if skip else None
         return Contraction(tuple(weights), tuple(linear), around, l_max, correlation)
-
-
-class Layer(flax.struct.PyTreeNode):
-    """All that the new features of one atom need beside what is its own; see `Network`.
-
-    Attributes:
-        messages: from neighbours.
-        product: of the messages.
-        by_element: map of the messages before the product, or None.
-        folded: see `Messages.folded`; None if the neighbours' features are not those of their elements.
-        sources: [atoms, components, channels], what all atoms offer to their neighbours; None with `folded`.
-    """
-
-    messages: Messages
-    product: Contraction
-    by_element: ByElement | None
-    folded: list | None
-    sources: Leaf
 
 
 class Readout(nn.Module):

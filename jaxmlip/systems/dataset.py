@@ -1,5 +1,6 @@
 """Labelled structures: what every stage hands to the next, and the batches that training reads."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from ase.utils import string2index
 from jaxtyping import Float
 
-from jaxmlip.systems.graph import Graph, batch_graphs, check_structure, graph_from_atoms
+from jaxmlip.systems.graph import GHOST, Graph, batch_graphs, check_structure, graph_from_atoms, in_tiers
 from jaxmlip.types import AnyArray, HostMatrix, Leaf
 
 SLOT_MULTIPLE = 4
@@ -26,8 +27,14 @@ SLOT_MULTIPLE = 4
 ATOM_MULTIPLE = 8
 """Likewise for the atoms of a batch."""
 
+TIER_MULTIPLE = 4
+"""And for the atoms of a tier."""
+
 MAX_SHAPES = 4
 """Most batch shapes a data set may have: a training step is compiled once for each."""
+
+DRAWS = 16
+"""Epochs dealt to find how many atoms of a batch have many neighbours."""
 
 TOLERATED_PADDING = 0.25
 """Share of padding atoms above which structures of different size are batched separately."""
@@ -216,7 +223,7 @@ def make_samples(
     return samples
 
 
-def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None = None) -> list[Batch]:
+def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None = None, tiers: int = 1) -> list[Batch]:
     """Deal all samples into batches of (almost) equal number, padded to few shapes.
 
     With B batches, the samples are sorted by size and cut into strata of B: every batch draws one sample of each
@@ -228,6 +235,8 @@ def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None
         samples: in any order; a data set of several fidelities is one list.
         batch_size: most graphs in a batch.
         seed: shuffles the draw (give the epoch's); by default samples of a stratum are taken in order of size.
+        tiers: most tiers of a batch (see `Graph.tiers`). In clusters few atoms have as many neighbours as in the bulk:
+            with several tiers little work is wasted on empty slots, but compilation takes longer.
 
     Returns:
         Batches with numpy leaves, each sample in exactly one of them.
@@ -250,8 +259,9 @@ def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None
             "slots": _round_up(max(samples[i].graph.n_slots for i in members), SLOT_MULTIPLE),
         }
         inner = max(samples[i].graph.inner for i in members)
+        levels = _tiers(samples, members, sizes, n_batches, capacity, tiers)
         for drawn in _draw(members, sizes, n_batches, rng):
-            batches.append(_batch(samples, drawn, capacity, inner))
+            batches.append(_batch(samples, drawn, capacity, inner, levels))
     if rng is not None:
         rng.shuffle(batches)
     return batches
@@ -261,6 +271,13 @@ def padding_waste(batches: Sequence[Batch]) -> float:
     """Share of the batches' atoms that is padding, between 0 and 1."""
     total = sum(batch.graph.n_atoms for batch in batches)
     return 1.0 - sum(int(np.asarray(batch.graph.atom_mask).sum()) for batch in batches) / total
+
+
+def slot_waste(batches: Sequence[Batch]) -> float:
+    """Share of the batches' neighbour slots that is empty, between 0 and 1; of those in use where there are tiers."""
+    graphs = [batch.graph for batch in batches]
+    total = sum(atoms * slots for graph in graphs for atoms, slots in graph.tiers or ((graph.n_atoms, graph.n_slots),))
+    return 1.0 - sum(int(np.sum(np.asarray(graph.neighbors) != GHOST)) for graph in graphs) / total
 
 
 def split(frames: Sequence, parts: Sequence[int | float], seed: int = 0) -> tuple[list, ...]:
@@ -420,7 +437,52 @@ def _draw(members: np.ndarray, sizes: np.ndarray, n_batches: int, rng: np.random
     return [np.array(hand) for hand in hands]
 
 
-def _batch(samples: Sequence[Sample], drawn: np.ndarray, capacity: dict[str, int], inner: int) -> Batch:
+def _tiers(
+    samples: Sequence[Sample],
+    members: np.ndarray,
+    sizes: np.ndarray,
+    n_batches: int,
+    capacity: dict[str, int],
+    number: int,
+) -> tuple[tuple[int, int], ...]:
+    """The tiers with the fewest slots in all that hold the batches of several epochs."""
+    slots = np.arange(capacity["slots"], 0, -SLOT_MULTIPLE)
+    if number == 1 or len(slots) == 1:
+        return ()
+    degrees = {i: np.sum(samples[i].graph.neighbors != GHOST, axis=1) for i in members}
+    needing = {i: np.sum(degree[:, None] > slots, axis=0) for i, degree in degrees.items()}
+    # Atoms of a batch that do not fit into so many slots.
+    beyond = np.zeros(len(slots), int)
+    for draw in range(DRAWS):
+        for hand in _draw(members, sizes, n_batches, np.random.default_rng(draw)):
+            beyond = np.maximum(beyond, np.sum([needing[i] for i in hand], axis=0))
+    beyond = np.minimum(-(-beyond // TIER_MULTIPLE) * TIER_MULTIPLE, capacity["n_atoms"])
+    # cost[k]: fewest slots in all for the atoms beyond slots[k], by up to so many tiers as have been gone through.
+    cost = np.where(beyond == 0, 0, np.inf)
+    chosen: list[tuple[tuple[int, int], ...]] = [() for _ in slots]
+    ends = [*beyond.tolist()]
+    for _ in range(number - 1):
+        longer, paths = cost.copy(), list(chosen)
+        for end in range(len(slots)):
+            for start in range(end):
+                price = cost[start] + (ends[end] - ends[start]) * slots[start]
+                if price < longer[end]:
+                    longer[end] = price
+                    paths[end] = (*chosen[start], (ends[end] - ends[start], int(slots[start])))
+        cost, chosen = longer, paths
+    rest = [cost[k] + (capacity["n_atoms"] - ends[k]) * slots[k] for k in range(len(slots))]
+    best = int(np.argmin(rest))
+    tiers = (*chosen[best], (capacity["n_atoms"] - ends[best], int(slots[best])))
+    return tuple(tier for tier in tiers if tier[0])
+
+
+def _batch(
+    samples: Sequence[Sample],
+    drawn: np.ndarray,
+    capacity: dict[str, int],
+    inner: int,
+    tiers: tuple[tuple[int, int], ...],
+) -> Batch:
     """The drawn samples, padded to the capacity."""
     mine = [samples[i] for i in drawn]
     # The largest `inner` of the data set: it is static, so a batch's own would be one more compilation.
@@ -429,6 +491,12 @@ def _batch(samples: Sequence[Sample], drawn: np.ndarray, capacity: dict[str, int
     n_graphs = capacity["n_graphs"]
     forces = np.full((capacity["n_atoms"], 3), np.nan, dtype)
     forces[: sum(sample.graph.n_atoms for sample in mine)] = np.concatenate([sample.forces for sample in mine])
+
+    if tiers:
+        # What the tiers were not made for gets all slots, and is compiled once more.
+        with contextlib.suppress(ValueError):
+            graph, order = in_tiers(graph, tiers)
+            forces = forces[order]
 
     def of_graphs(values: list, padding: float, kind: np.dtype = dtype) -> np.ndarray:
         padded = np.full((n_graphs, *np.shape(values)[1:]), padding, kind)

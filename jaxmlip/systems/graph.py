@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from jaxmlip.systems.neighbors import dense_neighbors
 from jaxmlip.types import AnyArray, EdgeMask, EdgeVectors, HostMatrix, Leaf, Matrices, PerAtom, PerGraph, Vectors
@@ -37,6 +37,8 @@ class Graph(flax.struct.PyTreeNode):
         shifts: [atoms, slots, 3], lattice translations: the edge vector is `R[j] + shift @ cell − R[i]`.
         owner: [atoms], index of the graph an atom belongs to; the number of graphs for a padding atom.
         inner: how many leading slots suffice for the `inner_cutoff` the lists were made with (static).
+        tiers: numbers of consecutive atoms and of the leading slots that suffice for them (static), for potentials that
+            save the work on slots that are empty; by default any atom may need all slots.
     """
 
     positions: Leaf
@@ -46,6 +48,7 @@ class Graph(flax.struct.PyTreeNode):
     shifts: Leaf
     owner: Leaf
     inner: int = flax.struct.field(pytree_node=False, default=0)
+    tiers: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False, default=())
 
     @property
     def n_atoms(self) -> int:
@@ -78,6 +81,34 @@ class Graph(flax.struct.PyTreeNode):
     def volume(self) -> PerGraph:
         """|det cell| in Å³; 0 unless periodic in all three directions."""
         return jnp.abs(jnp.linalg.det(self.cell))
+
+
+def in_tiers(graph: Graph, tiers: tuple[tuple[int, int], ...]) -> tuple[Graph, Int[np.ndarray, " atoms"]]:
+    """A graph on the host with its atoms in descending order of their number of neighbours, as `Graph.tiers` wants it.
+
+    Returns:
+        The graph, and for each of its atoms the place where it was before.
+
+    Raises:
+        ValueError: if the tiers do not hold its atoms, or their neighbours.
+    """
+    degree = np.sum(np.asarray(graph.neighbors) != GHOST, axis=1)
+    order = np.argsort(-degree, kind="stable")
+    room = np.repeat([slots for _, slots in tiers], [atoms for atoms, _ in tiers])
+    if len(room) != graph.n_atoms or (degree[order] > room).any():
+        raise ValueError(f"The tiers {tiers} do not hold {graph.n_atoms} atoms with up to {degree.max()} neighbours.")
+    place = np.empty(graph.n_atoms, np.int32)
+    place[order] = np.arange(graph.n_atoms, dtype=np.int32)
+    neighbors = np.asarray(graph.neighbors)[order]
+    sorted_graph = graph.replace(
+        positions=graph.positions[order],
+        species=graph.species[order],
+        neighbors=np.where(neighbors == GHOST, GHOST, place[neighbors]),
+        shifts=graph.shifts[order],
+        owner=graph.owner[order],
+        tiers=tiers,
+    )
+    return sorted_graph, order
 
 
 def edge_vectors(graph: Graph) -> tuple[EdgeVectors, EdgeMask]:

@@ -49,6 +49,9 @@ class TrainingSettings(pydantic.BaseModel):
     energy_weight: float = pydantic.Field(default=1.0, ge=0, description="weight of the energy per atom")
     forces_weight: float = pydantic.Field(default=10.0, ge=0, description="weight of the forces")
     stress_weight: float = pydantic.Field(default=0.0, ge=0, description="weight of the stress")
+    tiers: int = pydantic.Field(
+        default=6, ge=1, le=8, description="groups of atoms by number of neighbours; more run faster, compile longer"
+    )
     validation_every: int = pydantic.Field(default=1, ge=1, description="epochs between validations")
     seed: int = pydantic.Field(
         default=0, ge=0, description="of new parameters, the order of batches and the choice of replay"
@@ -192,16 +195,17 @@ def train(
         counts = f"{len(problem.train)} training samples and {len(problem.validation)} validation samples"
         raise ValueError(f"There are {counts}; training needs at least one of each.")
     started = time.perf_counter()
-    held_out = make_batches(problem.validation, settings.batch_size)
+    held_out = make_batches(problem.validation, settings.batch_size, tiers=settings.tiers)
     rates = schedule(settings, len(make_batches(problem.train, settings.batch_size)))
     state = initial_state(problem.potential)
     best, best_epoch, lowest, history = state.ema, 0, np.inf, []
 
     bar = progress_bar(range(settings.epochs + 1), desc="training", unit="epoch", disable=not progress)
     for epoch in bar:  # epoch 0 validates the initial parameters
-        batches = make_batches(problem.train, settings.batch_size, seed=epoch_seed(settings, epoch)) if epoch else []
-        losses = np.full(len(batches), np.nan)
+        batches, losses = [], np.full(0, np.nan)
         if epoch:
+            order = epoch_seed(settings, epoch)
+            batches = make_batches(problem.train, settings.batch_size, seed=order, tiers=settings.tiers)
             state, losses = run_epoch(problem, settings, state, batches, rates[epoch - 1])
         diverged = np.flatnonzero(~np.isfinite(losses))
         if epoch % settings.validation_every == 0 or epoch == settings.epochs or diverged.size:

@@ -25,7 +25,7 @@ from jaxmlip.potentials.equivariant import (
 from jaxmlip.potentials.equivariant_network import Interaction, paths
 from jaxmlip.potentials.potential import Prediction, evaluate, stack
 from jaxmlip.potentials.radial import SILU_SCALE
-from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms, strained
+from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms, in_tiers, strained
 from jaxmlip.types import PerGraph
 
 CUTOFF = 3.5
@@ -214,6 +214,30 @@ def test_batch_and_padding_change_nothing(x64: None) -> None:
     assert not np.asarray(singles[0].energy[1:]).any()
     bare = graph_from_atoms(crystal(), CUTOFF, dtype=np.float64)
     close(energies(potential, bare), singles[0].energy[:1], 1e-13)
+
+
+def test_tiers_change_nothing(x64: None) -> None:
+    """Atoms in groups by number of neighbours: the same energy, forces and derivatives by the parameters."""
+    potential = build(heads=2)
+    graph = padded(crystal())
+    degree = np.sort(np.sum(np.asarray(graph.neighbors) >= 0, axis=1))[::-1]
+    tiers = ((4, int(degree[0])), (13, int(degree[4])), (ATOMS - 17, max(1, int(degree[17]))))
+    assert len({slots for _, slots in tiers}) > 1
+    tiered, order = in_tiers(graph, tiers)
+
+    @jax.jit
+    def everything(potential, graph):
+        def total(params, positions):
+            return jnp.sum(potential.replace(params=params).readouts(graph.replace(positions=positions)) ** 2)
+
+        return total(potential.params, graph.positions), jax.grad(total, (0, 1))(potential.params, graph.positions)
+
+    (value, (by_params, forces)), (expected, (by_params_plain, forces_plain)) = (
+        everything(potential, which) for which in (tiered, graph)
+    )
+    close(value, expected)
+    close(forces, np.asarray(forces_plain)[order])
+    jax.tree.map(lambda ours, plain: close(ours, plain, 1e-10), by_params, by_params_plain)
 
 
 def test_cells_smaller_than_the_cutoff(x64: None) -> None:

@@ -18,9 +18,11 @@ from jaxmlip.systems.dataset import (
     make_samples,
     padding_waste,
     read_frames,
+    slot_waste,
     split,
     write_frames,
 )
+from jaxmlip.systems.graph import GHOST, edge_vectors, in_tiers
 from jaxmlip.systems.ice import ice_ih
 
 STRESS = np.array([[0.1, 0.01, -0.02], [0.01, 0.2, 1 / 3], [-0.02, 1 / 3, -0.3]])
@@ -298,3 +300,51 @@ def test_refusals() -> None:
     good = make_samples([Frame(Atoms("H"), 0.0, np.zeros((1, 3)))], 5.0, 0.0, np.zeros(119))
     with pytest.raises(ValueError, match="batch size must be at least 1, not 0"):
         make_batches(good, 0)
+
+
+@pytest.mark.parametrize("tiers", [2, 5])
+def test_tiers_hold_the_same_structures(samples: list[Sample], tiers: int) -> None:
+    """Atoms change places with everything that belongs to them; shapes are those of every epoch."""
+    plain = make_batches(samples, 7, seed=0)
+    batches = make_batches(samples, 7, seed=0, tiers=tiers)
+    assert slot_waste(batches) < slot_waste(plain)
+    epochs = [make_batches(samples, 7, seed=seed, tiers=tiers) for seed in range(3)]
+    assert len({batch.graph.tiers for epoch in epochs for batch in epoch}) <= 2
+    for before, after in zip(plain, batches, strict=True):
+        first = 0
+        for atoms, slots in after.graph.tiers:
+            assert (after.graph.neighbors[first : first + atoms, slots:] == GHOST).all()
+            first += atoms
+        assert first in (0, after.graph.n_atoms)
+        np.testing.assert_array_equal(after.index, before.index)
+        for graph in np.flatnonzero(before.index >= 0):
+            old, new = (np.flatnonzero(batch.graph.owner == graph) for batch in (before, after))
+            place = {tuple(row): k for k, row in zip(new, after.graph.positions[new], strict=True)}
+            where = np.array([place[tuple(row)] for row in before.graph.positions[old]])
+            np.testing.assert_array_equal(after.forces[where], before.forces[old])
+            np.testing.assert_array_equal(after.graph.species[where], before.graph.species[old])
+            lengths = [
+                np.linalg.norm(np.asarray(edge_vectors(batch.graph)[0])[rows], axis=2)
+                for batch, rows in ((before, old), (after, where))
+            ]
+            np.testing.assert_array_equal(lengths[0], lengths[1])
+
+
+def test_tiers_of_published_clusters(ice_data: Path) -> None:
+    """Half of a dense batch of clusters is empty slots; in tiers, less than 15 % are."""
+    keys = {"energy_key": "off23_energy", "forces_key": "off23_forces"}
+    frames = read_frames(ice_data / "clusters_5.0A.extxyz", **keys, index=":100")
+    samples = make_samples(frames, 5.0, 0.0, np.zeros(119))
+    assert slot_waste(make_batches(samples, 5, seed=0)) > 0.5
+    assert slot_waste(make_batches(samples[:5], 5, tiers=5)) < 0.15
+    epochs = [make_batches(samples, 5, seed=seed, tiers=5) for seed in range(20)]
+    assert slot_waste(epochs[0]) < 0.25
+    assert len({batch.graph.tiers for epoch in epochs for batch in epoch}) <= 2
+
+
+def test_tiers_that_are_too_small_are_refused(samples: list[Sample]) -> None:
+    graph = samples[0].graph
+    with pytest.raises(ValueError, match=r"do not hold \d+ atoms with up to \d+ neighbours"):
+        in_tiers(graph, ((graph.n_atoms, 1),))
+    with pytest.raises(ValueError, match="do not hold"):
+        in_tiers(graph, ((graph.n_atoms - 1, graph.n_slots),))
