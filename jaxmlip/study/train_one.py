@@ -1,5 +1,6 @@
 """One potential by one strategy, from files of labelled frames: the `jaxmlip train` command."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,4 +63,7 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
 
 
 def _frames(data: FileData) -> list[Frame]:
-    return read_frames(data.path, energy_key=data.energy_key, forces_key=data.forces_key, index=data.index)
+    path = os.path.expandvars(data.path)
+    if "$" in path:
+        raise ConfigError(f"The path {data.path} names an environment variable that is not set; export it first.")
+    return read_frames(path, energy_key=data.energy_key, forces_key=data.forces_key, index=data.index)

@@ -22,6 +22,9 @@ from jaxmlip.training.loss import LossKind, Terms, TermSums, Weights, loss, tota
 from jaxmlip.types import AnyArray, Leaf
 from jaxmlip.units import GPA
 
+LONG_TRAINING = 2000
+"""Steps after which the tiers (see `Graph.tiers`) have saved more time than compiling for them takes."""
+
 
 class TrainingSettings(pydantic.BaseModel):
     """How to train; the defaults follow common practice with MACE and NequIP."""
@@ -49,8 +52,12 @@ class TrainingSettings(pydantic.BaseModel):
     energy_weight: float = pydantic.Field(default=1.0, ge=0, description="weight of the energy per atom")
     forces_weight: float = pydantic.Field(default=10.0, ge=0, description="weight of the forces")
     stress_weight: float = pydantic.Field(default=0.0, ge=0, description="weight of the stress")
-    tiers: int = pydantic.Field(
-        default=6, ge=1, le=8, description="groups of atoms by number of neighbours; more run faster, compile longer"
+    tiers: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        le=8,
+        description="groups of atoms by number of neighbours: more run faster and compile longer; by default 1 in "
+        f"trainings of less than {LONG_TRAINING} steps, else 6",
     )
     validation_every: int = pydantic.Field(default=1, ge=1, description="epochs between validations")
     seed: int = pydantic.Field(
@@ -195,8 +202,10 @@ def train(
         counts = f"{len(problem.train)} training samples and {len(problem.validation)} validation samples"
         raise ValueError(f"There are {counts}; training needs at least one of each.")
     started = time.perf_counter()
-    held_out = make_batches(problem.validation, settings.batch_size, tiers=settings.tiers)
-    rates = schedule(settings, len(make_batches(problem.train, settings.batch_size)))
+    per_epoch = len(make_batches(problem.train, settings.batch_size))
+    tiers = settings.tiers or (6 if settings.epochs * per_epoch >= LONG_TRAINING else 1)
+    held_out = make_batches(problem.validation, settings.batch_size, tiers=tiers)
+    rates = schedule(settings, per_epoch)
     state = initial_state(problem.potential)
     best, best_epoch, lowest, history = state.ema, 0, np.inf, []
 
@@ -205,7 +214,7 @@ def train(
         batches, losses = [], np.full(0, np.nan)
         if epoch:
             order = epoch_seed(settings, epoch)
-            batches = make_batches(problem.train, settings.batch_size, seed=order, tiers=settings.tiers)
+            batches = make_batches(problem.train, settings.batch_size, seed=order, tiers=tiers)
             state, losses = run_epoch(problem, settings, state, batches, rates[epoch - 1])
         diverged = np.flatnonzero(~np.isfinite(losses))
         if epoch % settings.validation_every == 0 or epoch == settings.epochs or diverged.size:
