@@ -181,9 +181,10 @@ def main() -> None:
     notes += disturbance(here)
     print("\n".join([*notes[:2], "", plain_table(header, rows), "", *notes[2:]]))
     if options.out:
-        write(options.out, "force_call", "Energy and forces", notes[:2], markdown_table(header, rows), notes[2:])
+        name = f"force_call_{options.channels}_L{options.L}"
+        write(options.out, name, "Energy and forces", notes[:2], markdown_table(header, rows), notes[2:])
         title = f"Energy and forces of {task}\n{describe(here)}"
-        bars(options.out / "force_call.png", title, measured.ms, "time of a call")
+        bars(options.out / f"{name}.png", title, measured.ms, "time of a call")
     if options.json:
         task = {"channels": options.channels, "L": options.L, "atoms": options.atoms, "calls": options.calls}
         print(json.dumps(measured.result() | {"difference": difference} | task | {"machine": here}))

@@ -53,7 +53,7 @@ def prepare(order):
     potential = build(order)
     frames = [Frame(atoms_of(s), s["energy"], np.array(s["forces"])) for s in order["structures"]]
     samples = make_samples(frames, potential.cutoff, potential.inner_cutoff, np.zeros(119))
-    (batch,) = jax.device_put(make_batches(samples, len(samples)))
+    (batch,) = jax.device_put(make_batches(samples, len(samples), tiers=6))
     settings = TrainingSettings()
     moving = jax.tree.map(lambda leaf: 1.0, potential.params)
     controls = Controls(
@@ -172,8 +172,8 @@ def main() -> None:
     notes = [
         f"One optimiser step on frames {named} of {path.name}, {task}; median of {options.calls} steps.",
         describe(here),
-        f"jaxmlip pads the batch to {first['jaxmlip']['atoms']} atoms of {first['jaxmlip']['slots']} neighbour slots, "
-        "mlip to one atom more than there are; mace-torch does not pad.",
+        f"jaxmlip pads the batch to {first['jaxmlip']['atoms']} atoms in up to six tiers of at most "
+        f"{first['jaxmlip']['slots']} neighbour slots, mlip to one atom more than there are; mace-torch does not pad.",
         "jaxmlip has mace-torch's weights: their first losses should agree. mlip's are its own."
         if measured.same_weights
         else "All have random weights of their own: the losses cannot be compared.",
@@ -183,9 +183,10 @@ def main() -> None:
     print("\n".join([*notes[:2], "", plain_table(header, rows), "", *notes[2:]]))
 
     if options.out:
-        write(options.out, "train_step", "One optimiser step", notes[:2], markdown_table(header, rows), notes[2:])
+        name = f"train_step_{options.channels}_L{options.L}"
+        write(options.out, name, "One optimiser step", notes[:2], markdown_table(header, rows), notes[2:])
         title = f"One optimiser step on {len(sizes)} water clusters ({sum(sizes)} atoms), {task}\n{describe(here)}"
-        bars(options.out / "train_step.png", title, measured.ms, "time of a step")
+        bars(options.out / f"{name}.png", title, measured.ms, "time of a step")
     if options.json:
         losses = {who: said["loss"] for who, said in first.items()}
         task = {"channels": options.channels, "L": options.L, "atoms": sum(sizes), "calls": options.calls}
