@@ -97,6 +97,10 @@ def test_train_writes_a_potential_that_can_be_fine_tuned(water, tmp_path):
     assert result.exit_code == 0, result.output
     assert np.isfinite(json.loads((tmp_path / "second" / "errors.json").read_text())["force_rmse_meV_A"])
     assert "multi_fidelity starts from a foundation" in sentence("train", config, "strategy=multi_fidelity")
+    unset = "data.path='${JAXMLIP_UNSET}/water.extxyz'"
+    assert "${JAXMLIP_UNSET}/water.extxyz names an environment variable that is not set" in sentence(
+        "train", config, unset
+    )
 
 
 def test_mistakes_get_one_sentence(water, tmp_path):
