@@ -18,15 +18,15 @@ from jaxmlip.potentials.evaluation import bare_copy, compiled_evaluate, potentia
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.dataset import Frame
-from jaxmlip.systems.graph import Graph, check_structure, graph_from_atoms, periodic_cell
+from jaxmlip.systems.graph import Graph, batch_graphs, check_structure, graph_from_atoms, periodic_cell
 
 
 class Calculator(ase_calculator.Calculator):
     """A Potential as an ASE calculator, for ASE's optimisers, filters and dynamics.
 
     The neighbour list reaches `skin` further than the potential and is kept until atoms (or the cell) have moved far
-    enough that it could miss a pair. Its slots are padded, with room that grows when needed: growing compiles anew,
-    once.
+    enough that it could miss a pair. Atoms and slots are padded, with room that grows when needed: a structure that
+    outgrows either compiles anew, once, and then has room for a tenth more.
 
     Energies include the elemental references (eV), forces are eV/Å, stress is eV/Å³ in Voigt order xx yy zz yz xz xy,
     positive under tension, and only for structures periodic in all three directions.
@@ -82,7 +82,8 @@ class Calculator(ase_calculator.Calculator):
         check_structure(atoms)
         prediction = jax.device_get(compiled_evaluate(self._on_device, self._current_graph(atoms), periodic))
         energy = float(prediction.energy[0]) + reference_energy(self.potential, atoms.numbers)
-        results = {"energy": energy, "free_energy": energy, "forces": np.asarray(prediction.forces, np.float64)}
+        forces = np.asarray(prediction.forces[: len(atoms)], np.float64)
+        results = {"energy": energy, "free_energy": energy, "forces": forces}
         if periodic:
             results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(prediction.stress[0], np.float64))
         for what, values in results.items():
@@ -99,9 +100,9 @@ class Calculator(ase_calculator.Calculator):
             self._graph = self._new_graph(atoms)
             self._list_made_for = bare_copy(atoms)
         dtype = potential_dtype(self.potential)
-        return self._graph.replace(
-            positions=np.asarray(atoms.positions, dtype), cell=np.asarray(periodic_cell(atoms)[None], dtype)
-        )
+        positions = np.zeros((self._graph.n_atoms, 3), dtype)
+        positions[: len(atoms)] = atoms.positions
+        return self._graph.replace(positions=positions, cell=np.asarray(periodic_cell(atoms)[None], dtype))
 
     def _list_holds(self, atoms: Atoms) -> bool:
         """Whether every pair within the cutoff is still on the list.
@@ -124,26 +125,25 @@ class Calculator(ase_calculator.Calculator):
         return bool((self.potential.cutoff + self.skin) * smallest - 2.0 * moved >= self.potential.cutoff)
 
     def _new_graph(self, atoms: Atoms) -> Graph:
-        """A graph with padded slots: the present capacity if it suffices, else a larger one with some room."""
+        """A padded graph: of the present capacity if it suffices, else of a larger one with some room."""
         potential = self.potential
         reach = potential.cutoff + self.skin
         inner_reach = potential.inner_cutoff + self.skin if potential.inner_cutoff > 0 else 0.0
         graph = graph_from_atoms(atoms, reach, inner_reach, dtype=potential_dtype(potential))
-        slots, inner = graph.n_slots, graph.inner
+        needed = (graph.n_atoms, graph.n_slots, graph.inner)
         previous = self._graph
-        if previous is not None and previous.n_atoms == graph.n_atoms:
-            fits = slots <= previous.n_slots and inner <= previous.inner
-            # Both grow together, so that a compression that fills either compiles once.
-            slots = previous.n_slots if fits else max(previous.n_slots, _with_room(slots))
-            inner = previous.inner if fits else max(previous.inner, _with_room(inner))
+        if previous is None or graph.n_atoms < previous.n_atoms // 2:
+            # Most structures keep their number of atoms: room for more would only cost time.
+            capacity = (needed[0], *map(_with_room, needed[1:]))
         else:
-            slots, inner = _with_room(slots), _with_room(inner)
-        padding = ((0, 0), (0, slots - graph.n_slots))
-        return graph.replace(
-            neighbors=np.pad(graph.neighbors, padding, constant_values=-1),
-            shifts=np.pad(graph.shifts, (*padding, (0, 0))),
-            inner=min(inner, slots),
-        )
+            capacity = (previous.n_atoms, previous.n_slots, previous.inner)
+            if graph.n_atoms > previous.n_atoms:
+                capacity = (_with_room(graph.n_atoms), *capacity[1:])
+            if graph.n_slots > previous.n_slots or graph.inner > previous.inner:
+                # Both grow together, so that a compression that fills either compiles once.
+                capacity = (capacity[0], *map(max, capacity[1:], map(_with_room, needed[1:])))
+        n_atoms, slots, inner = capacity
+        return batch_graphs([graph], n_atoms=n_atoms, n_graphs=1, slots=slots).replace(inner=min(inner, slots))
 
 
 def _with_room(number: int) -> int:

@@ -101,6 +101,7 @@ class EquivariantPotential(Potential):
         known: atomic numbers it knows, ascending (static).
         average_neighbors: divides the sums over neighbours (static).
         heads: number of readouts, one per fidelity (static).
+        tabulated: whether `params` have tables of the radial functions (static); see `tabulate`.
     """
 
     params: Leaf
@@ -112,6 +113,7 @@ class EquivariantPotential(Potential):
     known: tuple[int, ...] = flax.struct.field(pytree_node=False)
     average_neighbors: float = flax.struct.field(pytree_node=False)
     heads: int = flax.struct.field(pytree_node=False, default=1)
+    tabulated: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def cutoff(self) -> float:
@@ -134,7 +136,7 @@ class EquivariantPotential(Potential):
         row[list(self.known)] = np.arange(len(self.known))
         element = jnp.asarray(row)[graph.species]
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.params)
-        network = Network(self.specification, self.known, self.average_neighbors, self.heads)
+        network = Network(self.specification, self.known, self.average_neighbors, self.heads, self.tabulated)
         output = jnp.asarray(
             network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0), graph.tiers)
         )

@@ -7,6 +7,7 @@ They are evaluated in another order, which changes nothing but the cost: see `In
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import e3nn_jax as e3nn
@@ -21,7 +22,7 @@ from pydantic import BaseModel, model_validator
 
 from jaxmlip.potentials.blocks import in_blocks
 from jaxmlip.potentials.contraction import contract, path_counts
-from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, agnesi, bessel, envelope, radial_features
+from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, Splines, agnesi, bessel, envelope, radial_features
 from jaxmlip.types import AnyArray, EdgeMask, Leaf, Neighbors
 
 FEW_ELEMENTS = 4
@@ -45,6 +46,8 @@ class Architecture(BaseModel, frozen=True, extra="forbid"):
         radial_functions: number of Bessel functions.
         envelope_power: p of the polynomial envelope.
         distance_transform: "agnesi" measures distances in covalent radii before the radial basis (see `agnesi`).
+        learned_radial_scale: whether the radial basis sees r · exp(½(a_i + a_j)), with a parameter a for each element
+            that starts at 0: heavy and light elements may need their resolution at different distances.
         repulsion: whether to add the screened nuclear repulsion (see `zbl`), so that no two atoms can coincide.
         first_interaction: "residual", with a skip connection around the first layer as in ScaleShiftMACE, or
             "agnostic", with a linear map of the messages for each element instead, as in MACE.
@@ -61,6 +64,7 @@ class Architecture(BaseModel, frozen=True, extra="forbid"):
     radial_functions: int = 8
     envelope_power: int = 5
     distance_transform: Literal["none", "agnesi"] = "none"
+    learned_radial_scale: bool = False
     repulsion: bool = False
     first_interaction: Literal["residual", "agnostic"] = "residual"
     radial_mlp: tuple[int, ...] = (64, 64, 64)
@@ -109,12 +113,14 @@ class Network(nn.Module):
         numbers: atomic number of each element it knows.
         average_neighbors: divides the sums over neighbours.
         heads: number of readouts.
+        tabulated: whether the parameters have tables of the radial functions (see `tabulate`).
     """
 
     specification: Architecture
     numbers: tuple[int, ...]
     average_neighbors: float
     heads: int
+    tabulated: bool = False
 
     @nn.compact
     def __call__(
@@ -138,7 +144,11 @@ class Network(nn.Module):
         tiers = tiers or ((mask.shape[0], mask.shape[1]),)
         rows = itertools.pairwise((0, *itertools.accumulate(count for count, _ in tiers)))
         parts = [np.s_[first:stop, :width] for (first, stop), (_, width) in zip(rows, tiers, strict=True)]
-        edges = [self._edges(vectors[part], mask[part], neighbors[part], element[part[0]], element) for part in parts]
+        logarithm = _parameter(self, "radial_scale", (elements,), 0.0) if spec.learned_radial_scale else None
+        edges = [
+            self._edges(vectors[part], mask[part], neighbors[part], element[part[0]], element, logarithm)
+            for part in parts
+        ]
 
         embedding = _parameter(self, "embedding", (elements, spec.channels)) / elements**0.5
         features = embedding[element][:, None]
@@ -147,7 +157,7 @@ class Network(nn.Module):
             last = layer == spec.layers - 1
             l_in = 0 if layer == 0 else spec.message_l
             residual = layer > 0 or spec.first_interaction == "residual"
-            messages = Interaction(spec, l_in, self.average_neighbors, name=f"interaction_{layer}")()
+            messages = Interaction(spec, l_in, self.average_neighbors, self.tabulated, name=f"interaction_{layer}")()
             product = Product(
                 spec, l_in if residual else None, 0 if last else spec.message_l, elements, name=f"product_{layer}"
             )()
@@ -173,11 +183,26 @@ class Network(nn.Module):
                     of_atoms = by_element(of_atoms, element)
                 return product(of_atoms, own, element)
 
+            def both(
+                radial: Array,
+                harmonics: Array,
+                neighbors: Array,
+                own: Array,
+                element: Array,
+                sum_block: Callable,
+                update_block: Callable,
+            ) -> Array:
+                return update_block(sum_block(radial, harmonics, neighbors), own, element)
+
             size = BLOCK_ATOMS // (1 + (l_in > 0))
             sum_block = functools.partial(summed, messages=messages, folded=folded, sources=sources)
-            sums = jnp.concatenate([in_blocks(sum_block, size, *part) for part in edges])
             update_block = functools.partial(updated, product=product, by_element=by_element)
-            features = in_blocks(update_block, size, sums, features, element)
+            if len(edges) == 1:
+                block = functools.partial(both, sum_block=sum_block, update_block=update_block)
+                features = in_blocks(block, size, *edges[0], features, element)
+            else:  # one loop for what has the same shape in every tier: compiling it for each would take long
+                sums = jnp.concatenate([in_blocks(sum_block, size, *part) for part in edges])
+                features = in_blocks(update_block, size, sums, features, element)
             # As in MACE, a network of one layer has a linear readout.
             hidden = spec.readout_hidden if last and layer > 0 else None
             energies = energies + Readout(self.heads, hidden, name=f"readout_{layer}")(features[:, 0])
@@ -190,15 +215,22 @@ class Network(nn.Module):
         neighbors: Int[AnyArray, "here slots"],
         own_element: Int[AnyArray, " here"],
         element: Int[AnyArray, " atoms"],
+        radial_scale: Float[Array, " elements"] | None,
     ) -> tuple[Array, Array, AnyArray]:
-        """Radial basis and harmonics of the edges of some atoms, and their neighbours."""
+        """Radial basis (or lengths, for tables) and harmonics of the edges of some atoms, and their neighbours."""
         spec = self.specification
         lengths = jnp.sqrt(jnp.sum(vectors**2, axis=-1))
-        smooth = jnp.where(mask, envelope(lengths, spec.cutoff, spec.envelope_power), 0.0)
-        if spec.distance_transform == "agnesi":
-            radii = jnp.asarray(covalent_radii[list(self.numbers)], lengths.dtype)
-            lengths = agnesi(lengths, radii[own_element][:, None], radii[element][neighbors])
-        radial = bessel(lengths, spec.radial_functions, spec.cutoff) * smooth[..., None]
+        if self.tabulated:
+            radial = jnp.where(mask, lengths, spec.cutoff)[..., None]
+        else:
+            smooth = jnp.where(mask, envelope(lengths, spec.cutoff, spec.envelope_power), 0.0)
+            if spec.distance_transform == "agnesi":
+                radii = jnp.asarray(covalent_radii[list(self.numbers)], lengths.dtype)
+                lengths = agnesi(lengths, radii[own_element][:, None], radii[element][neighbors])
+            if radial_scale is not None:
+                of_atoms = radial_scale[element]
+                lengths = lengths * jnp.exp(0.5 * (radial_scale[own_element][:, None] + of_atoms[neighbors]))
+            radial = bessel(lengths, spec.radial_functions, spec.cutoff) * smooth[..., None]
         irreps = e3nn.Irreps.spherical_harmonics(spec.l_max)
         harmonics = e3nn.spherical_harmonics(irreps, vectors, normalize=True, normalization="component").array
         return radial, harmonics, neighbors
@@ -231,18 +263,25 @@ class Messages(flax.struct.PyTreeNode):
     """Weights of an interaction, ready to be applied: sums over the neighbours of atoms.
 
     Attributes:
-        hidden: weights of the hidden layers of the radial network.
+        hidden: weights of the hidden layers of the radial network, or tables of what stands for them.
         radial: [hidden, paths, channels], its final layer.
         up: [channels, channels] for each l of the neighbours' features.
         mix: [paths, channels, channels] for each l of the messages; all factors of normalisation are in here.
         l_max: largest l of harmonics and messages (static).
     """
 
-    hidden: tuple
+    hidden: tuple | Splines
     radial: Leaf
     up: tuple
     mix: tuple
     l_max: int = flax.struct.field(pytree_node=False)
+
+    def radial_features(self, radial: Float[Array, "atoms slots functions"]) -> Float[Array, "atoms slots hidden"]:
+        """What the final layer of the radial network acts on; zero where there is no neighbour."""
+        if isinstance(self.hidden, Splines):
+            return self.hidden(radial[..., 0])
+        atoms, slots, functions = radial.shape
+        return radial_features(self.hidden, radial.reshape(atoms * slots, functions)).reshape(atoms, slots, -1)
 
     def sources(
         self, features: Float[Array, "atoms components_in channels"]
@@ -263,12 +302,12 @@ class Messages(flax.struct.PyTreeNode):
 
         Args:
             sources: the neighbours'.
-            radial: radial basis; zero where there is no neighbour.
+            radial: radial basis, zero where there is no neighbour; or lengths, for tables.
             harmonics: spherical harmonics of the edges.
         """
         atoms, slots, _, c = sources.shape
         all_paths = paths(len(self.up) - 1, self.l_max)
-        hidden = radial_features(self.hidden, radial.reshape(atoms * slots, -1))
+        hidden = self.radial_features(radial).reshape(atoms * slots, -1)
         messages = [jnp.zeros((), radial.dtype)] * (self.l_max + 1)
         for l2 in range(self.l_max + 1):
             group = [path for path, (_, with_l, _) in enumerate(all_paths) if with_l == l2]
@@ -305,7 +344,7 @@ class Messages(flax.struct.PyTreeNode):
 
         Args:
             folded: see the method of that name.
-            radial: radial basis; zero where there is no neighbour.
+            radial: radial basis, zero where there is no neighbour; or lengths, for tables.
             harmonics: spherical harmonics of the edges.
             element: row of the table that belongs to each neighbour.
         """
@@ -313,8 +352,7 @@ class Messages(flax.struct.PyTreeNode):
         elements = len(folded[0])
         indicator = jax.nn.one_hot(element, elements, dtype=radial.dtype)
         split = (indicator[..., None] * harmonics[:, :, None]).reshape(atoms, slots, elements * components)
-        hidden = radial_features(self.hidden, radial.reshape(atoms * slots, -1)).reshape(atoms, slots, -1)
-        sums = jnp.einsum("asy,ash->yah", split, hidden).reshape(elements, components, atoms, -1)
+        sums = jnp.einsum("asy,ash->yah", split, self.radial_features(radial)).reshape(elements, components, atoms, -1)
         messages = [
             sum(sums[e, _block(ell)] @ of_element for e, of_element in enumerate(matrices))
             for ell, matrices in enumerate(folded)
@@ -335,26 +373,31 @@ class Interaction(nn.Module):
         specification: sizes.
         l_in: largest l of the neighbours' features.
         average_neighbors: divides the sum.
+        tabulated: whether tables stand for the radial network's hidden layers.
     """
 
     specification: Architecture
     l_in: int
     average_neighbors: float
+    tabulated: bool = False
 
     @nn.compact
     def __call__(self) -> Messages:
         """The weights; parameters are in e3nn's normalisation, of unit variance and results divided by √fan-in."""
         c, l_max = self.specification.channels, self.specification.l_max
         all_paths = paths(self.l_in, l_max)
-        hidden = RadialNetwork(
-            self.specification.radial_functions, self.specification.radial_mlp, name="radial_network"
-        )
-        final = _parameter(self, "radial", (self.specification.radial_mlp[-1], len(all_paths), c))
+        if self.tabulated:
+            hidden = Splines(self.get_variable("params", "table"), self.specification.cutoff)
+            final = self.get_variable("params", "radial")
+        else:
+            functions, widths = self.specification.radial_functions, self.specification.radial_mlp
+            hidden = RadialNetwork(functions, widths, name="radial_network")()
+            final = _parameter(self, "radial", (widths[-1], len(all_paths), c))
         up = [_parameter(self, f"up_{ell}", (c, c)) for ell in range(self.l_in + 1)]
-        scale = 1.0 / (c * len(final) ** 0.5 * self.average_neighbors)
+        scale = 1.0 / (c * self.specification.radial_mlp[-1] ** 0.5 * self.average_neighbors)
         counts = [sum(path[2] == ell for path in all_paths) for ell in range(l_max + 1)]
         mix = [_parameter(self, f"mix_{ell}", (count, c, c)) * (scale / count**0.5) for ell, count in enumerate(counts)]
-        return Messages(hidden(), final, tuple(up), tuple(mix), l_max)
+        return Messages(hidden, final, tuple(up), tuple(mix), l_max)
 
 
 class ByElement(flax.struct.PyTreeNode):

@@ -69,6 +69,7 @@ def _encode_equivariant(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]
         "known": [int(z) for z in potential.known],
         "average_neighbors": float(potential.average_neighbors),
         "heads": int(potential.heads),
+        "tabulated": bool(potential.tabulated),
     }
     return static, {name: getattr(potential, name) for name in ("params", "scale", "shift", "repulsion")}
 
@@ -82,7 +83,11 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
             raise ValueError(f"{name} has shape {leaves[name].shape} instead of ({heads},)")
     specification = Equivariant.model_validate(static["specification"])
     known = tuple(static["known"])
-    rest = {"average_neighbors": static["average_neighbors"], "heads": heads}
+    rest = {
+        "average_neighbors": static["average_neighbors"],
+        "heads": heads,
+        "tabulated": static.get("tabulated", False),
+    }
     return cls(**leaves, references=references, specification=specification, known=known, **rest)
 
 

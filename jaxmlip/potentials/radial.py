@@ -4,10 +4,14 @@ import itertools
 from collections.abc import Sequence
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ase.data import covalent_radii
 from jaxtyping import Array, Float, Int
+
+from jaxmlip.types import Leaf
 
 SILU_SCALE = 1.6791767923989418
 """Factor that gives silu(x) a second moment of one for normally distributed x, as in e3nn and so in MACE's weights.
@@ -121,3 +125,34 @@ class RadialNetwork(nn.Module):
             self.param(f"weight_{layer}", ones, shape, jnp.float32) / shape[0] ** 0.5
             for layer, shape in enumerate(shapes)
         )
+
+
+class Splines(flax.struct.PyTreeNode):
+    """Piecewise cubic functions of the distance on equal intervals of [0, cutoff], zero beyond.
+
+    Attributes:
+        coefficients: [intervals, 4, functions], of 1, u, u² and u³, with u from 0 to 1 along the interval.
+        cutoff: Å (static).
+    """
+
+    coefficients: Leaf
+    cutoff: float = flax.struct.field(pytree_node=False)
+
+    def __call__(self, lengths: Float[Array, "*edges"]) -> Float[Array, "*edges functions"]:
+        """The functions' values at lengths in Å."""
+        intervals = len(self.coefficients)
+        place = lengths * (intervals / self.cutoff)
+        interval = jnp.clip(place.astype(jnp.int32), 0, intervals - 1)
+        u = (place - interval)[..., None]
+        constant, linear, quadratic, cubic = jnp.moveaxis(self.coefficients[interval], -2, 0)
+        value = constant + u * (linear + u * (quadratic + u * cubic))
+        return jnp.where((lengths < self.cutoff)[..., None], value, 0.0)
+
+
+def hermite(
+    values: Float[np.ndarray, "knots functions"], slopes: Float[np.ndarray, "knots functions"]
+) -> Float[np.ndarray, "intervals 4 functions"]:
+    """Coefficients for `Splines` from values at the knots, and derivatives times the length of an interval."""
+    left, right, start, stop = values[:-1], values[1:], slopes[:-1], slopes[1:]
+    rise = right - left
+    return np.stack([left, start, 3 * rise - 2 * start - stop, start + stop - 2 * rise], axis=1)

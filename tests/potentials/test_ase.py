@@ -125,6 +125,21 @@ class TestCalculator:
         calculator.calculate(dense)
         assert calculator.results["energy"] == pytest.approx(frame.energy, abs=2e-6 * len(dense) + 1e-4)
 
+    def test_growing_systems_compile_at_most_once_more(self):
+        """Atoms may be added too: capacity grows in steps, and a structure 5 % larger finds room."""
+        calculator = Calculator(morse())
+        crystal = copper(3)
+        crystal.pbc = False
+        crystal = crystal[np.argsort(crystal.positions[:, 2])]
+        calculator.calculate(crystal[:99])
+        TRACES.clear()
+        for number in range(100, 105):
+            calculator.calculate(crystal[:number], ["forces"])
+            assert calculator.results["forces"].shape == (number, 3)
+        assert len(TRACES) == 1
+        (frame,) = predict(morse(), [crystal[:104]])
+        np.testing.assert_allclose(calculator.results["forces"], frame.forces, rtol=1e-4, atol=1e-4)
+
     def test_follows_changes_of_the_structure(self):
         """Species, periodicity and number of atoms may change under a calculator that has a list."""
         calculator = Calculator(morse())

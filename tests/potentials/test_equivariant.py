@@ -327,26 +327,26 @@ def test_scale_shift_and_unknown_elements(x64: None) -> None:
     assert np.isnan(predict(potential, padded(nitrogen)).energy[0])
 
 
-def plain_messages(params: dict, sources, radial, harmonics, l_in: int, l_max: int, neighbors: float) -> np.ndarray:
+def plain_messages(params: dict, sources, radial, harmonics, l_in: int, l_max: int, neighbors: float) -> jax.Array:
     """MACE's interaction edge by edge and path by path, with e3nn's normalisations written out."""
     channels = sources.shape[-1]
     hidden = radial
     for layer in range(2):
-        weight = np.asarray(params["radial_network"][f"weight_{layer}"])
-        hidden = SILU_SCALE * np.asarray(jax.nn.silu(hidden @ weight / np.sqrt(len(weight))))
-    weights = np.einsum("asp,pqc->asqc", hidden, params["radial"]) / np.sqrt(8)
+        weight = params["radial_network"][f"weight_{layer}"]
+        hidden = SILU_SCALE * jax.nn.silu(hidden @ weight / np.sqrt(len(weight)))
+    weights = jnp.einsum("asp,pqc->asqc", hidden, params["radial"]) / np.sqrt(8)
     arriving = [[] for _ in range(l_max + 1)]
     for path, (l1, l2, l3) in enumerate(paths(l_in, l_max)):
-        up = np.einsum("asmc,cd->asmd", sources[:, :, l1**2 : (l1 + 1) ** 2], params[f"up_{l1}"]) / np.sqrt(channels)
+        up = jnp.einsum("asmc,cd->asmd", sources[:, :, l1**2 : (l1 + 1) ** 2], params[f"up_{l1}"]) / np.sqrt(channels)
         y = harmonics[:, :, l2**2 : (l2 + 1) ** 2]
         symbol = e3nn.clebsch_gordan(l1, l2, l3) * np.sqrt(2 * l3 + 1)
-        arriving[l3].append(np.einsum("asc,asmc,asn,mno->aoc", weights[:, :, path], up, y, symbol))
+        arriving[l3].append(jnp.einsum("asc,asmc,asn,mno->aoc", weights[:, :, path], up, y, symbol))
     mixed = []
     for ell, parts in enumerate(arriving):
-        together = np.concatenate(parts, axis=-1)
-        matrix = np.asarray(params[f"mix_{ell}"]).reshape(-1, channels)
+        together = jnp.concatenate(parts, axis=-1)
+        matrix = params[f"mix_{ell}"].reshape(-1, channels)
         mixed.append(together @ matrix / np.sqrt(len(matrix)) / neighbors)
-    return np.concatenate(mixed, axis=1)
+    return jnp.concatenate(mixed, axis=1)
 
 
 @pytest.mark.parametrize(("l_in", "l_max"), [(0, 3), (1, 2), (2, 2)])
@@ -361,26 +361,42 @@ def test_interaction_equals_the_plain_form(l_in: int, l_max: int, x64: None) -> 
     given = [jnp.asarray(x) for x in (sources, radial, harmonics)]
     shapes = jax.eval_shape(interaction.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: jnp.asarray(draw.standard_normal(leaf.shape)), shapes)
-    plain = plain_messages(params["params"], sources, radial, harmonics, l_in, l_max, 7.0)
+    cotangent = jnp.asarray(draw.standard_normal((atoms, (l_max + 1) ** 2, channels)))
 
-    @jax.jit
+    def values_and_gradients(form: Callable, *arguments) -> Any:
+        def total(*arguments):
+            result = form(*arguments)
+            return jnp.sum(result * cotangent), result
+
+        return jax.jit(jax.grad(total, argnums=tuple(range(len(arguments))), has_aux=True))(*arguments)
+
+    def compare(fast: Callable, plain: Callable, *arguments) -> None:
+        """Values and gradients by all arguments, parameters among them."""
+        ours, right = values_and_gradients(fast, *arguments), values_and_gradients(plain, *arguments)
+        for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(right), strict=True):
+            close(x, y, 1e-12)
+
     def general(params, sources, radial, harmonics):
         messages: Any = interaction.apply(params)
         projected = jnp.stack([messages.sources(of_slot) for of_slot in jnp.moveaxis(sources, 1, 0)], axis=1)
         return messages(projected, radial, harmonics).swapaxes(0, 1)
 
-    close(general(params, *given), plain, 1e-12)
+    def plain(params, sources, radial, harmonics):
+        return plain_messages(params["params"], sources, radial, harmonics, l_in, l_max, 7.0)
+
+    compare(general, plain, params, *given)
     if l_in == 0:
         element = jnp.asarray(draw.integers(elements, size=(atoms, slots)))
         table = jnp.asarray(draw.standard_normal((elements, 1, channels)))
-        plain = plain_messages(params["params"], np.asarray(table)[element], radial, harmonics, l_in, l_max, 7.0)
 
-        @jax.jit
-        def of_elements(params, table, radial, harmonics, element):
+        def of_elements(params, table, radial, harmonics):
             messages: Any = interaction.apply(params)
             return messages.of_elements(messages.folded(table[:, 0]), radial, harmonics, element).swapaxes(0, 1)
 
-        close(of_elements(params, table, *given[1:], element), plain, 1e-12)
+        def plain_of_elements(params, table, radial, harmonics):
+            return plain(params, table[element], radial, harmonics)
+
+        compare(of_elements, plain_of_elements, params, table, *given[1:])
 
 
 def test_many_elements_equal_few(monkeypatch: pytest.MonkeyPatch, x64: None) -> None:
@@ -391,6 +407,37 @@ def test_many_elements_equal_few(monkeypatch: pytest.MonkeyPatch, x64: None) -> 
     many = jax.jit(evaluate)(potential, graph)
     close(many.energy, few.energy)
     close(many.forces, few.forces)
+
+
+def test_learned_radial_scale(x64: None) -> None:
+    """It starts at the plain potential, a scale stretches what an element sees, and forces remain derivatives."""
+    plain, scaled = build(), build(SMALL.model_copy(update={"learned_radial_scale": True}))
+    graph = padded(crystal())
+    assert np.all(np.asarray(scaled.params["radial_scale"]) == 0)
+    params = scaled.params | plain.params
+    scaled = scaled.replace(params=params)
+    close(predict(scaled, graph).forces, predict(plain, graph).forces, 1e-13)
+    scaled = scaled.replace(params=params | {"radial_scale": jnp.array([0.1, -0.05])})
+    forces = np.asarray(predict(scaled, graph).forces)
+    assert np.abs(forces - predict(plain, graph).forces).max() > 1e-3
+    shift = np.random.default_rng(0).standard_normal(forces.shape) * np.asarray(graph.atom_mask)[:, None]
+
+    def energy(step: float) -> float:
+        return float(jnp.sum(energies(scaled, graph.replace(positions=graph.positions + step * shift))))
+
+    close(derivative(energy, 1e-3), -np.sum(forces * shift), 1e-8)
+
+
+def test_repulsion_keeps_atoms_apart(x64: None) -> None:
+    """Without it random parameters may attract at any distance; with it two atoms repel, the more the closer."""
+    potential = build(SMALL.model_copy(update={"repulsion": True}))
+    distances = np.array([0.05, 0.1, 0.2, 0.3])
+    pairs = [Atoms("OH", [[0, 0, 0], [0, 0, r]]) for r in distances]
+    found = [predict(potential, padded(pair)) for pair in pairs]
+    apart = np.array([float(prediction.forces[1, 2]) for prediction in found])
+    assert (apart > 20.0).all()
+    assert (np.diff(apart) < 0).all()
+    assert (np.diff([float(prediction.energy[0]) for prediction in found]) < 0).all()
 
 
 def test_paths_are_those_of_mace() -> None:
