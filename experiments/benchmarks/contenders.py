@@ -20,7 +20,13 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 OURS_COMMAND = ["uv", "run", "--project", str(REPOSITORY), "python"]
-COLORS = {"jaxmlip": "#009E73", "mlip": "#56B4E9", "mace-torch": "#E69F00", "jax-md": "#CC79A7"}
+COLORS = {
+    "jaxmlip": "#009E73",
+    "jaxmlip, tables": "#005C43",
+    "mlip": "#56B4E9",
+    "mace-torch": "#E69F00",
+    "jax-md": "#CC79A7",
+}
 
 BUSY = 0.5
 """Mean number of processes at work, over the last minute, from which on a machine is not idle."""
@@ -261,10 +267,14 @@ class Measured:
             rows[-1].append(str(said["parameters"]))
         return rows
 
+    def ratios(self, ours: str) -> dict[str, float]:
+        """Each peer's time over one of ours."""
+        return {who: ms / self.ms[ours] for who, ms in self.ms.items() if not who.startswith("jaxmlip")}
+
     def result(self) -> dict[str, Any]:
         """The numbers, for JSON; ratios are a peer's time over ours."""
         return {
-            "ratio": {who: ms / self.ms["jaxmlip"] for who, ms in self.ms.items() if who != "jaxmlip"},
+            "ratio": self.ratios("jaxmlip"),
             "ms": self.ms,
             "fastest_ms": self.fastest_ms,
             "compile_s": {who: said["first_s"] for who, said in self.first.items()},
@@ -287,7 +297,7 @@ def measure(
         calls: timed calls of each.
     """
     cpu = {"JAX_PLATFORMS": "cpu"}  # mace-torch runs there too
-    started = [who for who in programs if who == "jaxmlip" or who in peers]
+    started = [who for who in programs if who.startswith("jaxmlip") or who in peers]
     contenders = {who: Contender(who, *programs[who], cpu) for who in started}
     with tempfile.TemporaryDirectory() as folder:
         weights = _weights_for_us(contenders, folder, order)

@@ -5,13 +5,15 @@
 """Energy and forces of ice Ih: the equivariant potential here against mace-torch, mlip and jax-md's NequIP.
 
 All potentials of the MACE family have the same sizes (2 layers, l_max 3, correlation 3, cutoff 5 Å, float32); where the
-project can read mace-torch's weights, both compute the same function, and the output says how well they agree. NequIP
-is another architecture and stands beside them for scale. Each contender lives in a process of its own, with its own
+project can read mace-torch's weights, both compute the same function, and the output says how well they agree. Ours
+appears twice: with its radial networks evaluated, as everyone else does, and with its radial functions in tables
+(`jaxmlip tabulate`), as one would use it in a long simulation. NequIP is another architecture and stands beside them
+for scale. Each contender lives in a process of its own, with its own
 environment, and has all cores while it is at work; calls alternate, so that whatever else the machine does hits all
 alike. Graphs (neighbour lists) are made beforehand for all: what is compared is the potential. Usage:
 
     uv run experiments/benchmarks/force_call.py [--channels 128] [--L 0] [--atoms 384] [--calls 9] [--cores N] [--json]
-        [--out FOLDER] [--peers mlip mace-torch jax-md] [--mace-python PYTHON] [--mlip-python PYTHON]
+        [--tolerance T] [--out FOLDER] [--peers mlip mace-torch jax-md] [--mace-python PYTHON] [--mlip-python PYTHON]
         [--reference RESULT.json]...
 
 Without --mace-python and --mlip-python, uv builds the peers' environments; give the interpreters of environments that
@@ -65,6 +67,16 @@ def prepare(order):
 def plain(name, result):
     return {"energy": float(result.energy[0]), "forces": np.asarray(result.forces).tolist(), **facts}
 """
+
+TABULATED = """
+from jaxmlip.potentials.tabulation import tabulate
+evaluated = build
+def build(order):
+    return tabulate(evaluated(order), order["tolerance"])
+"""
+"""The same potential with its radial functions in tables, as one would use it in a long simulation."""
+
+TABLES = "jaxmlip, tables"
 
 MACE = """
 def prepare(order):
@@ -132,6 +144,7 @@ def main() -> None:
     add_options(parser, channels=128, calls=9)
     add_peers(parser, "mlip", "mace-torch", "jax-md")
     parser.add_argument("--atoms", type=int, default=384, help="atoms of ice, a multiple of 24; 384 by default")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="of our radial tables; 1e-5 by default")
     parser.add_argument(
         "--reference", type=Path, action="append", default=[], metavar="RESULT.json", help="result of an earlier run"
     )
@@ -144,11 +157,13 @@ def main() -> None:
 
     programs = {
         "jaxmlip": (OURS_COMMAND, JAXMLIP_MODEL + OURS),
+        TABLES: (OURS_COMMAND, JAXMLIP_MODEL + TABULATED + OURS),
         "mlip": (mlip_command(options.mlip_python), MLIP_MODEL + MLIP),
         "mace-torch": (mace_command(options.mace_python), MACE_MODEL + MACE),
         "jax-md": (OURS_COMMAND, NEQUIP),
     }
     order = {"structure": structure, "channels": options.channels, "L": options.L, "neighbors": structure["neighbors"]}
+    order["tolerance"] = options.tolerance
     measured = measure(programs, options.peers, order, options.calls)
 
     header, rows = measured.header("call"), measured.rows()
@@ -158,14 +173,14 @@ def main() -> None:
             rows.append([f"{who} ({path.stem})", f"{value:.0f}", "–", ratio, *["–"] * 4])
     task = f"ice Ih of {options.atoms} atoms, {options.channels} channels, L = {options.L}, float32"
     notes = [f"Energy and forces of {task}; median of {options.calls} calls.", describe(here)]
-    difference = None
+    difference = {}
     if measured.same_weights:
-        difference = differences(measured.first["jaxmlip"], measured.first["mace-torch"])
-        notes.append(
-            "jaxmlip has mace-torch's weights; largest differences: "
-            f"{difference['energy_eV_atom']:.1e} eV/atom, {difference['forces_eV_A']:.1e} eV/Å "
-            f"(largest force {difference['largest_force_eV_A']:.2g} eV/Å)."
-        )
+        notes.append("Ours have mace-torch's weights; largest differences from its result:")
+        for ours in (TABLES, "jaxmlip"):
+            difference[ours] = found = differences(measured.first[ours], measured.first["mace-torch"])
+            notes[-1] += f" {ours} {found['energy_eV_atom']:.1e} eV/atom and {found['forces_eV_A']:.1e} eV/Å" + (
+                ";" if ours == TABLES else f" (largest force {found['largest_force_eV_A']:.2g} eV/Å)."
+            )
     else:
         notes.append("jaxmlip has random weights of its own: its values cannot be compared with mace-torch's here.")
     if "jax-md" in measured.ms:
@@ -187,7 +202,8 @@ def main() -> None:
         bars(options.out / f"{name}.png", title, measured.ms, "time of a call")
     if options.json:
         task = {"channels": options.channels, "L": options.L, "atoms": options.atoms, "calls": options.calls}
-        print(json.dumps(measured.result() | {"difference": difference} | task | {"machine": here}))
+        more = {"ratio_tables": measured.ratios(TABLES), "tolerance": options.tolerance, "difference": difference}
+        print(json.dumps(measured.result() | more | task | {"machine": here}))
 
 
 def read_result(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
