@@ -21,7 +21,8 @@ from jaxmlip.potentials.equivariant import EquivariantPotential, select_head, wi
 from jaxmlip.potentials.evaluation import potential_dtype, predict
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.references import fit_references
-from jaxmlip.systems.dataset import Frame, describe, make_samples
+from jaxmlip.systems.batches import make_samples
+from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.distill import fresh_problem, split_validation
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
