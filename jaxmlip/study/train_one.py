@@ -12,6 +12,7 @@ from jaxmlip.study.workspace import versions, write_json
 from jaxmlip.systems.dataset import Frame, read_frames, split
 from jaxmlip.training.distill import fresh_problem
 from jaxmlip.training.loss import Terms
+from jaxmlip.training.parallel import join_processes, writes_files
 from jaxmlip.training.strategies import without_forces
 from jaxmlip.training.trainer import train
 from jaxmlip.validation.errors import compare
@@ -20,11 +21,15 @@ from jaxmlip.validation.errors import compare
 def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Train, write `potential.jaxmlip`, `history.json` and `errors.json`, and return the validation errors.
 
+    Checkpoints and metrics go to `training/`: the same call after a kill goes on from there. Where the environment
+    names a group of processes (see `join_processes`), they share the work, and one of them writes.
+
     Raises:
         ConfigError: if the strategy needs a foundation and none is given, or the foundation is not a student.
         FileNotFoundError: if a file of labels or the foundation is missing.
         KeyError: if a label is missing.
     """
+    join_processes()
     held_back = config.validation_fraction
     training, validation = split(_frames(config.data), [1 - held_back, held_back], seed=config.seed)
     low = _frames(config.replay) if config.replay else []
@@ -39,7 +44,7 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
             terms = Terms(terms.energy, False, False)
             training, validation = without_forces(training), without_forces(validation)
         problem = fresh_problem(config.student, training, validation, settings=settings, terms=terms)
-        trained = train(problem, settings, progress=progress)
+        trained = train(problem, settings, folder=folder / "training", progress=progress)
         potential = trained.potential
     else:
         foundation = load(config.foundation)
@@ -50,15 +55,16 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
         problem = config.strategy.problem(
             foundation, training, validation=validation, low=low, labels=config.labels, settings=settings
         )
-        trained = train(problem, settings, progress=progress)
+        trained = train(problem, settings, folder=folder / "training", progress=progress)
         potential = config.strategy.deploy(trained)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    provenance = {"config": config.model_dump(mode="json"), "versions": versions(), "seed": config.seed}
-    save(potential, folder / "potential.jaxmlip", provenance=provenance)
-    write_json(folder / "history.json", trained.history)
     errors = compare(validation, predict(potential, [frame.atoms for frame in validation])).to_json()
-    write_json(folder / "errors.json", errors)
+    if writes_files():
+        folder.mkdir(parents=True, exist_ok=True)
+        provenance = {"config": config.model_dump(mode="json"), "versions": versions(), "seed": config.seed}
+        save(potential, folder / "potential.jaxmlip", provenance=provenance)
+        write_json(folder / "history.json", trained.history)
+        write_json(folder / "errors.json", errors)
     return {"validation": errors, "best_epoch": trained.best_epoch}
 
 

@@ -7,7 +7,7 @@ import flax.struct
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxmlip.systems.dataset import Frame, describe
+from jaxmlip.systems.dataset import Frame, describe, frame_kind
 from jaxmlip.systems.graph import GHOST, Graph, batch_graphs, graph_from_atoms, in_tiers, tiers_hold
 from jaxmlip.types import AnyArray, HostMatrix, Leaf
 
@@ -41,6 +41,7 @@ class Sample:
         stress: eV/Å³, positive under tension.
         head: index of the readout (fidelity) the labels belong to.
         weight: factor of this structure in the loss.
+        kind: what errors are listed by, see `frame_kind`.
     """
 
     graph: Graph
@@ -49,6 +50,7 @@ class Sample:
     stress: HostMatrix
     head: int = 0
     weight: float = 1.0
+    kind: str = ""
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -111,6 +113,7 @@ def make_samples(
                 stress=np.asarray(frame.stress, np.float64),
                 head=head,
                 weight=weight,
+                kind=frame_kind(frame),
             )
         )
     return samples

@@ -153,6 +153,14 @@ def describe(frame: Frame, number: int) -> str:
     return f"Frame {number}"
 
 
+def frame_kind(frame: Frame) -> str:
+    """The type of a frame, by which errors are listed: `kind` or `config_type` of its `info`, else its file's name."""
+    for key in ("kind", "config_type"):
+        if key in frame.info:
+            return str(frame.info[key])
+    return Path(str(frame.info.get("file", ""))).stem
+
+
 def _read_frame(
     atoms: Atoms, path: Path, number: int, energy_key: str | None, forces_key: str | None, stress_key: str | None
 ) -> Frame:

@@ -178,9 +178,11 @@ class MultiFidelity(Strategy):
         problem = _continued(both, data, head=self.HIGH)
         return dataclasses.replace(
             problem,
-            train=problem.train + _samples(foundation, replayed, foundation.references, self.LOW),
-            names=problem.names
-            + [f"{describe(frame, k)} (replayed)" for k, frame in zip(chosen, replayed, strict=True)],
+            train=[*problem.train, *_samples(foundation, replayed, foundation.references, self.LOW)],
+            names=[
+                *problem.names,
+                *(f"{describe(frame, k)} (replayed)" for k, frame in zip(chosen, replayed, strict=True)),
+            ],
             terms=Terms(*(a or b for a, b in zip(data.terms, low_terms, strict=True))),
         )
 

@@ -14,14 +14,14 @@ from jaxmlip.potentials.evaluation import label, predict
 from jaxmlip.systems.batches import make_batches, make_samples
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.loss import Terms, loss
+from jaxmlip.training.stacking import stacked_controls, stacked_potentials, stacked_states
+from jaxmlip.training.step import TrainState
 from jaxmlip.training.trainer import (
     Trained,
     TrainingDiverged,
     TrainingProblem,
     TrainingSettings,
     check_frames,
-    initial_state,
-    run_epoch,
     schedule,
     train,
     update,
@@ -84,10 +84,30 @@ def test_only_parameters_move(trained):
     assert jax.tree.structure(trained.potential) == jax.tree.structure(trained.problem.potential)
 
 
+def steps(
+    given: TrainingProblem, settings: TrainingSettings, batches, rates, state: TrainState | None = None
+) -> tuple[TrainState, list[float]]:
+    """Steps of the optimiser on a stack of one: the state after the last, and the losses."""
+    controls = stacked_controls([given], [settings])
+    stacked = stacked_states([given]) if state is None else jax.tree.map(lambda leaf: leaf[None], state)
+    losses = []
+    for batch, rate in zip(batches, rates, strict=True):
+        stacked, report = update(
+            stacked_potentials([given]),
+            stacked,
+            jax.tree.map(lambda leaf: leaf[None], batch),
+            controls.replace(learning_rate=np.array([rate])),
+            terms=given.terms,
+            kind=settings.loss,
+        )
+        losses.append(float(report.loss[0]))
+    return jax.tree.map(lambda leaf: leaf[0], stacked), losses
+
+
 def one_step(high, settings: TrainingSettings = SETTINGS, **changes) -> dict:
     """How far one step of the optimiser moves the parameters."""
     given = problem(high, **changes)
-    state, _ = run_epoch(given, settings, initial_state(given.potential), make_batches(given.train, 4)[:1], RATE)
+    state, _ = steps(given, settings, make_batches(given.train, 4)[:1], RATE)
     return {name: np.asarray(leaf) - np.asarray(given.potential.params[name]) for name, leaf in state.params.items()}
 
 
@@ -107,8 +127,8 @@ def test_rates_hold_slow_and_move_parameters(high):
 def test_l2_sp_pulls_to_the_start(high):
     """The penalty's gradient is what it should be, and the more of it, the nearer the end is to the start."""
     given = problem(high, l2_sp=3.0)
-    state = initial_state(given.potential)
     batch = make_batches(given.train, 4)[0]
+    state, _ = steps(given, SETTINGS, [], [])
     away = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.01, state.params))
 
     def objective(params, l2_sp):
@@ -117,7 +137,7 @@ def test_l2_sp_pulls_to_the_start(high):
         return value + 0.5 * l2_sp * far
 
     for strength in (0.0, 3.0):
-        after, value = run_epoch(dataclasses.replace(given, l2_sp=strength), SETTINGS, away, [batch], RATE)
+        after, value = steps(dataclasses.replace(given, l2_sp=strength), SETTINGS, [batch], RATE, away)
         np.testing.assert_allclose(value[0], objective(away.params, 0.0), rtol=1e-6)  # reported without the penalty
         gradient = jax.grad(objective)(away.params, strength)
         momentum = after.opt_state[1][0].mu  # (1 − β₁) × gradient after the first step
@@ -172,9 +192,9 @@ def test_moving_average_forgets_its_start(high):
     for decay in (0.0, 0.3):
         settings = SETTINGS.model_copy(update={"ema_decay": decay})
         batches, rates = make_batches(start.train, 4), schedule(settings, 6)[3]
-        state, average = initial_state(start.potential), LOW.params["length"]
+        (state, _), average = steps(start, settings, [], []), LOW.params["length"]
         for step in range(5):
-            state, _ = run_epoch(start, settings, state, batches[step : step + 1], rates[step : step + 1])
+            state, _ = steps(start, settings, batches[step : step + 1], rates[step : step + 1], state)
             keep = min(decay, (1 + step) / (10 + step))
             average = keep * average + (1 - keep) * np.asarray(state.params["length"])
         np.testing.assert_allclose(state.ema["length"], average, rtol=1e-6)
