@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from jaxmlip.training.trainer import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.trainer import TrainingSettings as TrainingSettings
     from jaxmlip.training.trainer import train as train
+    from jaxmlip.training.trainer import train_many as train_many
     from jaxmlip.validation.errors import compare as compare
 
 _HOME = {
@@ -83,6 +84,7 @@ _HOME = {
     "TrainingDiverged": "training.trainer",
     "TrainingSettings": "training.trainer",
     "train": "training.trainer",
+    "train_many": "training.trainer",
     "compare": "validation.errors",
 }
 

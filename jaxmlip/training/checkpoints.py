@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxmlip.systems.batches import Sample
 from jaxmlip.training.parallel import on_host, writes_files
@@ -48,8 +49,7 @@ class Checkpoints:
         self.minutes = minutes
         self._last = time.monotonic()
         me = jax.process_index()
-        if writes_files():
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_names=("arrays", "notes"),
@@ -97,6 +97,17 @@ class Checkpoints:
         Raises:
             ValueError: if the folder is another training's, or none of its checkpoints can be read.
         """
+        number, found = self._newest(like)
+        if jax.process_count() > 1:  # nobody goes on before all have read, and all go on from the same place
+            numbers = np.asarray(multihost_utils.process_allgather(np.int32(number)))
+            if (numbers != number).any():
+                raise ValueError(f"The processes see different checkpoints in {self.folder}; give a folder they share.")
+        for damaged in [step for step in self._manager.all_steps() if step > number] if writes_files() else []:
+            self._manager.delete(damaged)  # another will be made in its place
+        return found
+
+    def _newest(self, like: Any) -> tuple[int, tuple[Any, dict] | None]:
+        """What `latest` returns, and its number; −1 if there is none."""
         leaves, structure = jax.tree.flatten(on_host(like))
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for number in numbers:
@@ -110,7 +121,7 @@ class Checkpoints:
                 found = [np.asarray(restored["arrays"][name]) for name in template]
                 if _digest(found) != notes["digest"]:
                     raise ValueError("its numbers are not those that were written")
-                return jax.tree.unflatten(structure, found), notes["training"]
+                return number, (jax.tree.unflatten(structure, found), notes["training"])
             except _Foreign:
                 raise ValueError(
                     f"{self.folder} holds checkpoints of a training with other data, settings or initial parameters; "
@@ -121,7 +132,7 @@ class Checkpoints:
                 warnings.warn(f"The checkpoint {self.folder / str(number)} is damaged ({reason}).", stacklevel=2)
         if numbers:
             raise ValueError(f"No checkpoint in {self.folder} can be read; delete the folder to start anew.")
-        return None
+        return -1, None
 
     def close(self) -> None:
         """Free what orbax holds."""

@@ -67,7 +67,7 @@ class Feed:
             loaded = [batch.replace(graph=batch.graph.replace(tiers=())) for batch in loaded]
         return _stacked(loaded)
 
-    def batches(self, hands: Sequence[tuple[Hand, ...]]) -> Generator[Batch]:
+    def batches(self, hands: Sequence[tuple[Hand, ...]]) -> Generator[Batch, None, None]:
         """`load` for all, ahead of their use."""
         return ahead(self.load, hands)
 
@@ -109,7 +109,7 @@ def deal(hand: Hand, atoms: np.ndarray, devices: int, shape: Shape) -> list[Hand
     return [Hand(tuple(ranked[rank] for rank in part), shape) for part in parts]
 
 
-def ahead(function: Callable[[In], Out], items: Iterable[In], number: int = AHEAD) -> Generator[Out]:
+def ahead(function: Callable[[In], Out], items: Iterable[In], number: int = AHEAD) -> Generator[Out, None, None]:
     """`map(function, items)`, computed by a thread up to `number` results ahead.
 
     What the thread raises is raised here; a generator that is closed ends its thread.

@@ -95,11 +95,7 @@ def test_one_that_diverges_does_not_stop_the_others(problems, alone, high, vecto
     infinite = dataclasses.replace(problems[1].train[7], energy=np.inf)
     broken = dataclasses.replace(
         problems[1],
-        train=[
-            *problems[1].train[:7],
-            dataclasses.replace(problems[1].train[7], energy=np.inf),
-            *problems[1].train[8:],
-        ],
+        train=[*problems[1].train[:7], infinite, *problems[1].train[8:]],
     )
     stack = [problems[0], broken, problems[2]]
     with pytest.warns(
