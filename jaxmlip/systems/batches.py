@@ -1,33 +1,23 @@
-"""Frames as training samples, and the plan by which samples are dealt into padded batches of few shapes."""
+"""Frames as training samples, and samples as padded batches of few shapes."""
 
+import collections
+import concurrent.futures
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar, overload
 
 import flax.struct
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from jaxmlip.systems.dataset import Frame, describe, frame_kind
-from jaxmlip.systems.graph import GHOST, Graph, batch_graphs, graph_from_atoms, in_tiers, tiers_hold
+from jaxmlip.systems.dataset import Frame, frame_graph, frame_kind
+from jaxmlip.systems.graph import GHOST, Graph, batch_graphs, in_tiers
+from jaxmlip.systems.plan import Counts, Hand, SizeClass, count_graphs, join_counts, size_classes
+from jaxmlip.systems.store import FrameStore
 from jaxmlip.types import AnyArray, HostMatrix, Leaf
 
-SLOT_MULTIPLE = 4
-"""Neighbour slots of a batch are rounded up to a multiple of this, so that similar data sets share a shape."""
-
-ATOM_MULTIPLE = 8
-"""Likewise for the atoms of a batch."""
-
-TIER_MULTIPLE = 4
-"""And for the atoms of a tier."""
-
-MAX_SHAPES = 4
-"""Most batch shapes a data set may have: a training step is compiled once for each."""
-
-DRAWS = 16
-"""Epochs dealt to find how many atoms of a batch have many neighbours."""
-
-TOLERATED_PADDING = 0.25
-"""Share of padding atoms above which structures of different size are batched separately."""
+Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +77,8 @@ def make_samples(
 ) -> list[Sample]:
     """Frames as samples: neighbour lists made once, energies relative to the references.
 
+    All are made at once and held; for sets larger than memory see `LazySamples`.
+
     Args:
         frames: labelled structures.
         cutoff: Å, of the potential to be trained.
@@ -99,83 +91,112 @@ def make_samples(
     Raises:
         ValueError: for a structure without a neighbour list (NaN, singular cell, coinciding atoms), naming the frame.
     """
-    samples = []
-    for number, frame in enumerate(frames):
-        try:
-            graph = graph_from_atoms(frame.atoms, cutoff, inner_cutoff, dtype=dtype)
-        except ValueError as error:
-            raise ValueError(f"{describe(frame, number)}: {error}") from error
-        samples.append(
-            Sample(
-                graph=graph,
-                energy=float(frame.energy - np.asarray(references, np.float64)[frame.atoms.numbers].sum()),
-                forces=np.asarray(frame.forces, np.float64),
-                stress=np.asarray(frame.stress, np.float64),
-                head=head,
-                weight=weight,
-                kind=frame_kind(frame),
-            )
+    recipe = Recipe(cutoff, inner_cutoff, np.asarray(references, np.float64), head, weight, dtype)
+    return [recipe.make(frame, number) for number, frame in enumerate(frames)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a frame becomes a sample; for the attributes see `make_samples`."""
+
+    cutoff: float
+    inner_cutoff: float
+    references: Float[np.ndarray, " 119"]
+    head: int = 0
+    weight: float = 1.0
+    dtype: type = np.float32
+
+    def make(self, frame: Frame, number: int) -> Sample:
+        """The sample of a frame; its number is for messages."""
+        return Sample(
+            graph=frame_graph(frame, number, self.cutoff, self.inner_cutoff, self.dtype),
+            energy=float(frame.energy - self.references[frame.atoms.numbers].sum()),
+            forces=np.asarray(frame.forces, np.float64),
+            stress=np.asarray(frame.stress, np.float64),
+            head=self.head,
+            weight=self.weight,
+            kind=frame_kind(frame),
         )
-    return samples
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What a plan must know of samples: numbers, no graphs.
+class LazySamples(Sequence[Sample]):
+    """Samples that are made when they are asked for, and not kept: for sets larger than memory.
 
-    Attributes:
-        atoms: [samples], number of atoms.
-        slots: [samples], neighbours of the atom that has most.
-        inner: [samples], see `Graph.inner`.
-        crowded: [samples, levels], number of atoms with more than k · `SLOT_MULTIPLE` neighbours, k = 0, 1, ….
+    `a + b` are the samples of both, also where `a` or `b` is a list. Slices are lazy too.
     """
 
-    atoms: Int[np.ndarray, " samples"]
-    slots: Int[np.ndarray, " samples"]
-    inner: Int[np.ndarray, " samples"]
-    crowded: Int[np.ndarray, "samples levels"]
+    def __init__(self, frames: Sequence[Frame], recipe: Recipe) -> None:
+        """Nothing is read yet.
+
+        Args:
+            frames: labelled structures, as a `FrameStore` or any other sequence.
+            recipe: how a frame becomes a sample.
+        """
+        self.frames, self.recipe = frames, recipe
+
+    @functools.cached_property
+    def counts(self) -> Counts:
+        """What a plan is made from; a store keeps it beside its file, other frames are gone through once."""
+        cutoffs = self.recipe.cutoff, self.recipe.inner_cutoff
+        if isinstance(self.frames, FrameStore):
+            return self.frames.counts(*cutoffs)
+        return count_graphs(sample.graph for sample in self)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "LazySamples": ...
+    def __getitem__(self, index: int | slice) -> "Sample | LazySamples":
+        """One sample, made now, or some of them, still to be made."""
+        if isinstance(index, slice):
+            return LazySamples(self.frames[index], self.recipe)
+        return self.recipe.make(self.frames[index], index)
+
+    def __add__(self, other: Sequence[Sample]) -> "JoinedSamples":
+        """These samples, then others."""
+        return JoinedSamples([self, other])
+
+    def __radd__(self, other: Sequence[Sample]) -> "JoinedSamples":
+        """Others, then these samples."""
+        return JoinedSamples([other, self])
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """The shape of a batch: what a training step is compiled for.
+class JoinedSamples(Sequence[Sample]):
+    """The samples of several sequences, one after the other, as those of several fidelities."""
 
-    Attributes:
-        n_atoms: atoms, padding included.
-        n_graphs: graphs, padding included.
-        slots: neighbour slots.
-        inner: see `Graph.inner`; the largest of all samples of the shape, since it is static.
-        tiers: see `Graph.tiers`.
-    """
+    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
+        """The parts are held as they are."""
+        self.parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
 
-    n_atoms: int
-    n_graphs: int
-    slots: int
-    inner: int
-    tiers: tuple[tuple[int, int], ...] = ()
+    @functools.cached_property
+    def counts(self) -> Counts:
+        """What a plan is made from."""
+        return join_counts([count(part) for part in self.parts])
 
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self._ends[-1])
 
-@dataclasses.dataclass(frozen=True)
-class Hand:
-    """The samples of one batch, by their numbers, and the shape it is padded to."""
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        """One sample, or a list of some."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        part = int(np.searchsorted(self._ends, number, side="right"))
+        return self.parts[part][number - (int(self._ends[part - 1]) if part else 0)]
 
-    samples: tuple[int, ...]
-    shape: Shape
-
-
-@dataclasses.dataclass(frozen=True)
-class SizeClass:
-    """Samples of similar size, which share batches.
-
-    Attributes:
-        members: numbers of the samples, in descending order of size.
-        n_batches: how many batches they make.
-        shape: of those batches.
-    """
-
-    members: Int[np.ndarray, " members"]
-    n_batches: int
-    shape: Shape
+    def __add__(self, other: Sequence[Sample]) -> "JoinedSamples":
+        """These samples, then others."""
+        return JoinedSamples([*self.parts, other])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,34 +204,29 @@ class BatchPlan:
     """How samples are dealt into batches in every epoch; made once, from sizes alone.
 
     Attributes:
-        atoms: [samples], number of atoms of each sample.
         classes: the samples by size, largest first.
     """
 
-    atoms: Int[np.ndarray, " samples"]
     classes: tuple[SizeClass, ...]
 
     @property
     def steps(self) -> int:
         """Number of batches of an epoch."""
-        return sum(one.n_batches for one in self.classes)
+        return sum(one.table.shape[1] for one in self.classes)
 
     @property
     def shapes(self) -> int:
-        """Number of different shapes that batches are meant to have."""
+        """Number of different shapes of the batches: so often is a training step compiled."""
         return len({one.shape for one in self.classes})
 
     def epoch(self, seed: int | None = None) -> list[Hand]:
         """Deal every sample into one of the batches of an epoch.
 
         Args:
-            seed: shuffles the draw (give the epoch's); by default samples of a stratum are taken in order of size.
+            seed: shuffles the draw (give the epoch's); by default every epoch is the same.
         """
         rng = None if seed is None else np.random.default_rng(seed)
-        hands = []
-        for one in self.classes:
-            drawn = _draw(one.members, self.atoms, one.n_batches, rng)
-            hands += [Hand(tuple(hand), one.shape) for hand in drawn]
+        hands = [hand for one in self.classes for hand in one.deal(rng)]
         if rng is not None:
             rng.shuffle(hands)
         return hands
@@ -218,8 +234,8 @@ class BatchPlan:
     def load(self, samples: Sequence[Sample], hand: Hand) -> Batch:
         """The samples of a hand, padded to its shape; numpy leaves.
 
-        The tiers were made for the draws of some epochs: a batch that does not fit them keeps all slots for all atoms,
-        and has a training step compiled of its own.
+        Raises:
+            ValueError: if these are not the samples the plan was made for, and do not fit the shape.
         """
         mine = [samples[number] for number in hand.samples]
         shape = hand.shape
@@ -229,7 +245,7 @@ class BatchPlan:
         dtype = graph.positions.dtype
         forces = np.full((shape.n_atoms, 3), np.nan, dtype)
         forces[: sum(sample.graph.n_atoms for sample in mine)] = np.concatenate([sample.forces for sample in mine])
-        if shape.tiers and tiers_hold(graph, shape.tiers):
+        if shape.tiers:
             graph, order = in_tiers(graph, shape.tiers)
             forces = forces[order]
 
@@ -250,12 +266,10 @@ class BatchPlan:
 
 
 def plan_batches(samples: Sequence[Sample], batch_size: int, *, tiers: int = 1) -> BatchPlan:
-    """Plan batches of (almost) equal number of atoms, padded to few shapes.
+    """Plan batches of (almost) equal size, padded to few shapes.
 
-    With B batches, the samples are sorted by size and cut into strata of B: every batch draws one sample of each
-    stratum. The loads are then nearly equal whatever the shuffle, and the sum of the strata's largest members is an
-    atom capacity that fits every shuffle: number of batches and shapes depend on the samples alone, and an epoch never
-    compiles anew. Sizes so different that one shape would be mostly padding get up to `MAX_SHAPES` shapes.
+    Number of batches and shapes depend on the samples alone, and fit every shuffle (see `jaxmlip.systems.plan`): no
+    epoch compiles anew. Sizes so different that one shape would be mostly padding get up to `MAX_SHAPES` shapes.
 
     Args:
         samples: in any order; a data set of several fidelities is one list.
@@ -270,19 +284,7 @@ def plan_batches(samples: Sequence[Sample], batch_size: int, *, tiers: int = 1) 
         raise ValueError("There are no samples to make batches of.")
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
-    counts = count(samples)
-    classes = []
-    for members in _size_classes(counts.atoms, batch_size):
-        n_batches = -(-len(members) // batch_size)
-        shape = Shape(
-            n_atoms=_round_up(int(counts.atoms[members[::n_batches]].sum()), ATOM_MULTIPLE),
-            n_graphs=-(-len(members) // n_batches),
-            slots=_round_up(int(counts.slots[members].max()), SLOT_MULTIPLE),
-            inner=int(counts.inner[members].max()),
-        )
-        shape = dataclasses.replace(shape, tiers=_tiers(counts, members, n_batches, shape, tiers))
-        classes.append(SizeClass(members, n_batches, shape))
-    return BatchPlan(counts.atoms, tuple(classes))
+    return BatchPlan(size_classes(count(samples), batch_size, tiers))
 
 
 def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None = None, tiers: int = 1) -> list[Batch]:
@@ -301,21 +303,48 @@ def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None
     return [plan.load(samples, hand) for hand in plan.epoch(seed)]
 
 
+def stream(
+    plan: BatchPlan, samples: Sequence[Sample], seed: int | None = None, *, ahead: int = 2, start: int = 0
+) -> Iterator[Batch]:
+    """The batches of an epoch in order, each made in the background while those before it are in use.
+
+    An error in the making of a batch is raised where that batch is asked for. The thread ends with the iterator,
+    whether that is used up or abandoned.
+
+    Args:
+        plan: of these samples.
+        samples: only those of the batches under way are held, where they are made on demand.
+        seed: see `BatchPlan.epoch`.
+        ahead: how many batches are made before they are asked for, at least 1.
+        start: how many batches of the epoch to leave out, as those before an interruption.
+
+    Raises:
+        ValueError: for `ahead` below 1.
+    """
+    if ahead < 1:
+        raise ValueError(f"At least 1 batch has to be made ahead, not {ahead}.")
+    return made_ahead(functools.partial(plan.load, samples), plan.epoch(seed)[start:], ahead)
+
+
+def made_ahead(make: Callable[[Any], Made], items: Sequence[Any], ahead: int = 2) -> Generator[Made, None, None]:
+    """`make` of every item in order, each made in the background while those before it are in use; see `stream`."""
+    pool = concurrent.futures.ThreadPoolExecutor(1, "batches")
+    try:
+        under_way = collections.deque(pool.submit(make, item) for item in items[:ahead])
+        for place in range(len(items)):
+            made = under_way.popleft().result()
+            if place + ahead < len(items):
+                under_way.append(pool.submit(make, items[place + ahead]))
+            yield made
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def count(samples: Sequence[Sample]) -> Counts:
-    """The numbers that a plan is made from."""
-    atoms, slots, inner, crowded = [], [], [], []
-    for sample in samples:
-        graph = sample.graph
-        levels = SLOT_MULTIPLE * np.arange(-(-graph.n_slots // SLOT_MULTIPLE))
-        degrees = np.sum(np.asarray(graph.neighbors) != GHOST, axis=1)
-        atoms.append(graph.n_atoms)
-        slots.append(graph.n_slots)
-        inner.append(graph.inner)
-        crowded.append(np.sum(degrees[:, None] > levels, axis=0))
-    table = np.zeros((len(samples), max(map(len, crowded), default=0)), np.int32)
-    for row, levels in zip(table, crowded, strict=True):
-        row[: len(levels)] = levels
-    return Counts(np.array(atoms, np.int32), np.array(slots, np.int32), np.array(inner, np.int32), table)
+    """The numbers that a plan is made from; lazy samples are made one by one for it, once."""
+    if isinstance(samples, LazySamples | JoinedSamples):
+        return samples.counts
+    return count_graphs(sample.graph for sample in samples)
 
 
 def padding_waste(batches: Sequence[Batch]) -> float:
@@ -329,80 +358,3 @@ def slot_waste(batches: Sequence[Batch]) -> float:
     graphs = [batch.graph for batch in batches]
     total = sum(atoms * slots for graph in graphs for atoms, slots in graph.tiers or ((graph.n_atoms, graph.n_slots),))
     return 1.0 - sum(int(np.sum(np.asarray(graph.neighbors) != GHOST)) for graph in graphs) / total
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _size_classes(sizes: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Samples in descending order of size, cut where sizes jump until padding is tolerable or there are enough."""
-    classes = [np.argsort(-sizes, kind="stable")]
-
-    def padding(members: np.ndarray) -> float:
-        n_batches = -(-len(members) // batch_size)
-        return 1.0 - sizes[members].sum() / (n_batches * sizes[members[::n_batches]].sum())
-
-    while len(classes) < MAX_SHAPES:
-        worst = max(range(len(classes)), key=lambda c: padding(classes[c]))
-        members = classes[worst]
-        jumps = sizes[members[:-1]] / sizes[members[1:]]
-        if padding(members) <= TOLERATED_PADDING or jumps.max(initial=1.0) == 1.0:
-            break
-        cut = int(np.argmax(jumps)) + 1
-        classes[worst : worst + 1] = [members[:cut], members[cut:]]
-    return classes
-
-
-def _draw(
-    members: Int[np.ndarray, " members"],
-    atoms: Int[np.ndarray, " samples"],
-    n_batches: int,
-    rng: np.random.Generator | None,
-) -> list[list[int]]:
-    """One member of each stratum for every batch; samples of equal size change strata freely."""
-    if rng is not None:
-        members = members[np.lexsort((rng.random(len(members)), -atoms[members]))]
-    hands: list[list[int]] = [[] for _ in range(n_batches)]
-    for begin in range(0, len(members), n_batches):
-        stratum = members[begin : begin + n_batches]
-        places = np.arange(len(stratum)) if rng is None else rng.permutation(n_batches)[: len(stratum)]
-        for place, member in zip(places, stratum, strict=True):
-            hands[place].append(int(member))
-    return hands
-
-
-def _tiers(
-    counts: Counts, members: Int[np.ndarray, " members"], n_batches: int, shape: Shape, number: int
-) -> tuple[tuple[int, int], ...]:
-    """The tiers with the fewest slots in all that hold the batches of several epochs."""
-    slots = np.arange(shape.slots, 0, -SLOT_MULTIPLE)
-    if number == 1 or len(slots) == 1:
-        return ()
-    # Atoms of a batch that do not fit into so many slots.
-    beyond = np.zeros(len(slots), int)
-    needing = np.zeros((len(counts.atoms), len(slots)), int)
-    levels = slots // SLOT_MULTIPLE
-    there = levels < counts.crowded.shape[1]
-    needing[:, there] = counts.crowded[:, levels[there]]
-    for draw in range(DRAWS):
-        for hand in _draw(members, counts.atoms, n_batches, np.random.default_rng(draw)):
-            beyond = np.maximum(beyond, needing[hand].sum(axis=0))
-    beyond = np.minimum(-(-beyond // TIER_MULTIPLE) * TIER_MULTIPLE, shape.n_atoms)
-    # cost[k]: fewest slots in all for the atoms beyond slots[k], by up to so many tiers as have been gone through.
-    cost = np.where(beyond == 0, 0, np.inf)
-    chosen: list[tuple[tuple[int, int], ...]] = [() for _ in slots]
-    ends = [*beyond.tolist()]
-    for _ in range(number - 1):
-        longer, paths = cost.copy(), list(chosen)
-        for end in range(len(slots)):
-            for start in range(end):
-                price = cost[start] + (ends[end] - ends[start]) * slots[start]
-                if price < longer[end]:
-                    longer[end] = price
-                    paths[end] = (*chosen[start], (ends[end] - ends[start], int(slots[start])))
-        cost, chosen = longer, paths
-    rest = [cost[k] + (shape.n_atoms - ends[k]) * slots[k] for k in range(len(slots))]
-    best = int(np.argmin(rest))
-    tiers = (*chosen[best], (shape.n_atoms - ends[best], int(slots[best])))
-    return tuple(tier for tier in tiers if tier[0])

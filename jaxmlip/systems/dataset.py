@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from ase.io.extxyz import key_val_dict_to_str
 from ase.io.formats import UnknownFileTypeError, filetype
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.utils import string2index
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from jaxmlip.systems.graph import check_structure
+from jaxmlip.systems.graph import Graph, check_structure, graph_from_atoms
 from jaxmlip.types import HostMatrix
 
 
@@ -70,30 +70,24 @@ def read_frames(
             singular cell).
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} has no frames: it is empty.")
-    try:
-        everything = _structures(path)
-    except UnknownFileTypeError as error:
-        raise ValueError(f"{path} is of no format that ASE knows; use extended XYZ (.extxyz) or ASE's .db.") from error
-    except Exception as error:  # ASE's readers raise anything, down to a bare StopIteration
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a file of atomic structures: {reason}") from error
-    if not everything:
-        raise ValueError(f"{path} has no frames.")
-    which = string2index(index) if isinstance(index, str) else index
-    numbers = np.arange(len(everything))
-    try:
-        selected = numbers[which] if isinstance(which, slice) else numbers[[int(which)]]
-    except (IndexError, ValueError) as error:
-        raise ValueError(f"{path} has {len(everything)} frames, and index {index} is none of them.") from error
-    if not len(selected):
-        raise ValueError(f"{path} has {len(everything)} frames, and none of them is within index {index}.")
+    everything = [*_structures(path)]
+    selected = select_index(len(everything), index, path)
     return [
         _read_frame(everything[number], path, int(number), energy_key, forces_key, stress_key) for number in selected
     ]
+
+
+def iterate_frames(
+    path: str | Path,
+    *,
+    energy_key: str | None = "energy",
+    forces_key: str | None = "forces",
+    stress_key: str | None = None,
+) -> Iterator[Frame]:
+    """The frames of a file one by one, so that they need not fit into memory; see `read_frames`."""
+    path = Path(path)
+    for number, atoms in enumerate(_structures(path)):
+        yield _read_frame(atoms, path, number, energy_key, forces_key, stress_key)
 
 
 def write_frames(path: str | Path, frames: Sequence[Frame], *, prefix: str = "") -> None:
@@ -117,11 +111,11 @@ def write_frames(path: str | Path, frames: Sequence[Frame], *, prefix: str = "")
         draft.unlink(missing_ok=True)
 
 
-def split(frames: Sequence, parts: Sequence[int | float], seed: int = 0) -> tuple[list, ...]:
+def split(frames: Sequence, parts: Sequence[int | float], seed: int = 0) -> tuple[Any, ...]:
     """Shuffle and split into disjoint lists, one for each part.
 
     Args:
-        frames: anything in a sequence.
+        frames: anything in a sequence; the parts of what has a method `select`, as a store, are views made by it.
         parts: numbers of frames (integers), or fractions of all frames (floats) that sum to at most 1; fractions are
             rounded such that parts that sum to 1 leave no frame out.
         seed: the same seed gives the same split.
@@ -143,7 +137,34 @@ def split(frames: Sequence, parts: Sequence[int | float], seed: int = 0) -> tupl
             raise ValueError(f"The fractions {list(parts)} sum to {sum(parts):g}, more than 1.")
         ends = np.round(np.cumsum(parts) * len(frames)).astype(int)
     order = np.random.default_rng(seed).permutation(len(frames))
-    return tuple([frames[i] for i in order[begin:end]] for begin, end in zip([0, *ends[:-1]], ends, strict=True))
+    chosen = [order[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    select = getattr(frames, "select", lambda which: [frames[i] for i in which])
+    return tuple(map(select, chosen))
+
+
+def select_index(number: int, index: str | int, path: Path) -> Int[np.ndarray, " selected"]:
+    """The frames, of so many in a file, that an index means; see `read_frames`.
+
+    Raises:
+        ValueError: if it means none.
+    """
+    which = string2index(index) if isinstance(index, str) else index
+    numbers = np.arange(number)
+    try:
+        selected = numbers[which] if isinstance(which, slice) else numbers[[int(which)]]
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{path} has {number} frames, and index {index} is none of them.") from error
+    if not len(selected):
+        raise ValueError(f"{path} has {number} frames, and none of them is within index {index}.")
+    return selected
+
+
+def frame_graph(frame: Frame, number: int, cutoff: float, inner_cutoff: float = 0.0, dtype: type = np.float32) -> Graph:
+    """`graph_from_atoms` of a frame, whose errors name the frame."""
+    try:
+        return graph_from_atoms(frame.atoms, cutoff, inner_cutoff, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"{describe(frame, number)}: {error}") from error
 
 
 def describe(frame: Frame, number: int) -> str:
@@ -203,12 +224,29 @@ def _read_frame(
     )
 
 
-def _structures(path: Path) -> list[Atoms]:
-    """Every structure of a file, with all that the file says of it."""
-    if filetype(str(path)) in ("db", "json"):
-        rows = ase.db.connect(path, serial=True).select()
-        return [row.toatoms(add_additional_information=True) for row in rows]
-    return list(ase.io.iread(path, ":"))
+def _structures(path: Path) -> Iterator[Atoms]:
+    """Every structure of a file, with all that the file says of it; for the errors see `read_frames`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} has no frames: it is empty.")
+    number = 0
+    try:
+        if filetype(str(path)) in ("db", "json"):
+            rows = ase.db.connect(path, serial=True).select()
+            structures = (row.toatoms(add_additional_information=True) for row in rows)
+        else:
+            structures = ase.io.iread(path, ":")
+        for atoms in structures:
+            yield atoms
+            number += 1
+    except UnknownFileTypeError as error:
+        raise ValueError(f"{path} is of no format that ASE knows; use extended XYZ (.extxyz) or ASE's .db.") from error
+    except Exception as error:  # ASE's readers raise anything, down to a bare StopIteration
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a file of atomic structures: {reason}") from error
+    if not number:
+        raise ValueError(f"{path} has no frames.")
 
 
 def _labels(atoms: Atoms) -> dict[str, Any]:

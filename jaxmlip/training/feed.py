@@ -1,25 +1,17 @@
 """Batches for a stack of models, dealt to devices and loaded ahead of their use."""
 
-import contextlib
 import dataclasses
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Generator, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
-from jaxmlip.systems.batches import ATOM_MULTIPLE, Batch, BatchPlan, Hand, Sample, Shape, plan_batches
+from jaxmlip.systems.batches import Batch, BatchPlan, Sample, count, made_ahead, plan_batches
+from jaxmlip.systems.plan import ATOM_MULTIPLE, NOBODY, Hand, Shape
 from jaxmlip.training.metrics import Kinds
 from jaxmlip.training.parallel import local_parts
-
-AHEAD = 2
-"""Batches that are loaded while a step runs."""
-
-In = TypeVar("In")
-Out = TypeVar("Out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +22,14 @@ class Feed:
         samples: of each model; they note the kinds of what is loaded.
         plans: of each model; all have the same shapes.
         mesh: devices that share each batch; None for one.
+        atoms: of each sample of each model; needed on several devices only.
         parts: shape of one device's part of a batch, by the shape of the batch.
     """
 
     samples: list[Kinds]
     plans: list[BatchPlan]
     mesh: Mesh | None
+    atoms: list[Int[np.ndarray, " samples"]]
     parts: dict[Shape, Shape]
 
     @property
@@ -58,23 +52,17 @@ class Feed:
 
     def load(self, hands: Sequence[Hand]) -> Batch:
         """The batches of all models as one, with numpy leaves [models, …], or [models, parts, …] on several devices."""
-        loaded = [
-            self._dealt(plan, samples, hand)
-            for plan, samples, hand in zip(self.plans, self.samples, hands, strict=True)
-        ]
-        if len({jax.tree.structure(batch) for batch in loaded}) > 1:
-            # Tiers are made for usual draws. What one model's batch does not fit, the others do without.
-            loaded = [batch.replace(graph=batch.graph.replace(tiers=())) for batch in loaded]
-        return _stacked(loaded)
+        return _stacked([self._of_model(model, hand) for model, hand in enumerate(hands)])
 
     def batches(self, hands: Sequence[tuple[Hand, ...]]) -> Generator[Batch, None, None]:
         """`load` for all, ahead of their use."""
-        return ahead(self.load, hands)
+        return made_ahead(self.load, hands)
 
-    def _dealt(self, plan: BatchPlan, samples: Sequence[Sample], hand: Hand) -> Batch:
+    def _of_model(self, model: int, hand: Hand) -> Batch:
+        plan, samples = self.plans[model], self.samples[model]
         if self.mesh is None:
             return plan.load(samples, hand)
-        hands = deal(hand, plan.atoms, self.mesh.size, self.parts[hand.shape])
+        hands = deal(hand, self.atoms[model], self.mesh.size, self.parts[hand.shape])
         parts = []
         for part in local_parts(self.mesh):
             if hands[part].samples:
@@ -98,74 +86,43 @@ def make_feed(samples: Sequence[Sequence[Sample]], batch_size: int, tiers: int, 
         if id(mine) not in known:
             known[id(mine)] = Kinds(mine), plan_batches(mine, batch_size, tiers=tiers if mesh is None else 1)
     noting, plans = zip(*(known[id(mine)] for mine in samples), strict=True)
-    parts = {} if mesh is None else part_shapes(plans, mesh.size)
-    return Feed(list(noting), list(plans), mesh, parts)
+    if mesh is None:
+        return Feed(list(noting), list(plans), None, [], {})
+    atoms = [count(mine).atoms for mine in samples]
+    parts: dict[Shape, Shape] = {}
+    for plan, mine in zip(plans, atoms, strict=True):
+        for shape, part in part_shapes(plan, mine, mesh.size).items():
+            largest = max(part, parts.get(shape, part), key=lambda one: one.n_atoms)
+            parts[shape] = largest
+    return Feed(list(noting), list(plans), mesh, atoms, parts)
 
 
-def deal(hand: Hand, atoms: np.ndarray, devices: int, shape: Shape) -> list[Hand]:
+def deal(hand: Hand, atoms: Int[np.ndarray, " samples"], devices: int, shape: Shape) -> list[Hand]:
     """A hand in parts of about equal size: largest first, to and fro over the devices."""
     ranked = sorted(hand.samples, key=lambda sample: (-atoms[sample], sample))
     parts = _to_and_fro(len(ranked), devices)
     return [Hand(tuple(ranked[rank] for rank in part), shape) for part in parts]
 
 
-def ahead(function: Callable[[In], Out], items: Iterable[In], number: int = AHEAD) -> Generator[Out, None, None]:
-    """`map(function, items)`, computed by a thread up to `number` results ahead.
+def part_shapes(plan: BatchPlan, atoms: Int[np.ndarray, " samples"], devices: int) -> dict[Shape, Shape]:
+    """For each shape of a plan's batches one that holds any device's part of them; without tiers.
 
-    What the thread raises is raised here; a generator that is closed ends its thread.
-    """
-    results: queue.Queue = queue.Queue(maxsize=number)
-    closed = threading.Event()
-
-    def put(result: tuple[str, object]) -> None:
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                results.put(result, timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(("result", function(item)))
-                if closed.is_set():
-                    return
-            put(("end", None))
-        except BaseException as error:  # whatever it is belongs to the one who waits for the result
-            put(("error", error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, result = results.get()
-            if kind == "error":
-                raise result
-            if kind == "end":
-                return
-            yield result
-    finally:
-        closed.set()
-        thread.join()
-
-
-def part_shapes(plans: Sequence[BatchPlan], devices: int) -> dict[Shape, Shape]:
-    """Shapes that hold the parts of every batch.
-
-    The j-th largest sample of a batch has at most the atoms of the largest of the j-th stratum (see `plan_batches`).
+    The j-th largest sample of a batch has at most the atoms of the largest of the j-th stratum (see
+    `jaxmlip.systems.plan`).
     """
     shapes: dict[Shape, Shape] = {}
-    for plan in plans:
-        for one in plan.classes:
-            largest = plan.atoms[one.members[:: one.n_batches]]
-            parts = _to_and_fro(len(largest), devices)
-            most = max(int(largest[part].sum()) for part in parts)
-            known = shapes.get(one.shape)
-            shapes[one.shape] = Shape(
-                n_atoms=max(-(-most // ATOM_MULTIPLE) * ATOM_MULTIPLE, known.n_atoms if known else 0),
-                n_graphs=max(map(len, parts)),
-                slots=one.shape.slots,
-                inner=one.shape.inner,
-            )
+    for one in plan.classes:
+        largest = np.where(one.table == NOBODY, 0, atoms[one.table]).max(axis=1)
+        parts = _to_and_fro(len(largest), devices)
+        most = max(int(largest[part].sum()) for part in parts)
+        if one.shape in shapes:
+            most = max(most, shapes[one.shape].n_atoms)
+        shapes[one.shape] = Shape(
+            n_atoms=-(-most // ATOM_MULTIPLE) * ATOM_MULTIPLE,
+            n_graphs=max(map(len, parts)),
+            slots=one.shape.slots,
+            inner=one.shape.inner,
+        )
     return shapes
 
 

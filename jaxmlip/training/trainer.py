@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.progress import progress_bar
-from jaxmlip.systems.batches import Hand
+from jaxmlip.systems.plan import Hand
 from jaxmlip.training.feed import Feed, make_feed
 from jaxmlip.training.loss import TermSums, total
 from jaxmlip.training.metrics import Tally, rmse

@@ -1,6 +1,5 @@
 """Samples and the plan that deals them into batches."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -196,16 +195,3 @@ def test_a_plan_knows_its_epochs_beforehand(samples: list[Sample]) -> None:
             assert batch.graph.inner == max(sample.graph.inner for sample in samples)
             np.testing.assert_array_equal(batch.index, other.index)
             np.testing.assert_array_equal(batch.graph.neighbors, other.graph.neighbors)
-
-
-def test_a_batch_beyond_its_tiers_keeps_all_slots(samples: list[Sample]) -> None:
-    plan = plan_batches(samples, 7, tiers=3)
-    hand = plan.epoch(0)[0]
-    first, *_, last = hand.shape.tiers
-    poor = dataclasses.replace(hand.shape, tiers=((hand.shape.n_atoms, last[1]),))
-    batch = plan.load(samples, dataclasses.replace(hand, shape=poor))
-    assert batch.graph.tiers == ()
-    assert batch.graph.n_slots == first[1]
-    rich = plan.load(samples, hand)
-    assert rich.graph.tiers == hand.shape.tiers
-    assert (batch.graph.neighbors != GHOST).sum() == (rich.graph.neighbors != GHOST).sum()

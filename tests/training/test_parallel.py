@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import train_here
 
-from jaxmlip.systems.batches import plan_batches
+from jaxmlip.systems.batches import count, plan_batches
 from jaxmlip.systems.dataset import read_frames, write_frames
 from jaxmlip.training.feed import deal, part_shapes
 from jaxmlip.training.parallel import make_mesh
@@ -93,13 +93,14 @@ def test_parts_of_every_batch_fit_their_shape(high):
     problem = train_here.water_problem(high)
     for devices, batch_size in ((4, 6), (3, 7), (4, 3)):
         plan = plan_batches(problem.train, batch_size)
-        shapes = part_shapes([plan], devices)
+        atoms = count(problem.train).atoms
+        shapes = part_shapes(plan, atoms, devices)
         for seed in range(5):
             for hand in plan.epoch(seed):
-                parts = deal(hand, plan.atoms, devices, shapes[hand.shape])
+                parts = deal(hand, atoms, devices, shapes[hand.shape])
                 assert sorted(sample for part in parts for sample in part.samples) == sorted(hand.samples)
                 for part in parts:
-                    assert sum(plan.atoms[list(part.samples)]) <= part.shape.n_atoms
+                    assert sum(atoms[list(part.samples)]) <= part.shape.n_atoms
                     assert len(part.samples) <= part.shape.n_graphs
         shape = plan.classes[0].shape
         assert shapes[shape].n_atoms * devices < 1.5 * shape.n_atoms or batch_size < devices

@@ -11,7 +11,7 @@ from ase import Atoms
 from water_pairs import HIGH, LOW
 
 from jaxmlip.potentials.evaluation import label, predict
-from jaxmlip.systems.batches import make_batches, make_samples
+from jaxmlip.systems.batches import LazySamples, Recipe, make_batches, make_samples
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.loss import Terms, loss
 from jaxmlip.training.stacking import stacked_controls, stacked_potentials, stacked_states
@@ -233,6 +233,15 @@ def test_divergence_names_epoch_and_frames_and_keeps_the_last_good(high):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.potential.params))
     assert [record["epoch"] for record in kept.history] == [0, 1]
     assert force_rmse(kept.potential, high[24:]) <= force_rmse(LOW, high[24:])
+
+
+def test_samples_that_are_made_when_asked_for(high):
+    """Lazy training and validation sets give the bits of lists."""
+    given, settings = problem(high), SETTINGS.model_copy(update={"epochs": 2})
+    recipe = Recipe(4.0, 0.0, HIGH.references)
+    lazy = dataclasses.replace(given, train=LazySamples(high[:24], recipe), validation=LazySamples(high[24:], recipe))
+    params = [train(one, settings, progress=False).potential.params for one in (given, lazy)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
 
 
 def test_no_samples(high):
