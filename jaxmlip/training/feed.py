@@ -47,8 +47,10 @@ class Feed:
         shapes = [hand.shape for hand in self.plans[0].epoch()]
         if any(seed is not None for seed in seeds):
             shapes = [shapes[place] for place in np.random.default_rng(epoch).permutation(len(shapes))]
-        piles = [{shape: [hand for hand in mine if hand.shape == shape] for shape in set(shapes)} for mine in hands]
-        return [tuple(pile[shape].pop(0) for pile in piles) for shape in shapes]
+        piles = [
+            {shape: iter([hand for hand in mine if hand.shape == shape]) for shape in set(shapes)} for mine in hands
+        ]
+        return [tuple(next(pile[shape]) for pile in piles) for shape in shapes]
 
     def load(self, hands: Sequence[Hand]) -> Batch:
         """The batches of all models as one, with numpy leaves [models, …], or [models, parts, …] on several devices."""
@@ -92,8 +94,7 @@ def make_feed(samples: Sequence[Sequence[Sample]], batch_size: int, tiers: int, 
     parts: dict[Shape, Shape] = {}
     for plan, mine in zip(plans, atoms, strict=True):
         for shape, part in part_shapes(plan, mine, mesh.size).items():
-            largest = max(part, parts.get(shape, part), key=lambda one: one.n_atoms)
-            parts[shape] = largest
+            parts[shape] = max(part, parts.get(shape, part), key=lambda one: one.n_atoms)
     return Feed(list(noting), list(plans), mesh, atoms, parts)
 
 

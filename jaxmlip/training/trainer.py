@@ -79,7 +79,8 @@ def train_many(
 
     On an accelerator the models are stacked and take their steps together under `jax.vmap`. On a CPU, where stacking
     gains nothing, they train one after the other by the compiled step of a single one: bit for bit the same results at
-    the same cost. (`jax.lax.map` over the stack is no faster there than single steps, and its loop rounds otherwise.)
+    the same cost, and batches may differ in shape. (`jax.lax.map` over the stack is no faster there than single steps,
+    and its loop rounds otherwise.)
 
     Args:
         problems: of equal networks, terms, batch shapes and numbers of steps. They may differ in parameters, scale,
