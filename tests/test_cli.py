@@ -92,6 +92,7 @@ def test_train_writes_a_potential_that_can_be_fine_tuned(water, tmp_path):
     first = tmp_path / "first"
     result = invoke("train", config, "--out", first, "--quiet")
     assert result.exit_code == 0, result.output
+    assert (first / "training" / "metrics.csv").read_text().count("validation,0,water") == 3  # one for each epoch
     options = [f"foundation={first / 'potential.jaxmlip'}", "strategy=single_fidelity", "labels=energy"]
     result = invoke("train", config, *options, "--out", tmp_path / "second", "--quiet")
     assert result.exit_code == 0, result.output

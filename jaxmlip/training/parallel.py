@@ -67,7 +67,17 @@ def local_parts(mesh: Mesh | None) -> list[int]:
 
 def replicated(tree: Any, mesh: Mesh | None) -> Any:
     """The leaves on the device, or whole on each device of the mesh."""
-    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return jax.device_put(tree)
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf: Any) -> jax.Array:
+        # By device_put, processes would compare what they have, and find NaN, or what float32 rounds, to be different.
+        host = np.asarray(leaf)
+        host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(placed, tree)
 
 
 def dealt(tree: Any, mesh: Mesh | None) -> Any:

@@ -203,7 +203,7 @@ def test_damaged_and_foreign_checkpoints(problem, tmp_path):
 
 def test_tensorboard_gets_the_errors(problem, tmp_path):
     """Read back from the event file."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     train(problem, SHORT.model_copy(update={"log": "tensorboard"}), folder=tmp_path, progress=False)
     (path,) = (tmp_path / "tensorboard").iterdir()

@@ -67,13 +67,12 @@ def test_four_devices(labelled, on_one_device, tmp_path):
 
 
 def test_two_processes(labelled, on_one_device, tmp_path):
-    """They find each other by the environment alone; one of them writes, and both could go on from what it wrote."""
+    """They find each other by the environment alone; one of them writes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    settings = SETTINGS.model_copy(update={"checkpoint_minutes": 0.0})
     group = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": ""}
-    ended(*(started(labelled, tmp_path, f"p{rank}", settings, JAX_PROCESS_ID=str(rank), **group) for rank in range(2)))
+    ended(*(started(labelled, tmp_path, f"p{rank}", SETTINGS, JAX_PROCESS_ID=str(rank), **group) for rank in range(2)))
     assert not (tmp_path / "p1.out").exists()
     result = json.loads((tmp_path / "p0.out").read_text())
     assert (result["processes"], result["devices"]) == (2, 2)
