@@ -161,6 +161,22 @@ def test_a_stack_goes_on_too(problem, tmp_path, vectorised):
         assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]
 
 
+def test_interrupted_by_hand(problem, tmp_path):
+    """Ctrl-C in a process that goes on: the checkpoint comes first, and Python's own handler is back afterwards."""
+    rarely = SHORT.model_copy(update={"checkpoint_minutes": 1000.0})
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupts(record):
+        if record["epoch"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(problem, rarely, folder=tmp_path, progress=False, on_epoch=interrupts)
+    assert saved(tmp_path) == [2 * (STEPS + 1)]
+    assert signal.getsignal(signal.SIGINT) is before
+    same(train(problem, rarely, folder=tmp_path, progress=False), train(problem, SHORT, progress=False))
+
+
 def test_damaged_and_foreign_checkpoints(problem, tmp_path):
     """One damaged: the one before it serves. All damaged, or another training's: a sentence."""
     whole = train(problem, SHORT, progress=False)
