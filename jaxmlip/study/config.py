@@ -126,7 +126,7 @@ class ClustersToBulk(Section):
 class FileData(Section):
     """Labelled frames in a file."""
 
-    path: Path = pydantic.Field(description="extxyz file or ASE database")
+    path: Path = pydantic.Field(description="extxyz file, ASE database or store (.h5)")
     energy_key: str = "energy"
     forces_key: str | None = "forces"
     index: str = pydantic.Field(default=":", description="frames to read, as an ASE slice")

@@ -1,6 +1,7 @@
 """One potential by one strategy, from files of labelled frames: the `jaxmlip train` command."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, save
 from jaxmlip.study.config import ConfigError, FileData, TrainOne
 from jaxmlip.study.workspace import versions, write_json
-from jaxmlip.systems.dataset import Frame, read_frames, split
+from jaxmlip.systems.dataset import Frame, split
+from jaxmlip.systems.store import open_frames
 from jaxmlip.training.distill import fresh_problem
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.parallel import join_processes, writes_files
@@ -68,8 +70,8 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     return {"validation": errors, "best_epoch": trained.best_epoch}
 
 
-def _frames(data: FileData) -> list[Frame]:
+def _frames(data: FileData) -> Sequence[Frame]:
     path = os.path.expandvars(data.path)
     if "$" in path:
         raise ConfigError(f"The path {data.path} names an environment variable that is not set; export it first.")
-    return read_frames(path, energy_key=data.energy_key, forces_key=data.forces_key, index=data.index)
+    return open_frames(path, energy_key=data.energy_key, forces_key=data.forces_key, index=data.index)

@@ -4,12 +4,12 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar, overload
 
 import flax.struct
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxmlip.systems.dataset import Frame, frame_graph, frame_kind
 from jaxmlip.systems.graph import GHOST, Graph, batch_graphs, in_tiers
@@ -204,15 +204,17 @@ class BatchPlan:
     """How samples are dealt into batches in every epoch; made once, from sizes alone.
 
     Attributes:
+        atoms: [samples], number of atoms of each sample.
         classes: the samples by size, largest first.
     """
 
+    atoms: Int[np.ndarray, " samples"]
     classes: tuple[SizeClass, ...]
 
     @property
     def steps(self) -> int:
         """Number of batches of an epoch."""
-        return sum(one.table.shape[1] for one in self.classes)
+        return sum(one.n_batches for one in self.classes)
 
     @property
     def shapes(self) -> int:
@@ -284,7 +286,8 @@ def plan_batches(samples: Sequence[Sample], batch_size: int, *, tiers: int = 1) 
         raise ValueError("There are no samples to make batches of.")
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, not {batch_size}.")
-    return BatchPlan(size_classes(count(samples), batch_size, tiers))
+    counts = count(samples)
+    return BatchPlan(counts.atoms, size_classes(counts, batch_size, tiers))
 
 
 def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None = None, tiers: int = 1) -> list[Batch]:
@@ -305,11 +308,11 @@ def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None
 
 def stream(
     plan: BatchPlan, samples: Sequence[Sample], seed: int | None = None, *, ahead: int = 2, start: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of an epoch in order, each made in the background while those before it are in use.
 
-    An error in the making of a batch is raised where that batch is asked for. The thread ends with the iterator,
-    whether that is used up or abandoned.
+    An error in the making of a batch is raised where that batch is asked for. The thread ends with the
+    generator, whether that is used up or closed.
 
     Args:
         plan: of these samples.

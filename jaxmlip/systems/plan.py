@@ -32,6 +32,9 @@ MAX_SHAPES = 4
 TOLERATED_PADDING = 0.25
 """Share of padding atoms above which structures of different size are batched separately."""
 
+TOLERATED_BESIDE_TIERS = 0.1
+"""The same where batches have tiers: who compiles longer to waste less does not want to waste it on padding."""
+
 GROUPS = 8
 """Most groups of batches between which samples are balanced by size."""
 
@@ -95,14 +98,21 @@ class SizeClass:
     """Samples of similar size, which share batches.
 
     Attributes:
-        table: [strata, batches], numbers of samples, or `NOBODY`.
+        members: numbers of the samples, in descending order of size.
+        table: [strata, batches], the same numbers as they are dealt, or `NOBODY`.
         groups: how many consecutive batches belong to each group.
         shape: of the batches.
     """
 
+    members: Int[np.ndarray, " members"]
     table: Int[np.ndarray, "strata batches"]
     groups: tuple[int, ...]
     shape: Shape
+
+    @property
+    def n_batches(self) -> int:
+        """How many batches the members make."""
+        return self.table.shape[1]
 
     def deal(self, rng: np.random.Generator | None) -> list[Hand]:
         """Every sample into one of the batches; without a generator, as the table has them."""
@@ -148,7 +158,7 @@ def size_classes(counts: Counts, batch_size: int, tiers: int) -> tuple[SizeClass
         tiers: most tiers of a batch.
     """
     classes = []
-    for members in _by_size(counts, batch_size):
+    for members in _by_size(counts, batch_size, TOLERATED_PADDING if tiers == 1 else TOLERATED_BESIDE_TIERS):
         n_batches = -(-len(members) // batch_size)
         sizes = np.diff(np.linspace(0, n_batches, min(GROUPS, max(1, n_batches // SMALLEST_GROUP)) + 1).astype(int))
         table = _balanced(members, n_batches, sizes, counts)
@@ -161,11 +171,11 @@ def size_classes(counts: Counts, batch_size: int, tiers: int) -> tuple[SizeClass
             inner=int(counts.inner[members].max()),
             tiers=_tiers(beyond, n_atoms, tiers) if tiers > 1 else (),
         )
-        classes.append(SizeClass(table, tuple(sizes.tolist()), shape))
+        classes.append(SizeClass(members, table, tuple(sizes.tolist()), shape))
     return tuple(classes)
 
 
-def _by_size(counts: Counts, batch_size: int) -> list[Int[np.ndarray, " members"]]:
+def _by_size(counts: Counts, batch_size: int, tolerated: float) -> list[Int[np.ndarray, " members"]]:
     """Samples in descending order of size, cut where sizes jump until padding is tolerable or there are enough.
 
     Among samples of equally many atoms those with more neighbours come first.
@@ -181,7 +191,7 @@ def _by_size(counts: Counts, batch_size: int) -> list[Int[np.ndarray, " members"
         worst = max(range(len(classes)), key=lambda c: padding(classes[c]))
         members = classes[worst]
         jumps = atoms[members[:-1]] / atoms[members[1:]]
-        if padding(members) <= TOLERATED_PADDING or jumps.max(initial=1.0) == 1.0:
+        if padding(members) <= tolerated or jumps.max(initial=1.0) == 1.0:
             break
         cut = int(np.argmax(jumps)) + 1
         classes[worst : worst + 1] = [members[:cut], members[cut:]]

@@ -31,8 +31,8 @@ LAYOUT = 1
 CHUNK = 2**15
 """Bytes of a chunk before compression. One frame at random costs a chunk of each array: small ones make that cheap."""
 
-AT_ONCE = 1024
-"""Frames gathered before they are written."""
+AT_ONCE = 256
+"""Frames that are written together, and read together where they follow one another."""
 
 N_ELEMENTS = 119
 
@@ -88,7 +88,7 @@ class FrameStore(Sequence[Frame]):
     """The frames of a file that `write_store` has written, or some of them, read when they are asked for.
 
     Slices and `select` are views: they read nothing. The file is opened at the first read, once in each process, so a
-    store can be pickled and used after a fork. For every frame 16 bytes are held in memory.
+    store can be pickled and used after a fork. For every frame 24 bytes are held in memory.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -121,7 +121,8 @@ class FrameStore(Sequence[Frame]):
                 "Convert the frames again."
             ) from error
         self._which = np.arange(len(self._offsets) - 1)
-        self._open: tuple[int, h5py.File] | None = None
+        self._hidden: frozenset[str] = frozenset()
+        self._open: tuple[int, h5py.File, dict[str, h5py.Dataset]] | None = None
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -137,17 +138,26 @@ class FrameStore(Sequence[Frame]):
             return self.select(np.arange(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} frames, and {index} is none of them.")
-        return self._read(int(self._which[index]))
+        number = int(self._which[index])
+        return self._read(number, number + 1)[0]
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames in order."""
-        return (self[number] for number in range(len(self)))
+        """The frames in order; those that follow one another in the file are read together."""
+        place = 0
+        while place < len(self):
+            stop = place + 1
+            while stop < len(self) and stop - place < AT_ONCE and self._which[stop] == self._which[stop - 1] + 1:
+                stop += 1
+            yield from self._read(int(self._which[place]), int(self._which[stop - 1]) + 1)
+            place = stop
 
     def select(self, which: Sequence[int] | Int[np.ndarray, " chosen"]) -> "FrameStore":
         """A view of the frames of these numbers, in this order."""
-        view = object.__new__(FrameStore)
-        view.__dict__.update(self.__dict__, _which=self._which[np.asarray(which, np.int64)])
-        return view
+        return self._view(_which=self._which[np.asarray(which, np.int64)])
+
+    def without(self, *labels: str) -> "FrameStore":
+        """A view of the same frames in which these labels ("energy", "forces", "stress") are absent."""
+        return self._view(_hidden=self._hidden | set(labels))
 
     @property
     def atoms(self) -> Int[np.ndarray, " frames"]:
@@ -157,7 +167,7 @@ class FrameStore(Sequence[Frame]):
     @property
     def species(self) -> list[int]:
         """Atomic numbers that occur, in ascending order; no frame is read."""
-        there = _dataset(self._file, "elements")[()][self._which]
+        there = self._arrays["elements"][()][self._which]
         return np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(there, axis=0))).tolist()
 
     def counts(self, cutoff: float, inner_cutoff: float = 0.0) -> Counts:
@@ -166,7 +176,7 @@ class FrameStore(Sequence[Frame]):
         All frames of the file are gone through once, and the counts kept in a file beside it (where its folder can be
         written to), for all who use the same frames and cutoffs.
         """
-        kept = self.path.with_name(f"{self.path.name}.counts-{cutoff:g}-{inner_cutoff:g}.npz")
+        kept = self.path.with_name(f"{self.path.name}.counts-{float(cutoff)}-{float(inner_cutoff)}.npz")
         counts = _kept_counts(kept, self.id)
         if counts is None:
             everything = FrameStore(self.path)
@@ -185,29 +195,48 @@ class FrameStore(Sequence[Frame]):
         return self.__dict__ | {"_open": None}
 
     @property
-    def _file(self) -> h5py.File:
-        """The file, opened in this process: a handle from before a fork would share its position with the parent's."""
+    def _arrays(self) -> dict[str, h5py.Dataset]:
+        """The file's arrays, opened in this process: a handle from before a fork shares its place with the parent's."""
         if self._open is None or self._open[0] != os.getpid():
-            self._open = os.getpid(), h5py.File(self.path, "r")
-        return self._open[1]
+            file = h5py.File(self.path, "r")
+            arrays = {name: _dataset(file, name) for name in (*PER_ATOM, *PER_FRAME, "info")}
+            self._open = os.getpid(), file, arrays
+        return self._open[2]
 
-    def _read(self, number: int) -> Frame:
-        begin, end = self._offsets[number : number + 2]
+    def _view(self, **changes: Any) -> "FrameStore":
+        view = object.__new__(FrameStore)
+        view.__dict__.update(self.__dict__ | changes)
+        return view
+
+    def _read(self, begin: int, end: int) -> list[Frame]:
+        """Frames that follow one another in the file."""
+        offsets, said = self._offsets[begin : end + 1], self._said[begin : end + 1]
         try:
-            column = {name: _dataset(self._file, name)[begin:end] for name in PER_ATOM}
-            value = {name: _dataset(self._file, name)[number] for name in PER_FRAME if name != "elements"}
-            said = _dataset(self._file, "info")[slice(*self._said[number : number + 2])].tobytes()
+            column = {name: self._arrays[name][offsets[0] : offsets[-1]] for name in PER_ATOM}
+            value = {name: self._arrays[name][begin:end] for name in PER_FRAME if name != "elements"}
+            text = self._arrays["info"][said[0] : said[-1]].tobytes()
         except (OSError, KeyError) as error:
             raise ValueError(
-                f"{self.path}, frame {number} cannot be read: {error}. The file is damaged; convert the frames again."
+                f"{self.path}, frame {begin} cannot be read: {error}. The file is damaged; convert the frames again."
             ) from error
-        return Frame(
-            atoms=Atoms(column["numbers"], column["positions"], cell=value["cell"], pbc=value["pbc"]),
-            energy=float(value["energy"]),
-            forces=column["forces"],
-            stress=value["stress"],
-            info={"file": str(self.path), "frame": number} | json.loads(said),
-        )
+        for name, array in (column | value).items():
+            if name in self._hidden:
+                array[...] = np.nan
+        frames = []
+        for k, number in enumerate(range(begin, end)):
+            mine = slice(*(offsets[k : k + 2] - offsets[0]))
+            cell, pbc = value["cell"][k], value["pbc"][k]
+            info = json.loads(text[slice(*(said[k : k + 2] - said[0]))])
+            frames.append(
+                Frame(
+                    atoms=Atoms(column["numbers"][mine], column["positions"][mine], cell=cell, pbc=pbc),
+                    energy=float(value["energy"][k]),
+                    forces=column["forces"][mine].copy(),  # else one frame held would hold all that were read with it
+                    stress=value["stress"][k].copy(),
+                    info={"file": str(self.path), "frame": number} | info,
+                )
+            )
+        return frames
 
 
 def open_frames(
@@ -222,10 +251,10 @@ def open_frames(
 
     Args:
         path: a store (`.h5`), or a file that `read_frames` reads.
-        energy_key: see `read_frames`. A store has one label of a kind: the name it had where it came from, and
-            "energy" and None, all mean that one.
-        forces_key: likewise.
-        stress_key: likewise.
+        energy_key: see `read_frames`. A store has one energy, which is meant by the name it had where it came from as
+            well as by "energy".
+        forces_key: likewise, "forces".
+        stress_key: likewise, "stress".
         index: which frames; see `read_frames`.
 
     Raises:
@@ -236,10 +265,12 @@ def open_frames(
     if path.suffix != ".h5":
         return read_frames(path, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, index=index)
     store = FrameStore(path)
-    for kind, key in (("energy", energy_key), ("forces", forces_key), ("stress", stress_key)):
-        if key not in (None, kind, store.keys.get(kind)):
-            was = store.keys.get(kind, "unnamed")
+    wanted = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
+    for kind, key in wanted.items():
+        was = store.keys.get(kind, kind)
+        if key not in (None, kind, was):
             raise ValueError(f"{path} has no {key!r}: it was made with {was!r} as its {kind}. Convert it with {key!r}.")
+    store = store.without(*(kind for kind, key in wanted.items() if key is None))
     which = select_index(len(store), index, path)
     return store if len(which) == len(store) else store.select(which)
 

@@ -1,23 +1,31 @@
 """Samples and the plan that deals them into batches."""
 
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
 
 from jaxmlip.systems.batches import (
     Batch,
+    BatchPlan,
     Sample,
     make_batches,
     make_samples,
     padding_waste,
     plan_batches,
     slot_waste,
+    stream,
 )
 from jaxmlip.systems.dataset import Frame, read_frames
 from jaxmlip.systems.graph import GHOST, edge_vectors, in_tiers
 from jaxmlip.systems.ice import ice_ih
+from jaxmlip.systems.plan import LEVEL, Counts, Hand, size_classes
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +144,13 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("tiers", [2, 5])
 def test_tiers_hold_the_same_structures(samples: list[Sample], tiers: int) -> None:
     """Atoms change places with everything that belongs to them; shapes are those of every epoch."""
-    plain = make_batches(samples, 7, seed=0)
-    batches = make_batches(samples, 7, seed=0, tiers=tiers)
+    plan = plan_batches(samples, 7, tiers=tiers)
+    hands = plan.epoch(0)
+    batches = [plan.load(samples, hand) for hand in hands]
+    untiered = [dataclasses.replace(hand, shape=dataclasses.replace(hand.shape, tiers=())) for hand in hands]
+    plain = [plan.load(samples, hand) for hand in untiered]
     assert slot_waste(batches) < slot_waste(plain)
-    epochs = [make_batches(samples, 7, seed=seed, tiers=tiers) for seed in range(3)]
-    assert len({batch.graph.tiers for epoch in epochs for batch in epoch}) <= 2
+    assert len({batch.graph.tiers for batch in batches}) == plan.shapes
     for before, after in zip(plain, batches, strict=True):
         first = 0
         for atoms, slots in after.graph.tiers:
@@ -161,16 +171,33 @@ def test_tiers_hold_the_same_structures(samples: list[Sample], tiers: int) -> No
             np.testing.assert_array_equal(lengths[0], lengths[1])
 
 
-def test_tiers_of_published_clusters(ice_data: Path) -> None:
-    """Half of a dense batch of clusters is empty slots; in tiers, less than 15 % are."""
-    keys = {"energy_key": "off23_energy", "forces_key": "off23_forces"}
-    frames = read_frames(ice_data / "clusters_5.0A.extxyz", **keys, index=":100")
+@pytest.mark.parametrize(("radius", "batch_size"), [("4.0", 5), ("4.0", 16), ("5.0", 5), ("5.0", 16)])
+def test_little_of_a_batch_of_published_clusters_is_empty(ice_data: Path, radius: str, batch_size: int) -> None:
+    """All empty slots count, those of padding atoms too; the shape holds every shuffle."""
+    frames = read_frames(ice_data / f"clusters_{radius}A.extxyz", energy_key=None, forces_key=None, index=":400")
     samples = make_samples(frames, 5.0, 0.0, np.zeros(119))
-    assert slot_waste(make_batches(samples, 5, seed=0)) > 0.5
-    assert slot_waste(make_batches(samples[:5], 5, tiers=5)) < 0.15
-    epochs = [make_batches(samples, 5, seed=seed, tiers=5) for seed in range(20)]
-    assert slot_waste(epochs[0]) < 0.25
-    assert len({batch.graph.tiers for epoch in epochs for batch in epoch}) <= 2
+    plan = plan_batches(samples, batch_size, tiers=8)
+    assert plan.shapes == 1
+    for seed in range(3):
+        batches = [plan.load(samples, hand) for hand in plan.epoch(seed)]
+        assert {batch.graph.tiers for batch in batches} == {plan.classes[0].shape.tiers}
+        assert slot_waste(batches) <= 0.15
+    assert slot_waste(make_batches(samples, batch_size, seed=0)) > slot_waste(batches)
+
+
+def test_a_mixed_set_has_few_shapes(ice_data: Path) -> None:
+    names = [f"clusters_{radius}A" for radius in ("4.0", "5.0", "5.5", "6.0")]
+    samples = []
+    for name, index in [*((name, ":40") for name in names), ("bulk", ":")]:
+        frames = read_frames(ice_data / f"{name}.extxyz", energy_key=None, forces_key=None, index=index)
+        samples += make_samples(frames, 5.0, 0.0, np.zeros(119))
+    plan = plan_batches(samples, 8, tiers=8)
+    epochs = [[plan.load(samples, hand) for hand in plan.epoch(seed)] for seed in range(2)]
+    compiled = jax.jit(lambda batch: batch.graph.positions.sum())
+    for batch in [*epochs[0], *epochs[1]]:
+        compiled(batch)
+    assert compiled._cache_size() == plan.shapes <= 4  # pyright: ignore[reportFunctionMemberAccess]
+    assert max(map(slot_waste, epochs)) <= 0.15
 
 
 def test_tiers_that_are_too_small_are_refused(samples: list[Sample]) -> None:
@@ -183,8 +210,8 @@ def test_tiers_that_are_too_small_are_refused(samples: list[Sample]) -> None:
 
 def test_a_plan_knows_its_epochs_beforehand(samples: list[Sample]) -> None:
     plan = plan_batches(samples, 7, tiers=3)
-    assert plan.steps == 8
-    assert plan.shapes == 1
+    assert plan.steps == len(plan.epoch()) >= 8
+    assert 1 <= plan.shapes <= 4
     for seed in (0, 1, None):
         hands = plan.epoch(seed)
         assert len(hands) == plan.steps
@@ -192,6 +219,89 @@ def test_a_plan_knows_its_epochs_beforehand(samples: list[Sample]) -> None:
         loaded = [plan.load(samples, hand) for hand in hands]
         for hand, batch, other in zip(hands, loaded, make_batches(samples, 7, seed=seed, tiers=3), strict=True):
             assert (batch.graph.n_atoms, batch.graph.n_graphs) == (hand.shape.n_atoms, hand.shape.n_graphs)
-            assert batch.graph.inner == max(sample.graph.inner for sample in samples)
+            assert batch.graph.inner == hand.shape.inner >= max(samples[k].graph.inner for k in hand.samples)
             np.testing.assert_array_equal(batch.index, other.index)
             np.testing.assert_array_equal(batch.graph.neighbors, other.graph.neighbors)
+
+
+def test_groups_bound_every_shuffle() -> None:
+    """Sizes at random, of a distribution with a long tail: balanced groups waste less than one group for all."""
+    rng = np.random.default_rng(1)
+    atoms = np.sort(rng.lognormal(3.0, 0.25, 2000).astype(np.int32))
+    degrees = [rng.integers(1, 30, number) for number in atoms]
+    crowded = np.array([[np.sum(degree > LEVEL * k) for k in range(15)] for degree in degrees])
+    counts = Counts(atoms, np.array([degree.max() for degree in degrees]), np.zeros_like(atoms), crowded)
+    classes = size_classes(counts, 10, tiers=4)
+    assert sorted(k for one in classes for k in one.members) == list(range(2000))
+    saved = 0
+    for one in classes:
+        assert len(one.groups) > 1
+        room = np.cumsum([0, *(number for number, _ in one.shape.tiers)])
+        assert room[-1] == one.shape.n_atoms
+        for hand in [hand for seed in range(10) for hand in one.deal(np.random.default_rng(seed))]:
+            degree = np.sort(np.concatenate([degrees[number] for number in hand.samples]))[::-1]
+            assert len(degree) <= one.shape.n_atoms
+            for (_, slots), first in zip(one.shape.tiers, room, strict=False):
+                assert not (degree[first:] > slots).any()
+        of_one_group = atoms[one.members[:: one.n_batches]].sum()
+        assert one.shape.n_atoms <= of_one_group + 8
+        saved += of_one_group - one.shape.n_atoms
+    assert saved > 0
+
+
+def test_stream_yields_the_same_batches(samples: list[Sample]) -> None:
+    plan = plan_batches(samples, 7, tiers=3)
+    for start, ahead in [(0, 2), (0, 100), (3, 1), (plan.steps, 2)]:
+        expected = make_batches(samples, 7, seed=5, tiers=3)[start:]
+        streamed = list(stream(plan, samples, 5, ahead=ahead, start=start))
+        assert len(streamed) == len(expected)
+        for one, other in zip(streamed, expected, strict=True):
+            for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+                np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="At least 1 batch has to be made ahead, not 0"):
+        stream(plan, samples, ahead=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedPlan(BatchPlan):
+    """A plan that notes which hands were loaded, and cannot load one of them."""
+
+    loaded: list[Hand] = dataclasses.field(default_factory=list)
+    broken: Hand | None = None
+
+    def load(self, samples: Sequence[Sample], hand: Hand) -> Batch:
+        self.loaded.append(hand)
+        if hand == self.broken:
+            raise ValueError("this hand is broken")
+        return super().load(samples, hand)
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("batches") for thread in threading.enumerate())
+
+
+def test_stream_works_ahead_and_no_further(samples: list[Sample]) -> None:
+    plan = WatchedPlan(**vars(plan_batches(samples, 7)))
+    batches = stream(plan, samples, 0, ahead=2)
+    assert not plan.loaded, "nothing is made before it is asked for"
+    next(batches)
+    patience = time.monotonic() + 60
+    while len(plan.loaded) < 3 and time.monotonic() < patience:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert plan.loaded == plan.epoch(0)[:3], "the batch in use, and two ahead"
+    assert threads() == 1
+    batches.close()
+    assert threads() == 0
+    assert len(plan.loaded) == 3
+
+
+def test_an_error_is_raised_where_its_batch_is_asked_for(samples: list[Sample]) -> None:
+    plain = plan_batches(samples, 7)
+    plan = WatchedPlan(**vars(plain), broken=plain.epoch(0)[2])
+    batches = stream(plan, samples, 0, ahead=3)
+    next(batches)
+    next(batches)
+    with pytest.raises(ValueError, match="this hand is broken"):
+        next(batches)
+    assert threads() == 0
