@@ -3,6 +3,8 @@
 An adapter exists during training alone; `plain` makes of it the equivariant potential that it amounts to.
 """
 
+from typing import Any, cast
+
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,7 @@ class LowRank(Adapter):
 
     def merged(self) -> EquivariantPotential:
         """The potential with A·B added to its matrices."""
-        leaves = flatten_dict(self.potential.params, sep="/")
+        leaves = cast(dict[str, Any], flatten_dict(self.potential.params, sep="/"))
         for path, factors in self.params.items():
             leaves[path] = leaves[path] + (factors["a"] @ factors["b"]).reshape(leaves[path].shape)
         return self.potential.replace(params=unflatten_dict(leaves, sep="/"))
@@ -115,7 +117,7 @@ def low_rank(potential: EquivariantPotential, rank: int, seed: int) -> LowRank:
     """
     draw = np.random.default_rng(seed)
     factors = {}
-    for path, leaf in flatten_dict(potential.params, sep="/").items():
+    for path, leaf in cast(dict[str, Any], flatten_dict(potential.params, sep="/")).items():
         rows, columns = int(np.prod(leaf.shape[:-1])), leaf.shape[-1]
         if leaf.ndim > 1 and min(rows, columns) > rank:
             a = draw.standard_normal((rows, rank)) / rank**0.5

@@ -16,8 +16,8 @@ def adapted(
 ) -> tuple[EquivariantPotential | LowRank, Any]:
     """The potential to train, and the rate of each of its parameters.
 
-    Rates differ by layer as in discriminative fine-tuning (Howard and Ruder, ACL 2018, arXiv:1801.06146): they are 1 for
-    the readouts, and fall by a factor with each layer from there to the table of elements, which comes last.
+    Rates differ by layer as in discriminative fine-tuning (Howard and Ruder, ACL 2018, arXiv:1801.06146): they are 1
+    for the readouts, and fall by a factor with each layer from there to the table of elements, which comes last.
 
     Args:
         potential: with the parameters to start from.

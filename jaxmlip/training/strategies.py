@@ -16,13 +16,22 @@ import numpy as np
 import pydantic
 from jaxtyping import Float
 
-from jaxmlip.potentials.equivariant import EquivariantPotential, with_heads
+from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, with_heads
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.distill import fresh_problem, split_validation
 from jaxmlip.training.labels import FixedReferences, Labels, References, residuals
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.strategy import REFERENCES, STARTS, Continued, Data, Strategy, samples_of
+from jaxmlip.training.strategy import (
+    REFERENCES,
+    STARTS,
+    Continued,
+    Data,
+    Strategy,
+    samples_of,
+    seen,
+    with_trainable_references,
+)
 from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
 
 
@@ -37,6 +46,37 @@ class Direct(Strategy):
         """New parameters; scale and shift from the labels."""
         references = self.lifted(data.foundation, data.high, data.low)
         return _fresh(data, data.high, data.validation, references)
+
+    def from_labels(
+        self,
+        model: Equivariant,
+        high: Sequence[Frame],
+        *,
+        validation: Sequence[Frame],
+        labels: Labels = "energy_forces",
+        settings: TrainingSettings = DEFAULT_SETTINGS,
+    ) -> TrainingProblem:
+        """What to train where there is no foundation: an architecture of one's own, for the elements of the frames.
+
+        Args:
+            model: architecture.
+            high: training frames.
+            validation: frames that decide which parameters are kept.
+            labels: which labels may be seen.
+            settings: of the training to come; `adjusted` is applied.
+
+        Raises:
+            ValueError: if the references were to come from a foundation, and as `problem`.
+        """
+        how = self.trainable_from if self.references == "trainable" else self.references
+        if how != "refit":
+            raise ValueError(
+                f"references is {how}, which starts from a foundation's; choose refit, or give a foundation."
+            )
+        settings = self.adjusted(settings)
+        terms, high, validation = seen(high, validation, labels, settings)
+        problem = fresh_problem(model, high, validation, settings=settings, terms=terms)
+        return with_trainable_references(problem) if self.references == "trainable" else problem
 
 
 class Differential(Strategy):

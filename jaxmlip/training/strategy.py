@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pydantic
@@ -124,15 +124,10 @@ class Strategy(pydantic.BaseModel, abc.ABC):
                 "distil it into a student first."
             )
         settings = self.adjusted(settings)
-        terms = settings.terms()
-        if labels == "energy":
-            terms = Terms(terms.energy, False, False)
-            high, validation = without_forces(high), without_forces(validation)
-            if not terms.energy:
-                raise ValueError("labels is energy, but energy_weight is 0: there is nothing to train on.")
+        terms, high, validation = seen(high, validation, labels, settings)
         check_frames(foundation.species, high, validation, terms, terms)
         problem = self.set_up(Data(foundation, high, validation, low, between, teacher, terms, settings))
-        return _with_trainable_references(problem) if self.references == "trainable" else problem
+        return with_trainable_references(problem) if self.references == "trainable" else problem
 
     @abc.abstractmethod
     def set_up(self, data: Data) -> TrainingProblem:
@@ -194,16 +189,32 @@ class Continued(Strategy):
         return TrainingProblem(trained, train, validation, terms, data.terms, names, rates=rates, l2_sp=self.l2_sp)
 
 
+def seen(
+    high: Sequence[Frame], validation: Sequence[Frame], labels: Labels, settings: TrainingSettings
+) -> tuple[Terms, Sequence[Frame], Sequence[Frame]]:
+    """Terms of the loss and frames, without the labels that must not be seen.
+
+    Raises:
+        ValueError: if energies alone may be seen, but have no weight.
+    """
+    terms = settings.terms()
+    if labels == "energy_forces":
+        return terms, high, validation
+    if not terms.energy:
+        raise ValueError("labels is energy, but energy_weight is 0: there is nothing to train on.")
+    return Terms(True, False, False), without_forces(high), without_forces(validation)
+
+
 def samples_of(
     potential: EquivariantPotential, frames: Sequence[Frame], head: int, weight: float = 1.0
 ) -> list[Sample]:
     """Samples for a readout, relative to the potential's references."""
     dtype = potential_dtype(potential)
     cutoffs = potential.cutoff, potential.inner_cutoff
-    return makesamples_of(frames, *cutoffs, potential.references, head, weight=weight, dtype=dtype)
+    return make_samples(frames, *cutoffs, potential.references, head, weight=weight, dtype=dtype)
 
 
-def _with_trainable_references(problem: TrainingProblem) -> TrainingProblem:
+def with_trainable_references(problem: TrainingProblem) -> TrainingProblem:
     """The problem with offsets of the elemental references among its parameters, at the full learning rate."""
     potential, rates = problem.potential, problem.rates
     assert isinstance(potential, EquivariantPotential | LowRank)
