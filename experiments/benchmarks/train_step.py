@@ -46,7 +46,8 @@ from contenders import (
 FRAMES = range(5)
 
 OURS = """
-from jaxmlip.systems.dataset import Frame, make_batches, make_samples
+from jaxmlip.systems.batches import make_batches, make_samples
+from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.trainer import Controls, TrainingSettings, initial_state, update
 facts = {}
 def prepare(order):

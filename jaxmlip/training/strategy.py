@@ -13,7 +13,8 @@ from jaxmlip.potentials.adapters import LowRank, plain, trainable_references
 from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.evaluation import potential_dtype
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.systems.dataset import Frame, Sample, describe, make_samples
+from jaxmlip.systems.batches import Sample, make_samples
+from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.labels import FixedReferences, Labels, References, anchors, lifted_references, without_forces
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.moving import Moves, adapted

@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.progress import progress_bar
-from jaxmlip.systems.dataset import Batch, Frame, Sample, describe, make_batches
+from jaxmlip.systems.batches import Batch, Sample, make_batches
+from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.loss import LossKind, Terms, TermSums, Weights, loss, total
 from jaxmlip.types import AnyArray, Leaf
 from jaxmlip.units import GPA

@@ -11,7 +11,8 @@ from ase import Atoms
 from water_pairs import HIGH, LOW
 
 from jaxmlip.potentials.evaluation import label, predict
-from jaxmlip.systems.dataset import Frame, make_batches, make_samples
+from jaxmlip.systems.batches import make_batches, make_samples
+from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.loss import Terms, loss
 from jaxmlip.training.trainer import (
     Trained,
