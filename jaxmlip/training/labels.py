@@ -97,4 +97,5 @@ def lifted_references(
         # From the low fit, so that what the high compositions leave open is no part of the difference.
         return shift_references(own, source, fit_references(high, start=source))
     predictions = predict(foundation, [frame.atoms for frame in high])
-    return own + fit_references(high, baseline=[prediction.energy for prediction in predictions])
+    interactions = [prediction.energy - own[prediction.atoms.numbers].sum() for prediction in predictions]
+    return fit_references(high, baseline=interactions, start=own)

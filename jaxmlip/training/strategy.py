@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
+import jax
 import numpy as np
 import pydantic
 from jaxtyping import Float
