@@ -1,7 +1,7 @@
 """Every strategy lifts a small student from one water to another; nothing of a hidden label gets through."""
 
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -166,7 +166,7 @@ def test_the_teacher_itself_may_be_the_baseline(high, low, cutoff):
 def test_anchor_holds_the_foundations_forces(foundation, high, low):
     """A sample more for each frame, for the high readout, with the foundation's forces and no energy."""
     strategy = MultiFidelity(anchor=0.25, replay=0.5, replay_weight=3.0)
-    arguments = {"validation": high[24:], "low": low[:24], "labels": "energy", "settings": SHORT}
+    arguments: dict[str, Any] = {"validation": high[24:], "low": low[:24], "labels": "energy", "settings": SHORT}
     problem = strategy.problem(foundation, high[:8], **arguments)
     assert [(sample.head, sample.weight) for sample in problem.train] == [(1, 1.0)] * 8 + [(1, 0.25)] * 8 + [
         (0, 3.0)
@@ -185,7 +185,7 @@ def test_anchor_holds_the_foundations_forces(foundation, high, low):
 
 def test_readouts_start_warm_or_fresh(foundation, high, low):
     """A copy of the low readout, or random numbers in the last readout alone; a readout for each fidelity."""
-    arguments = {"validation": high[24:], "low": low[:24], "settings": SHORT}
+    arguments: dict[str, Any] = {"validation": high[24:], "low": low[:24], "settings": SHORT}
     warm = MultiFidelity().problem(foundation, high[:8], between=[low[:6]], **arguments)
     fresh = MultiFidelity(warm_start=False).problem(foundation, high[:8], **arguments)
     assert isinstance(warm.potential, EquivariantPotential)
