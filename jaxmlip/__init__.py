@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from jaxmlip.systems.graph import batch_graphs as batch_graphs
     from jaxmlip.systems.graph import graph_from_atoms as graph_from_atoms
     from jaxmlip.systems.ice import ice_ih as ice_ih
+    from jaxmlip.systems.store import FrameStore as FrameStore
+    from jaxmlip.systems.store import open_frames as open_frames
+    from jaxmlip.systems.store import write_store as write_store
     from jaxmlip.training.distill import distil as distil
     from jaxmlip.training.strategies import Differential as Differential
     from jaxmlip.training.strategies import Direct as Direct
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from jaxmlip.training.trainer import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.trainer import TrainingSettings as TrainingSettings
     from jaxmlip.training.trainer import train as train
+    from jaxmlip.training.trainer import train_many as train_many
     from jaxmlip.validation.errors import compare as compare
 
 _HOME = {
@@ -70,6 +74,9 @@ _HOME = {
     "Frame": "systems.dataset",
     "read_frames": "systems.dataset",
     "write_frames": "systems.dataset",
+    "FrameStore": "systems.store",
+    "open_frames": "systems.store",
+    "write_store": "systems.store",
     "Graph": "systems.graph",
     "batch_graphs": "systems.graph",
     "graph_from_atoms": "systems.graph",
@@ -83,6 +90,7 @@ _HOME = {
     "TrainingDiverged": "training.trainer",
     "TrainingSettings": "training.trainer",
     "train": "training.trainer",
+    "train_many": "training.trainer",
     "compare": "validation.errors",
 }
 

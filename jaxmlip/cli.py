@@ -85,7 +85,7 @@ def train(
 
 @app.command()
 def label(
-    structures: Annotated[Path, typer.Argument(help="structures, in any format that ASE reads")],
+    structures: Annotated[Path, typer.Argument(help="structures: a store (.h5), or any format that ASE reads")],
     potential: PotentialOption,
     out: Annotated[Path, typer.Option(help="extxyz file to write")],
     index: IndexOption = ":",
@@ -95,10 +95,11 @@ def label(
     with _mistakes_in_one_sentence():
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
-        from jaxmlip.systems.dataset import read_frames, write_frames
+        from jaxmlip.systems.dataset import write_frames
+        from jaxmlip.systems.store import open_frames
 
         teacher = load(potential)
-        frames = read_frames(structures, energy_key=None, forces_key=None, index=index)
+        frames = open_frames(structures, energy_key=None, forces_key=None, index=index)
         labelled = label_frames([frame.atoms for frame in frames], teacher, stress=stress, progress=sys.stderr.isatty())
         write_frames(out, labelled)
         typer.echo(f"Wrote {len(labelled)} frames to {out}.")
@@ -106,7 +107,7 @@ def label(
 
 @app.command()
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="labelled frames: extxyz or ASE database")],
+    file: Annotated[Path, typer.Argument(help="labelled frames: extxyz, ASE database or store (.h5)")],
     potential: PotentialOption,
     energy_key: Annotated[str, typer.Option(help="name of the energy label, eV")] = "energy",
     forces_key: Annotated[str, typer.Option(help="name of the force label, eV/Å")] = "forces",
@@ -119,11 +120,11 @@ def evaluate(
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
         from jaxmlip.study.workspace import to_json
-        from jaxmlip.systems.dataset import read_frames
+        from jaxmlip.systems.store import open_frames
         from jaxmlip.validation.errors import compare
 
         model = load(potential)
-        reference = read_frames(file, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, index=index)
+        reference = open_frames(file, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, index=index)
         predicted = label_frames([frame.atoms for frame in reference], model, stress=stress_key is not None)
         report = compare(reference, predicted).to_json()
         typer.echo(to_json(report, indent=None) if as_json else _two_columns(report))
@@ -147,10 +148,10 @@ def md(
         from jaxmlip.potentials.files import load_potential
         from jaxmlip.simulation.ensembles import NVT
         from jaxmlip.simulation.replicas import simulate
-        from jaxmlip.systems.dataset import read_frames
+        from jaxmlip.systems.store import open_frames
 
         model = load_potential(potential)
-        start = read_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
+        start = open_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
         result = simulate(
             model,
             start,
@@ -163,6 +164,37 @@ def md(
         )
         result.save(out)
         typer.echo(f"Wrote {out}: {replicas} × {time_ps} ps at {result.ns_per_day:.3g} ns/day in total.")
+
+
+@app.command("convert-data")
+def convert_data(
+    source: Annotated[Path, typer.Argument(help="extxyz, ASE database, or JSON of the MPtrj layout (.json, .json.gz)")],
+    out: Annotated[Path, typer.Argument(help=".h5 file to write, which is read frame by frame")],
+    energy_key: Annotated[
+        str | None, typer.Option(help="name of the energy label; energy, or uncorrected_total_energy of MPtrj")
+    ] = None,
+    forces_key: Annotated[str, typer.Option(help="name of the force label; not for MPtrj")] = "forces",
+    stress_key: Annotated[str | None, typer.Option(help="name of the stress label; not for MPtrj")] = None,
+    quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+) -> None:
+    """Turn labelled frames into a store, for sets larger than memory; one frame after the other is in memory."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.progress import progress_bar
+        from jaxmlip.systems.dataset import iterate_frames
+        from jaxmlip.systems.mptrj import is_mptrj, iterate_mptrj
+        from jaxmlip.systems.store import write_store
+
+        if out.suffix != ".h5":
+            raise ValueError(f"The name of a store ends in .h5, and {out} does not.")
+        if ".json" in source.suffixes and is_mptrj(source):
+            keys = {"energy": energy_key or "uncorrected_total_energy", "forces": "force", "stress": "stress"}
+            frames = iterate_mptrj(source, energy_key=keys["energy"])
+        else:
+            keys = {"energy": energy_key or "energy", "forces": forces_key}
+            keys |= {"stress": stress_key} if stress_key else {}
+            frames = iterate_frames(source, energy_key=keys["energy"], forces_key=forces_key, stress_key=stress_key)
+        number = write_store(out, progress_bar(frames, desc="converting", unit="frame", disable=quiet), keys=keys)
+        typer.echo(f"Wrote {number} frames to {out}.")
 
 
 @app.command("convert-mace")

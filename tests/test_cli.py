@@ -15,7 +15,7 @@ from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load
 from jaxmlip.systems.dataset import read_frames, write_frames
 
-COMMANDS = ["run", "train", "label", "evaluate", "md", "config"]
+COMMANDS = ["run", "train", "label", "evaluate", "md", "convert-data", "config"]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,35 @@ def test_label_then_evaluate_finds_no_error(water, tmp_path):
     assert report["energy_max_meV_atom"] < 1e-2
 
 
+def test_a_store_serves_wherever_a_file_does(water, tmp_path):
+    store = tmp_path / "water.h5"
+    result = invoke("convert-data", water, store, "--quiet")
+    assert result.stdout == f"Wrote 4 frames to {store}.\n", result.output
+    from_file, from_store = (
+        invoke("evaluate", "--potential", "chgnet:r2scan", source, "--json").stdout for source in (water, store)
+    )
+    assert json.loads(from_store) == json.loads(from_file)
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        f"study: train\ndata: {{path: {store}}}\nvalidation_fraction: 0.25\n"
+        "student: {channels: 4, l_max: 1, correlation: 2, radial_mlp: [8]}\ntraining: {epochs: 1}\n"
+    )
+    result = invoke("train", config, "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "has no 'dft_energy'" in sentence(
+        "evaluate", "--potential", "chgnet:gga", store, "--energy-key", "dft_energy"
+    )
+
+
+def test_mistaken_conversions(water, tmp_path):
+    assert "ends in .h5, and water.hdf does not" in sentence("convert-data", water, "water.hdf")
+    assert "There is no file" in sentence("convert-data", tmp_path / "absent.json", tmp_path / "a.h5", "--quiet")
+    (tmp_path / "mp.json").write_text('{"mp-1": {"mp-1-0-0": {"structure": {}, "energy_per_atom": 1}}}')
+    line = sentence("convert-data", tmp_path / "mp.json", tmp_path / "a.h5", "--quiet")
+    assert "mp-1, frame mp-1-0-0 has no structure or no 'uncorrected_total_energy'" in line
+    assert not (tmp_path / "a.h5").exists()
+
+
 def test_md_writes_a_trajectory(water, tmp_path):
     from jaxmlip.simulation.trajectory import load_run
 
@@ -92,6 +121,7 @@ def test_train_writes_a_potential_that_can_be_fine_tuned(water, tmp_path):
     first = tmp_path / "first"
     result = invoke("train", config, "--out", first, "--quiet")
     assert result.exit_code == 0, result.output
+    assert (first / "training" / "metrics.csv").read_text().count("validation,0,water") == 3  # one for each epoch
     options = [f"foundation={first / 'potential.jaxmlip'}", "strategy=single_fidelity", "labels=energy"]
     result = invoke("train", config, *options, "--out", tmp_path / "second", "--quiet")
     assert result.exit_code == 0, result.output

@@ -46,30 +46,33 @@ from contenders import (
 FRAMES = range(5)
 
 OURS = """
-from jaxmlip.systems.dataset import Frame, make_batches, make_samples
-from jaxmlip.training.trainer import Controls, TrainingSettings, initial_state, update
+from jaxmlip.systems.batches import make_batches, make_samples
+from jaxmlip.systems.dataset import Frame
+from jaxmlip.training.problem import TrainingProblem, TrainingSettings
+from jaxmlip.training.stacking import stacked_controls, stacked_potentials, stacked_states
+from jaxmlip.training.step import update
 facts = {}
 def prepare(order):
     potential = build(order)
     frames = [Frame(atoms_of(s), s["energy"], np.array(s["forces"])) for s in order["structures"]]
     samples = make_samples(frames, potential.cutoff, potential.inner_cutoff, np.zeros(119))
-    (batch,) = jax.device_put(make_batches(samples, len(samples), tiers=6))
+    (batch,) = make_batches(samples, len(samples), tiers=6)
     settings = TrainingSettings()
-    moving = jax.tree.map(lambda leaf: 1.0, potential.params)
-    controls = Controls(
-        1e-3, settings.weight_decay, settings.clip_norm, settings.ema_decay, settings.weights(), moving
-    )
-    lender, state, compiled = potential.replace(params=None), [initial_state(potential)], []
+    problem = TrainingProblem(potential, samples, samples, settings.terms(), settings.terms())
+    controls = stacked_controls([problem], [settings]).replace(learning_rate=np.array([1e-3]))
+    fixed = (stacked_potentials([problem]), jax.tree.map(lambda leaf: leaf[None], batch), controls)
+    lender, stacked, controls = jax.device_put(fixed)
+    state, compiled = [jax.device_put(stacked_states([problem]))], []
     facts.update(
         parameters=count(potential.params), atoms=int(batch.graph.n_atoms), slots=int(batch.graph.n_slots)
     )
     def call():
         if not compiled:
-            arguments = (lender, state[0], batch, controls)
+            arguments = (lender, state[0], stacked, controls)
             compiled.append(update.lower(*arguments, terms=settings.terms(), kind=settings.loss).compile())
             facts.update(temporary_MiB=compiled[0].memory_analysis().temp_size_in_bytes / 2**20)
-        state[0], loss = jax.block_until_ready(compiled[0](lender, state[0], batch, controls))
-        return loss
+        state[0], report = jax.block_until_ready(compiled[0](lender, state[0], stacked, controls))
+        return report.loss[0]
     return call
 def plain(name, loss):
     return {"loss": float(loss), **facts}

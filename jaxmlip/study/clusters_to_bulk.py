@@ -6,6 +6,7 @@ goes through files, so that a resumed study reads exactly what an undisturbed on
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +20,15 @@ from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.replicas import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.config import ClustersToBulk, ConfigError, Dynamics
-from jaxmlip.study.workspace import Stage, Workspace, seed_for, versions, write_json
+from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for, versions, write_json
 from jaxmlip.systems.clusters import cut_clusters
 from jaxmlip.systems.dataset import Frame, read_frames, write_frames
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.training.distill import distillation_problem
-from jaxmlip.training.strategies import Labels, Strategy
-from jaxmlip.training.trainer import Trained, TrainingSettings, train
+from jaxmlip.training.labels import Labels
+from jaxmlip.training.runs import CHECKPOINTS
+from jaxmlip.training.strategy import Strategy
+from jaxmlip.training.trainer import Trained, TrainingProblem, TrainingSettings, train
 
 FOUNDATION = "foundation"
 """Name of the distilled student before it is lifted."""
@@ -71,7 +74,7 @@ def run_stages(config: ClustersToBulk, workspace: Workspace, *, progress: bool =
     students = {FOUNDATION: _foundation(study, low)}
     for strategy in config.strategies:
         for labels in config.labels:
-            name = f"{strategy.name}.{labels}"
+            name = f"{strategy.called}.{labels}"
             students[name] = _lifted(study, name, strategy, labels, students[FOUNDATION], low, high)
 
     runs = {"teacher": _dynamics(study, "teacher", study.high, config.teachers.high, sampling)}
@@ -153,7 +156,7 @@ def _foundation(study: Study, low: Stage) -> Stage:
             references=study.low.references,
             settings=settings,
         )
-        _save_trained(study, folder, train(problem, settings, progress=study.progress))
+        _save_trained(study, folder, _train(study, folder, problem, settings))
 
     inputs = {"data": low, "student": config.student, "settings": settings}
     return study.workspace.stage(FOUNDATION, inputs, build)
@@ -163,7 +166,7 @@ def _lifted(
     study: Study, name: str, strategy: Strategy, labels: Labels, foundation: Stage, low: Stage, high: Stage
 ) -> Stage:
     """Lift the foundation to the accurate level of theory with labels of clusters only."""
-    settings = _seeded(study.config.finetuning, study.config.seed, name)
+    settings = strategy.adjusted(_seeded(study.config.finetuning, study.config.seed, name))
 
     def build(folder: Path) -> None:
         problem = strategy.problem(
@@ -171,10 +174,11 @@ def _lifted(
             _frames(high, "train"),
             validation=_frames(high, "validation"),
             low=_frames(low, "train"),
+            teacher=study.low,
             labels=labels,
             settings=settings,
         )
-        trained = train(problem, settings, progress=study.progress)
+        trained = _train(study, folder, problem, settings)
         _save_trained(study, folder, dataclasses.replace(trained, potential=strategy.deploy(trained)))
 
     inputs = {"foundation": foundation, "high": high, "low": low, "strategy": strategy, "labels": labels}
@@ -235,6 +239,13 @@ def _simulate(
 def _seeded(settings: TrainingSettings, seed: int, purpose: str) -> TrainingSettings:
     """The settings with a seed of their own, that follows from the study's."""
     return settings.model_copy(update={"seed": seed_for(seed, f"training-{purpose}-{settings.seed}")})
+
+
+def _train(study: Study, folder: Path, problem: TrainingProblem, settings: TrainingSettings) -> Trained:
+    """Train with checkpoints and metrics inside the stage, so that a killed study goes on within it."""
+    trained = train(problem, settings, folder=folder / RESUMABLE, progress=study.progress)
+    shutil.rmtree(folder / RESUMABLE / CHECKPOINTS)  # from here on the stage's result stands for them
+    return trained
 
 
 def _save_trained(study: Study, folder: Path, trained: Trained) -> None:

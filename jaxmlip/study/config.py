@@ -8,7 +8,8 @@ import pydantic
 import yaml
 
 from jaxmlip.potentials.equivariant import Equivariant
-from jaxmlip.training.strategies import AnyStrategy, Differential, Direct, Labels, MultiFidelity, SingleFidelity
+from jaxmlip.training.labels import Labels
+from jaxmlip.training.strategies import STRATEGIES, AnyStrategy, Differential, Direct, MultiFidelity, SingleFidelity
 from jaxmlip.training.trainer import TrainingSettings
 
 
@@ -114,19 +115,20 @@ class ClustersToBulk(Section):
     test: Test = Test()
     verdict: Verdict = Verdict()
 
-    @pydantic.field_validator("strategies", mode="before")
+    @pydantic.field_validator("strategies")
     @classmethod
-    def _names_are_strategies(cls, value: Any) -> Any:
-        """`[direct, multi_fidelity]` is short for strategies with their defaults."""
-        if isinstance(value, list):
-            return [{"name": item} if isinstance(item, str) else item for item in value]
+    def _are_told_apart(cls, value: list[AnyStrategy]) -> list[AnyStrategy]:
+        names = [strategy.called for strategy in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{' and '.join(twice)} is there more than once; give the variants a title each")
         return value
 
 
 class FileData(Section):
     """Labelled frames in a file."""
 
-    path: Path = pydantic.Field(description="extxyz file or ASE database")
+    path: Path = pydantic.Field(description="extxyz file, ASE database or store (.h5)")
     energy_key: str = "energy"
     forces_key: str | None = "forces"
     index: str = pydantic.Field(default=":", description="frames to read, as an ASE slice")
@@ -143,16 +145,16 @@ class TrainOne(Section):
     )
     student: Equivariant = Equivariant()
     strategy: Annotated[AnyStrategy, pydantic.Field(description="how the student is lifted")] = Direct()
+    teacher: str | None = pydantic.Field(
+        default=None, description="name or path of the foundation's teacher, for differential with baseline: teacher"
+    )
     labels: Labels = "energy_forces"
     data: FileData
     validation_fraction: float = pydantic.Field(default=0.1, gt=0, lt=1)
-    replay: FileData | None = pydantic.Field(default=None, description="low-fidelity frames, for multi_fidelity")
+    replay: FileData | None = pydantic.Field(
+        default=None, description="low-fidelity frames, for multi_fidelity and for references: shift"
+    )
     training: TrainingSettings = TrainingSettings()
-
-    @pydantic.field_validator("strategy", mode="before")
-    @classmethod
-    def _name_is_strategy(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
 
 STUDIES: dict[str, type[Section]] = {"clusters_to_bulk": ClustersToBulk, "train": TrainOne}
@@ -241,8 +243,7 @@ def _keys_at(model: Any, path: tuple) -> list[str]:
         if isinstance(model, type) and issubclass(model, pydantic.BaseModel) and part in model.model_fields:
             model = model.model_fields[part].annotation
         elif isinstance(part, str):  # the tag of a union, as pydantic reports it
-            by_tag = {m.model_fields["name"].default: m for m in (Direct, Differential, SingleFidelity, MultiFidelity)}
-            model = by_tag.get(part, model)
+            model = STRATEGIES.get(part, model)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, pydantic.BaseModel) else []
 
 
@@ -262,15 +263,22 @@ def _defaults(model: Any) -> dict:
 
 
 def _commented(model: Any, values: dict, indent: int = 0) -> list[str]:
-    """YAML lines of a mapping, each with its field's description as a comment."""
+    """YAML lines of a mapping, each with its field's description as a comment; strategies are mappings too."""
     lines, pad = [], "  " * indent
     for name, value in values.items():
         field = model.model_fields.get(name) if model is not None else None
         comment = f"  # {field.description}" if field is not None and field.description else ""
         annotation = field.annotation if field is not None else None
         section = annotation if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel) else None
+        if isinstance(value, dict) and value.get("name") in STRATEGIES:
+            section = STRATEGIES[value["name"]]
         if isinstance(value, dict) and value:
             lines += [f"{pad}{name}:{comment}", *_commented(section, value, indent + 1)]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines.append(f"{pad}{name}:{comment}")
+            for item in value:
+                first, *others = _commented(STRATEGIES[item["name"]], item, indent + 2)
+                lines += [f"{pad}  - {first.strip()}", *others]
         else:
             flow = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
             lines.append(f"{pad}{name}: {flow}{comment}")

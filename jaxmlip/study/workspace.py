@@ -16,6 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+RESUMABLE = "training"
+"""Subfolder of a stage in which a killed build leaves what the next goes on from."""
+
+KEY = "key"
+"""File of an unfinished stage that says from which inputs it is made."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -36,7 +42,8 @@ class Workspace:
     """Runs stages, each in a folder of its own below `stages/`.
 
     A stage whose folder was made from the same inputs is not run again. A stage is built in a temporary folder that is
-    renamed when complete: a killed run leaves finished stages and nothing half written.
+    renamed when complete: a killed run leaves finished stages and nothing half written. Only what a build has put into
+    the subfolder `RESUMABLE` is there for the next one with the same inputs.
     """
 
     def __init__(self, folder: Path, report: Callable[[str], None] = print):
@@ -80,17 +87,27 @@ class Workspace:
 
         self.report(f"{name} ...")
         partial = folder.with_name(f".{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        _clear(partial, key)
         start = time.perf_counter()
         build(partial)
         wall_s = time.perf_counter() - start
         write_json(partial / "stage.json", {"key": key, "wall_s": wall_s, "inputs": inputs, "versions": versions()})
+        (partial / KEY).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         self.report(f"{name}: {wall_s:.1f} s")
         self.stages[name] = Stage(folder, key, wall_s)
         return self.stages[name]
+
+
+def _clear(partial: Path, key: str) -> None:
+    """An empty folder for a build, but for what an earlier one with the same inputs has left to go on from."""
+    same = (partial / KEY).exists() and (partial / KEY).read_text() == key
+    for path in partial.iterdir() if partial.exists() else []:
+        if not (same and path.name == RESUMABLE):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / KEY).write_text(key)
 
 
 def write_json(path: Path, content: Any) -> None:

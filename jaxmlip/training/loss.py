@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxmlip.potentials.potential import Potential, Prediction, evaluate
-from jaxmlip.systems.dataset import Batch
+from jaxmlip.systems.batches import Batch
 from jaxmlip.systems.graph import Graph
 from jaxmlip.types import AnyArray, Leaf, PerAtom
 
@@ -43,7 +43,9 @@ class Weights(flax.struct.PyTreeNode):
 
 
 class TermSums(NamedTuple):
-    """One term's sums over a batch. Sums of several batches may be added; means are taken last.
+    """One term's sums over the components of each graph of a batch, [graphs].
+
+    Sums of graphs and batches may be added; means are taken last.
 
     Attributes:
         loss: Σ (sample weight) × (loss of a component).
@@ -76,17 +78,17 @@ def loss(
     """
     sums = {}
     for name, (error, present, weight) in errors(potential, batch, terms).items():
-        sums[name] = TermSums(
-            loss=jnp.sum(weight * _penalty(error, weights.huber_delta, kind)),
-            squared=jnp.sum(error**2),
-            count=jnp.sum(present),
-        )
+        by_graph = batch.graph.sum_over_atoms if name == "forces" else lambda of_graphs: of_graphs
+        components = (weight * _penalty(error, weights.huber_delta, kind), error**2, present.astype(error.dtype))
+        sums[name] = TermSums(*(by_graph(part.sum(tuple(range(1, part.ndim)))) for part in components))
     return total(sums, weights), sums
 
 
 def total(sums: dict[str, TermSums], weights: Weights) -> Any:
     """The loss from its terms' sums, over one batch or many."""
-    return sum(getattr(weights, name) * term.loss / jnp.maximum(term.count, 1) for name, term in sums.items())
+    return sum(
+        getattr(weights, name) * jnp.sum(term.loss) / jnp.maximum(jnp.sum(term.count), 1) for name, term in sums.items()
+    )
 
 
 def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[AnyArray, AnyArray, AnyArray]]:

@@ -1,187 +1,45 @@
-"""The one trainer: AdamW, warm-up and cosine, clipping, moving average, best-validation parameters."""
+"""The one trainer, of one model or many: AdamW, warm-up and cosine, clipping, moving average, best-validation."""
 
-import dataclasses
+import collections
+import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeAlias
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import pydantic
-from ase.data import chemical_symbols
-from jaxtyping import Float
+from jax.sharding import Mesh
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.progress import progress_bar
-from jaxmlip.systems.dataset import Batch, Frame, Sample, describe, make_batches
-from jaxmlip.training.loss import LossKind, Terms, TermSums, Weights, loss, total
-from jaxmlip.types import AnyArray, Leaf
-from jaxmlip.units import GPA
-
-LONG_TRAINING = 2000
-"""Steps after which the tiers (see `Graph.tiers`) have saved more time than compiling for them takes."""
-
-
-class TrainingSettings(pydantic.BaseModel):
-    """How to train; the defaults follow common practice with MACE and NequIP."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    epochs: int = pydantic.Field(default=100, ge=1, description="passes over the training set")
-    batch_size: int = pydantic.Field(default=4, ge=1, description="structures in a batch")
-    learning_rate: float = pydantic.Field(default=0.01, gt=0, description="peak of the schedule")
-    final_learning_rate: float = pydantic.Field(
-        default=0.01, ge=0, le=1, description="end of the cosine, share of the peak"
-    )
-    warmup: float = pydantic.Field(
-        default=0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly"
-    )
-    weight_decay: float = pydantic.Field(default=5e-7, ge=0, description="of AdamW")
-    clip_norm: float = pydantic.Field(default=10.0, gt=0, description="largest norm of a gradient")
-    ema_decay: float = pydantic.Field(
-        default=0.99, ge=0, lt=1, description="of the moving average of parameters; 0: none"
-    )
-    loss: LossKind = pydantic.Field(default="huber", description="huber or mse")
-    huber_delta: float = pydantic.Field(
-        default=0.01, gt=0, description="error beyond which Huber is linear, eV/atom, eV/Å, eV/Å³"
-    )
-    energy_weight: float = pydantic.Field(default=1.0, ge=0, description="weight of the energy per atom")
-    forces_weight: float = pydantic.Field(default=10.0, ge=0, description="weight of the forces")
-    stress_weight: float = pydantic.Field(default=0.0, ge=0, description="weight of the stress")
-    tiers: int | None = pydantic.Field(
-        default=None,
-        ge=1,
-        le=8,
-        description="groups of atoms by number of neighbours: more run faster and compile longer; by default 1 in "
-        f"trainings of less than {LONG_TRAINING} steps, else 6",
-    )
-    validation_every: int = pydantic.Field(default=1, ge=1, description="epochs between validations")
-    seed: int = pydantic.Field(
-        default=0, ge=0, description="of new parameters, the order of batches and the choice of replay"
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _has_something_to_minimise(self) -> "TrainingSettings":
-        if self.energy_weight == self.forces_weight == self.stress_weight == 0:
-            raise ValueError("energy_weight, forces_weight and stress_weight are all 0: there is nothing to minimise.")
-        return self
-
-    def terms(self) -> Terms:
-        """The terms with a weight."""
-        return Terms(self.energy_weight > 0, self.forces_weight > 0, self.stress_weight > 0)
-
-    def weights(self) -> Weights:
-        """The loss's numbers."""
-        return Weights(
-            energy=self.energy_weight,
-            forces=self.forces_weight,
-            stress=self.stress_weight,
-            huber_delta=self.huber_delta,
-        )
-
-
-DEFAULT_SETTINGS = TrainingSettings()
-
-Record: TypeAlias = dict[str, int | float]
-"""What the history says of one validated epoch; see `Trained.history`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingProblem:
-    """What is trained on what, as a strategy (or the distillation) has set it up.
-
-    Attributes:
-        potential: with the initial parameters. Only `params` is optimised, never references, scale or shift.
-        train: training samples, of all fidelities.
-        validation: samples that decide which parameters are kept.
-        terms: terms of the training loss.
-        selection: terms of the loss on the validation samples.
-        names: what messages call the training samples, in the order of `train`.
-        moving: pytree like `potential.params` of 1 (moves) and 0 (stays); None if all move.
-        baseline: the potential whose predictions were subtracted from the labels, if any.
-    """
-
-    potential: Potential
-    train: list[Sample]
-    validation: list[Sample]
-    terms: Terms
-    selection: Terms
-    names: list[str] = dataclasses.field(default_factory=list)
-    moving: Any = None
-    baseline: Potential | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A trained potential, before a strategy makes of it the one to deploy.
-
-    Attributes:
-        potential: with the moving-average parameters of the best validation.
-        history: one record for each validated epoch, 0 being the start: epoch, train_loss, validation_loss,
-            validation_energy_rmse_meV_atom, validation_force_rmse_meV_A, validation_stress_rmse_GPa, learning_rate,
-            wall_s; NaN where there was no label, or nothing yet.
-        best_epoch: the epoch whose parameters were kept.
-        problem: what was trained.
-    """
-
-    potential: Potential
-    history: list[Record]
-    best_epoch: int
-    problem: TrainingProblem
-
-
-class TrainingDiverged(FloatingPointError):
-    """The loss or its gradient is not finite. `trained` holds the best validated parameters up to then."""
-
-    def __init__(self, message: str, trained: Trained) -> None:
-        super().__init__(message)
-        self.trained = trained
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """All that an epoch hands to the next; the order of batches follows from seed and epoch alone.
-
-    Attributes:
-        params: parameters.
-        opt_state: of the optimiser.
-        ema: moving average of the parameters.
-        step: optimiser steps taken.
-    """
-
-    params: Leaf
-    opt_state: Leaf
-    ema: Leaf
-    step: Leaf
-
-
-class Controls(flax.struct.PyTreeNode):
-    """The numbers of one step; traced, so that settings share a compiled step.
-
-    Attributes:
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        clip_norm: largest norm of the gradient.
-        ema_decay: of the moving average.
-        weights: of the loss.
-        moving: pytree like the parameters of 1 (moves) and 0 (stays).
-    """
-
-    learning_rate: Leaf
-    weight_decay: Leaf
-    clip_norm: Leaf
-    ema_decay: Leaf
-    weights: Weights
-    moving: Leaf
+from jaxmlip.systems.plan import Hand
+from jaxmlip.training.feed import Feed, make_feed
+from jaxmlip.training.loss import TermSums, total
+from jaxmlip.training.metrics import Tally, rmse
+from jaxmlip.training.parallel import dealt, make_mesh, on_host, replicated, writes_files
+from jaxmlip.training.problem import (
+    DEFAULT_SETTINGS,
+    LONG_TRAINING,
+    Record,
+    Trained,
+    TrainingDiverged,
+    TrainingProblem,
+    TrainingSettings,
+)
+from jaxmlip.training.problem import check_frames as check_frames
+from jaxmlip.training.runs import Model, Run, kept
+from jaxmlip.training.stacking import check_feed, check_stack, stacked_controls, stacked_potentials, stacked_states
+from jaxmlip.training.step import EXPLOSION, PATIENCE, Report, choose, measure, schedule, update
 
 
 def train(
     problem: TrainingProblem,
     settings: TrainingSettings = DEFAULT_SETTINGS,
     *,
+    folder: str | Path | None = None,
     progress: bool = True,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> Trained:
@@ -190,156 +48,204 @@ def train(
     Args:
         problem: see `TrainingProblem`.
         settings: see `TrainingSettings`; the same settings give the same result.
+        folder: where checkpoints and metrics are written. A training that was killed goes on from its last checkpoint
+            there, to the same parameters, bit for bit. SIGTERM and SIGINT take effect after a checkpoint.
         progress: show a bar.
         on_epoch: called with each record of the history as it is made.
 
     Raises:
-        ValueError: if there are no samples.
-        TrainingDiverged: if the loss or its gradient is not finite, naming the epoch and the batch's frames; the
-            parameters from before the first such step are validated and kept in the exception.
+        ValueError: if there are no samples; if the folder holds checkpoints of another training, or damaged ones only;
+            if there are fewer devices than asked for.
+        TrainingDiverged: if the loss or its gradient is not finite, or the loss explodes (see `step.EXPLOSION`), naming
+            the epoch and the batch's frames; the best parameters validated up to then are kept in the exception.
     """
-    if not problem.train or not problem.validation:
-        counts = f"{len(problem.train)} training samples and {len(problem.validation)} validation samples"
-        raise ValueError(f"There are {counts}; training needs at least one of each.")
-    started = time.perf_counter()
-    per_epoch = len(make_batches(problem.train, settings.batch_size))
-    tiers = settings.tiers or (6 if settings.epochs * per_epoch >= LONG_TRAINING else 1)
-    held_out = make_batches(problem.validation, settings.batch_size, tiers=tiers)
-    rates = schedule(settings, per_epoch)
-    state = initial_state(problem.potential)
-    best, best_epoch, lowest, history = state.ema, 0, np.inf, []
-
-    bar = progress_bar(range(settings.epochs + 1), desc="training", unit="epoch", disable=not progress)
-    for epoch in bar:  # epoch 0 validates the initial parameters
-        batches, losses = [], np.full(0, np.nan)
-        if epoch:
-            order = epoch_seed(settings, epoch)
-            batches = make_batches(problem.train, settings.batch_size, seed=order, tiers=tiers)
-            state, losses = run_epoch(problem, settings, state, batches, rates[epoch - 1])
-        diverged = np.flatnonzero(~np.isfinite(losses))
-        if epoch % settings.validation_every == 0 or epoch == settings.epochs or diverged.size:
-            sums = validate(problem, settings, state.ema, held_out)
-            record = {
-                "epoch": epoch,
-                "train_loss": float(losses.mean()) if epoch else np.nan,
-                "validation_loss": float(total(sums, settings.weights())),
-                "validation_energy_rmse_meV_atom": 1e3 * rmse(sums, "energy"),
-                "validation_force_rmse_meV_A": 1e3 * rmse(sums, "forces"),
-                "validation_stress_rmse_GPa": rmse(sums, "stress") / GPA,
-                "learning_rate": float(rates[epoch - 1, -1]) if epoch else 0.0,
-                "wall_s": time.perf_counter() - started,
-            }
-            history.append(record)
-            if record["validation_loss"] < lowest:
-                best, best_epoch, lowest = state.ema, epoch, record["validation_loss"]
-            if on_epoch is not None:
-                on_epoch(record)
-            bar.set_postfix(_shown(record), refresh=False)
-        if diverged.size:
-            trained = Trained(problem.potential.replace(params=best), history, best_epoch, problem)
-            raise TrainingDiverged(_divergence(problem, epoch, batches[diverged[0]], best_epoch), trained)
-    return Trained(problem.potential.replace(params=best), history, best_epoch, problem)
+    tell = None if on_epoch is None else lambda _, record: on_epoch(record)
+    (trained,) = _train_stack([problem], [settings], folder, progress, tell)
+    if trained.diverged is not None:
+        raise TrainingDiverged(trained.diverged, trained)
+    return trained
 
 
-def run_epoch(
-    problem: TrainingProblem,
-    settings: TrainingSettings,
-    state: TrainState,
-    batches: Sequence[Batch],
-    rates: Float[np.ndarray, " steps"],
-) -> tuple[TrainState, Float[np.ndarray, " steps"]]:
-    """One optimiser step for each batch, with the given learning rates; returns each batch's loss too."""
-    moving = problem.moving
-    if moving is None:
-        moving = jax.tree.map(lambda leaf: 1.0, problem.potential.params)
-    losses = []
-    for batch, rate in zip(batches, rates, strict=True):
-        controls = Controls(
-            rate, settings.weight_decay, settings.clip_norm, settings.ema_decay, settings.weights(), moving
+def train_many(
+    problems: Sequence[TrainingProblem],
+    settings: TrainingSettings | Sequence[TrainingSettings] = DEFAULT_SETTINGS,
+    *,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    on_epoch: Callable[[int, Record], None] | None = None,
+    vectorised: bool | None = None,
+) -> list[Trained]:
+    """Train models of equal structure by one compiled step, each with the result of a run of its own.
+
+    On an accelerator the models are stacked and take their steps together under `jax.vmap`. On a CPU, where stacking
+    gains nothing, they train one after the other by the compiled step of a single one: bit for bit the same results at
+    the same cost, and batches may differ in shape. (`jax.lax.map` over the stack is no faster there than single steps,
+    and its loop rounds otherwise.)
+
+    Args:
+        problems: of equal networks, terms, batch shapes and numbers of steps. They may differ in parameters, scale,
+            shift, references, data, rates and strength of L2-SP.
+        settings: for all, or one for each; they may differ in seed, learning rate, weights and the like.
+        folder: see `train`; metrics are written into `model-0`, `model-1`, … below it.
+        progress: show a bar.
+        on_epoch: called with the number of the model and each record of its history.
+        vectorised: whether to stack; by default the backend decides.
+
+    Returns:
+        What `train` returns, for each. A model that diverges stops where it was, with a warning and with
+        `Trained.diverged` set, and the others go on.
+
+    Raises:
+        ValueError: if the problems cannot be stacked, saying what differs; or see `train`.
+    """
+    chosen = [settings] * len(problems) if isinstance(settings, TrainingSettings) else list(settings)
+    check_stack(problems, chosen)
+    if vectorised is None:
+        vectorised = jax.default_backend() != "cpu"
+    if vectorised:
+        trained = _train_stack(problems, chosen, folder, progress, on_epoch)
+    else:
+        trained = []
+        for number, (problem, mine) in enumerate(zip(problems, chosen, strict=True)):
+            place = None if folder is None else Path(folder) / f"model-{number}"
+            tell = None if on_epoch is None else lambda _, record, number=number: on_epoch(number, record)
+            trained += _train_stack([problem], [mine], place, progress, tell)
+    for number, one in enumerate(trained):
+        if one.diverged is not None:
+            warnings.warn(f"Model {number} of {len(trained)} has diverged. {one.diverged}", stacklevel=2)
+    return trained
+
+
+def _train_stack(
+    problems: Sequence[TrainingProblem],
+    settings: Sequence[TrainingSettings],
+    folder: str | Path | None,
+    progress: bool,
+    on_epoch: Callable[[int, Record], None] | None,
+) -> list[Trained]:
+    """Train models that share every call of the compiled step."""
+    common, mesh = settings[0], make_mesh(settings[0].data_parallel)
+    feed, held_out = _feeds(problems, common, mesh)
+    rates = np.stack([schedule(mine, feed.steps) for mine in settings])
+    lenders = replicated(stacked_potentials(problems), mesh)
+    controls = replicated(stacked_controls(problems, settings), mesh)
+    states = replicated(stacked_states(problems), mesh)
+    step = functools.partial(update, terms=problems[0].terms, kind=common.loss, mesh=mesh)
+    run = Run(states, states.ema, [Model() for _ in problems])
+
+    with kept(run, folder, problems, settings, mesh) as keeper, _bar(run, common, feed.steps, progress) as bar:
+        started = time.perf_counter() - run.wall_s
+        notes = _Notes(run, feed, problems)
+        while run.epoch <= common.epochs and any(model.active for model in run.models):
+            if run.epoch:  # epoch 0 validates the initial parameters
+                seeds = [epoch_seed(mine, run.epoch) for mine in settings]
+                hands = feed.epoch(seeds, run.epoch)[run.position :]
+                with contextlib.closing(feed.batches(hands)) as batches:
+                    for hand, batch in zip(hands, batches, strict=True):
+                        numbers = controls.replace(learning_rate=rates[:, run.epoch - 1, run.position])
+                        run.states, report = step(lenders, run.states, dealt(batch, mesh), numbers)
+                        run.position += 1
+                        notes.take(hand, report)
+                        bar.update()
+                        if keeper.must_save():
+                            notes.finish()
+                            run.wall_s = time.perf_counter() - started
+                            keeper.save(run, feed.steps)
+                        if all(model.diverged for model in run.models):
+                            break
+                notes.finish()
+
+            due = run.epoch % common.validation_every == 0 or run.epoch == common.epochs
+            recorded = [model.active and (due or model.diverged is not None) for model in run.models]
+            if any(recorded):
+                run.wall_s = time.perf_counter() - started
+                rate = rates[:, run.epoch - 1, -1] if run.epoch else np.zeros(len(problems))
+                tallies = _validate(problems, common, lenders.replace(params=run.states.ema), held_out, controls, mesh)
+                better = np.zeros(len(problems), bool)
+                for number in np.flatnonzero(recorded).tolist():
+                    model, tally = run.models[number], tallies[number]
+                    record = _record(run, model, tally, settings[number], float(rate[number]))
+                    model.history.append(record)
+                    better[number] = record["validation_loss"] < model.lowest
+                    if better[number]:
+                        model.best_epoch, model.lowest = run.epoch, record["validation_loss"]
+                    if model.diverged is not None:
+                        model.diverged += f" The parameters of epoch {model.best_epoch} are kept."
+                        model.active = False
+                    taken = (run.epoch - 1) * feed.steps + run.position if run.epoch else 0
+                    keeper.write(number, record, taken, {"training": model.errors, "validation": tally})
+                    if on_epoch is not None:
+                        on_epoch(number, record)
+                run.best = choose(better, run.states.ema, run.best)
+                bar.set_postfix(_shown([model.history[-1] for model in run.models]), refresh=False)
+
+            run.epoch, run.position = run.epoch + 1, 0
+            for model in run.models:
+                model.losses, model.errors = [], Tally()
+            if keeper.must_save() or run.epoch > common.epochs:
+                keeper.save(run, feed.steps)
+
+    best = on_host(run.best)
+    return [
+        Trained(
+            problem.potential.replace(params=jax.tree.map(lambda leaf, number=number: leaf[number], best)),
+            model.history,
+            model.best_epoch,
+            problem,
+            model.diverged,
         )
-        # The parameters travel in the state: the potential lends its structure, scale and shift.
-        lender = problem.potential.replace(params=None)
-        state, value = update(lender, state, batch, controls, terms=problem.terms, kind=settings.loss)
-        losses.append(value)
-    return state, np.asarray(jax.device_get(losses), np.float64)
+        for number, (problem, model) in enumerate(zip(problems, run.models, strict=True))
+    ]
 
 
-@functools.partial(jax.jit, static_argnames=("terms", "kind"))
-def update(
-    potential: Potential, state: TrainState, batch: Batch, controls: Controls, *, terms: Terms, kind: LossKind
-) -> tuple[TrainState, Float[AnyArray, ""]]:
-    """One step of the optimiser, compiled once for potentials of equal structure and batches of equal shape.
+class _Notes:
+    """Notes what steps report, each when the next has been sent off: the device need not wait for the host."""
 
-    If the loss or its gradient is not finite, the state comes back as it was, with NaN for the loss.
-    """
+    def __init__(self, run: Run, feed: Feed, problems: Sequence[TrainingProblem]) -> None:
+        self._run = run
+        self._feed = feed
+        self._problems = problems
+        self._pending: tuple[Sequence[Hand], Report] | None = None
+        self._hands: collections.deque[Sequence[Hand]] = collections.deque(maxlen=PATIENCE)
 
-    def objective(params: Any) -> tuple[AnyArray, dict[str, TermSums]]:
-        return loss(potential.replace(params=params), batch, controls.weights, terms=terms, kind=kind)
+    def take(self, hands: Sequence[Hand], report: Report) -> None:
+        """Note the step before, and keep this one's report until it is finished."""
+        self.finish()
+        self._pending = hands, report
 
-    (value, _), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-    finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
-    gradient = _scaled(gradient, controls.moving)
-    updates, opt_state = optimiser(controls).update(gradient, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, _scaled(updates, controls.moving))
-    # The average forgets its first steps sooner, as in TensorFlow's ExponentialMovingAverage: short runs profit.
-    decay = jnp.minimum(controls.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema: Any = optax.incremental_update(params, state.ema, 1.0 - decay)
-    after = TrainState(params, opt_state, ema, state.step + 1)
-    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old).astype(old.dtype), after, state)
-    return after, jnp.where(finite, value, jnp.nan)
+    def finish(self) -> None:
+        """Wait for the last step, and note it."""
+        if self._pending is None:
+            return
+        hands, report = self._pending[0], on_host(self._pending[1])
+        self._pending = None
+        self._hands.append(hands)
+        for number, model in enumerate(self._run.models):
+            if model.diverged is not None:
+                continue
+            loss = float(report.loss[number])
+            model.losses.append(loss)
+            mine = jax.tree.map(lambda leaf, number=number: leaf[number], report)
+            model.errors.add(mine.sums, mine.index, mine.head, self._feed.samples[number])
+            if not mine.alive:
+                model.diverged = self._divergence(number, loss)
 
+    def _divergence(self, model: int, loss: float) -> str:
+        where = f"in epoch {self._run.epoch} on the batch of"
+        if not np.isfinite(loss):
+            return (
+                f"The loss or its gradient is not finite {where} {self._names(model, self._hands[-1])}; look for "
+                "damaged labels or coinciding atoms there, or lower the learning rate."
+            )
+        return (
+            f"The loss has exploded, to more than {EXPLOSION:g} times its running median {PATIENCE} times in a row, "
+            f"first {where} {self._names(model, self._hands[0])}; look for damaged labels there, or lower the learning "
+            "rate."
+        )
 
-@functools.partial(jax.jit, static_argnames=("terms", "kind"))
-def term_sums(
-    potential: Potential, batch: Batch, weights: Weights, *, terms: Terms, kind: LossKind
-) -> dict[str, TermSums]:
-    """The second value of `loss`, compiled."""
-    return loss(potential, batch, weights, terms=terms, kind=kind)[1]
-
-
-def validate(
-    problem: TrainingProblem, settings: TrainingSettings, params: Leaf, batches: Sequence[Batch]
-) -> dict[str, TermSums]:
-    """Each selection term's sums over all batches, added in float64; independent of the batching."""
-    potential = problem.potential.replace(params=params)
-    weights = settings.weights()
-    parts = [term_sums(potential, batch, weights, terms=problem.selection, kind=settings.loss) for batch in batches]
-    return jax.tree.map(lambda *leaves: float(np.sum(np.asarray(leaves, np.float64))), *jax.device_get(parts))
-
-
-def rmse(sums: dict[str, TermSums], name: str) -> float:
-    """√ of the mean squared error of a term, in its own unit; NaN without labels."""
-    term = sums.get(name)
-    return float(np.sqrt(term.squared / term.count)) if term is not None and term.count else float("nan")
-
-
-def optimiser(controls: Controls) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, ICLR 2019) behind clipping by the global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(controls.clip_norm),
-        optax.adamw(controls.learning_rate, weight_decay=controls.weight_decay),
-    )
-
-
-def initial_state(potential: Potential) -> TrainState:
-    """The state before the first step; the moving average starts at the parameters."""
-    params = jax.tree.map(jnp.asarray, potential.params)
-    controls = Controls(0.0, 0.0, 1.0, 0.0, Weights(), None)  # the state's structure does not depend on the numbers
-    return TrainState(params, optimiser(controls).init(params), params, jnp.zeros((), jnp.int32))
-
-
-def schedule(settings: TrainingSettings, steps_per_epoch: int) -> Float[np.ndarray, "epochs steps"]:
-    """Learning rate of every step: linear warm-up to the peak, then half a cosine to the final rate."""
-    steps = settings.epochs * steps_per_epoch
-    warmup = min(round(settings.warmup * steps), steps - 1)
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=settings.learning_rate / (warmup + 1),
-        peak_value=settings.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=steps,
-        end_value=settings.learning_rate * settings.final_learning_rate,
-    )
-    return np.asarray(rate(np.arange(steps)), np.float64).reshape(settings.epochs, steps_per_epoch)
+    def _names(self, model: int, hands: Sequence[Hand]) -> str:
+        names = self._problems[model].names
+        return ", ".join(names[sample] if names else f"sample {sample}" for sample in sorted(hands[model].samples))
 
 
 def epoch_seed(settings: TrainingSettings, epoch: int) -> int:
@@ -347,62 +253,79 @@ def epoch_seed(settings: TrainingSettings, epoch: int) -> int:
     return int(np.random.SeedSequence((settings.seed, epoch)).generate_state(1)[0])
 
 
-def check_frames(
-    species: Collection[int], frames: Sequence[Frame], validation: Sequence[Frame], terms: Terms, selection: Terms
-) -> None:
-    """Refuse data that a problem cannot be made of, before anything is computed.
+def _feeds(
+    problems: Sequence[TrainingProblem], common: TrainingSettings, mesh: Mesh | None
+) -> tuple[Feed, Callable[[], Iterable]]:
+    """Where training batches come from, and what gives all validation batches."""
+    for problem in problems:
+        if not len(problem.train) or not len(problem.validation):
+            counts = f"{len(problem.train)} training samples and {len(problem.validation)} validation samples"
+            raise ValueError(f"There are {counts}; training needs at least one of each.")
+    per_epoch = -(-len(problems[0].train) // common.batch_size)
+    tiers = common.tiers or (6 if common.epochs * per_epoch >= LONG_TRAINING else 1)
+    feed = make_feed([problem.train for problem in problems], common.batch_size, tiers, mesh)
+    held_out = make_feed([problem.validation for problem in problems], common.batch_size, tiers, mesh)
+    check_feed(feed, "training")
+    check_feed(held_out, "validation")
 
-    Args:
-        species: atomic numbers that the potential to be trained knows.
-        frames: training frames.
-        validation: validation frames.
-        terms: the training loss's.
-        selection: the validation loss's.
+    def batches() -> Iterable:
+        return (dealt(batch, mesh) for batch in held_out.batches(held_out.epoch([None] * len(problems))))
 
-    Raises:
-        ValueError: for an empty training or validation set, an element that is not among the species, or a term whose
-            label is missing in every frame; the message names the frames.
-    """
-    for kind, members, needed in (("training", frames, terms), ("validation", validation, selection)):
-        if len(members) == 0:
-            raise ValueError(f"There are no {kind} frames; training needs at least one.")
-        for number, frame in enumerate(members):
-            unknown = sorted(set(frame.atoms.numbers.tolist()) - set(species))
-            if unknown:
-                raise ValueError(
-                    f"{describe(frame, number)} ({kind}) contains {_symbols(unknown)}, but the student only knows "
-                    f"{_symbols(species)}; leave such frames out, or train a new student."
-                )
-        for label in needed._fields:
-            if getattr(needed, label) and all(np.isnan(getattr(frame, label)).all() for frame in members):
-                names = describe(members[0], 0)
-                if len(members) > 1:
-                    names += f" to {describe(members[-1], len(members) - 1)}"
-                raise ValueError(
-                    f"The loss needs {label}, but no {kind} frame has that label ({names}); give frames with {label}, "
-                    f"or set {label}_weight to 0."
-                )
+    if all(isinstance(problem.validation, list) for problem in problems):  # small enough to be kept
+        everything = list(batches())
+        return feed, lambda: [(held_out, batch) for batch in everything]
+    return feed, lambda: ((held_out, batch) for batch in batches())
 
 
-def _shown(record: Record) -> dict[str, str]:
-    """What the progress bar says of an epoch: the errors that there are labels for."""
-    units = {"energy_rmse_meV_atom": "meV/atom", "force_rmse_meV_A": "meV/Å", "stress_rmse_GPa": "GPa"}
-    errors = {unit: record[f"validation_{name}"] for name, unit in units.items()}
-    return {unit: f"{error:.3g}" for unit, error in errors.items() if np.isfinite(error)}
+def _validate(
+    problems: Sequence[TrainingProblem],
+    common: TrainingSettings,
+    potentials: Potential,
+    held_out: Callable[[], Iterable],
+    controls: Any,
+    mesh: Mesh | None,
+) -> list[Tally]:
+    """Errors of every model on its validation samples."""
+    tallies = [Tally() for _ in problems]
+    for feed, batch in held_out():
+        found = measure(potentials, batch, controls.weights, terms=problems[0].selection, kind=common.loss, mesh=mesh)
+        sums, index, head = on_host(found)
+        for number, tally in enumerate(tallies):
+            mine = jax.tree.map(lambda leaf, number=number: leaf[number], sums)
+            tally.add(mine, index[number], head[number], feed.samples[number])
+    return tallies
 
 
-def _symbols(numbers: Collection[int]) -> str:
-    return " ".join(chemical_symbols[number] for number in sorted(numbers))
+def _record(run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float) -> Record:
+    """What the history says of an epoch."""
+    sums: dict[str, TermSums] = validation.sums()
+    return {
+        "epoch": run.epoch,
+        "train_loss": float(np.mean(model.losses)) if model.losses else np.nan,
+        "validation_loss": float(total(sums, settings.weights())),
+        "validation_energy_rmse_meV_atom": rmse(sums, "energy"),
+        "validation_force_rmse_meV_A": rmse(sums, "forces"),
+        "validation_stress_rmse_GPa": rmse(sums, "stress"),
+        "learning_rate": rate,
+        "wall_s": run.wall_s,
+    }
 
 
-def _scaled(tree: Any, factors: Any) -> Any:
-    return jax.tree.map(lambda leaf, factor: leaf * factor, tree, factors)
-
-
-def _divergence(problem: TrainingProblem, epoch: int, batch: Batch, best_epoch: int) -> str:
-    members = [int(index) for index in batch.index if index >= 0]
-    names = ", ".join(problem.names[index] if problem.names else f"sample {index}" for index in members)
-    return (
-        f"The loss or its gradient is not finite in epoch {epoch} on the batch of {names}; look for damaged labels or "
-        f"coinciding atoms there, or lower the learning rate. The parameters of epoch {best_epoch} are kept."
+def _bar(run: Run, settings: TrainingSettings, steps: int, progress: bool) -> Any:
+    """A bar of steps: rate and time left are those of steps, whatever an epoch takes."""
+    done = max(run.epoch - 1, 0) * steps + run.position
+    return progress_bar(
+        total=settings.epochs * steps,
+        initial=done,
+        desc="training" if len(run.models) == 1 else f"training {len(run.models)} models",
+        unit="step",
+        disable=not progress or not writes_files(),
     )
+
+
+def _shown(records: Sequence[Record]) -> dict[str, str]:
+    """What the progress bar says: the epoch, and the errors that there are labels for, averaged over the models."""
+    units = {"energy_rmse_meV_atom": "meV/atom", "force_rmse_meV_A": "meV/Å", "stress_rmse_GPa": "GPa"}
+    errors = {unit: np.mean([record[f"validation_{name}"] for record in records]) for name, unit in units.items()}
+    shown = {unit: f"{error:.3g}" for unit, error in errors.items() if np.isfinite(error)}
+    return {"epoch": str(max(record["epoch"] for record in records))} | shown

@@ -53,6 +53,26 @@ def test_a_failing_stage_leaves_nothing_behind(quiet, tmp_path):
     assert [path.name for path in sorted(stage.folder.iterdir())] == ["result.txt", "stage.json"]
 
 
+def test_what_can_go_on_does(quiet, tmp_path):
+    """What a killed build left in `training/` is there for the same inputs, and for no others."""
+    found = []
+
+    def build(folder):
+        found.append(sorted(path.name for path in folder.iterdir() if path.name != "key"))
+        (folder / "training").mkdir(exist_ok=True)
+        (folder / "training" / "step").write_text("1")
+        (folder / "half.txt").write_text("half")
+        if len(found) < 4:
+            raise KeyboardInterrupt
+
+    for seed in (1, 1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            quiet().stage("one", {"seed": seed}, build)
+    stage = quiet().stage("one", {"seed": 2}, build)
+    assert found == [[], ["training"], [], ["training"]]
+    assert sorted(path.name for path in stage.folder.iterdir()) == ["half.txt", "stage.json", "training"]
+
+
 def _hold(folder, ready, done):
     with Workspace(folder).locked():
         ready.set()

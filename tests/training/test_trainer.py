@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pydantic
 import pytest
@@ -10,22 +11,24 @@ from ase import Atoms
 from water_pairs import HIGH, LOW
 
 from jaxmlip.potentials.evaluation import label, predict
-from jaxmlip.systems.dataset import Frame, make_batches, make_samples
-from jaxmlip.training.loss import Terms
+from jaxmlip.systems.batches import LazySamples, Recipe, make_batches, make_samples
+from jaxmlip.systems.dataset import Frame
+from jaxmlip.training.loss import Terms, loss
+from jaxmlip.training.stacking import stacked_controls, stacked_potentials, stacked_states
+from jaxmlip.training.step import TrainState
 from jaxmlip.training.trainer import (
     Trained,
     TrainingDiverged,
     TrainingProblem,
     TrainingSettings,
     check_frames,
-    initial_state,
-    run_epoch,
     schedule,
     train,
     update,
 )
 
 TERMS = Terms(True, True, False)
+RATE = np.array([0.02])
 SETTINGS = TrainingSettings(epochs=60, batch_size=4, learning_rate=0.02, ema_decay=0.9)
 
 
@@ -81,12 +84,70 @@ def test_only_parameters_move(trained):
     assert jax.tree.structure(trained.potential) == jax.tree.structure(trained.problem.potential)
 
 
-def test_moving_mask_holds_parameters(high):
-    moving = {"depth": 1.0, "length": 0.0}
-    settings = SETTINGS.model_copy(update={"epochs": 3})
-    params = train(problem(high, moving=moving), settings, progress=False).potential.params
-    np.testing.assert_array_equal(params["length"], LOW.params["length"])
-    assert (np.asarray(params["depth"]) != LOW.params["depth"]).all()
+def steps(
+    given: TrainingProblem, settings: TrainingSettings, batches, rates, state: TrainState | None = None
+) -> tuple[TrainState, list[float]]:
+    """Steps of the optimiser on a stack of one: the state after the last, and the losses."""
+    controls = stacked_controls([given], [settings])
+    stacked = stacked_states([given]) if state is None else jax.tree.map(lambda leaf: leaf[None], state)
+    losses = []
+    for batch, rate in zip(batches, rates, strict=True):
+        stacked, report = update(
+            stacked_potentials([given]),
+            stacked,
+            jax.tree.map(lambda leaf: leaf[None], batch),
+            controls.replace(learning_rate=np.array([rate])),
+            terms=given.terms,
+            kind=settings.loss,
+        )
+        losses.append(float(report.loss[0]))
+    return jax.tree.map(lambda leaf: leaf[0], stacked), losses
+
+
+def one_step(high, settings: TrainingSettings = SETTINGS, **changes) -> dict:
+    """How far one step of the optimiser moves the parameters."""
+    given = problem(high, **changes)
+    state, _ = steps(given, settings, make_batches(given.train, 4)[:1], RATE)
+    return {name: np.asarray(leaf) - np.asarray(given.potential.params[name]) for name, leaf in state.params.items()}
+
+
+def test_rates_hold_slow_and_move_parameters(high):
+    """0 stays bit for bit, 0.1 goes a tenth of the way; what stays is not seen by clipping."""
+    full = one_step(high)
+    slow = one_step(high, rates={"depth": 1.0, "length": np.array([0.0, 0.1, 1.0], np.float32)})
+    np.testing.assert_array_equal(slow["length"][0], 0.0)
+    np.testing.assert_allclose(slow["length"][1:], full["length"][1:] * [0.1, 1.0], rtol=1e-4)
+    np.testing.assert_allclose(slow["depth"], full["depth"], rtol=1e-4)
+    # A gradient that is clipped to nothing leaves AdamW's ε in charge: the step says what the norm was.
+    tight = SETTINGS.model_copy(update={"clip_norm": 1e-9})
+    alone = one_step(high, tight, rates={"depth": 1.0, "length": 0.0})
+    assert (np.abs(alone["depth"]) > 2 * np.abs(one_step(high, tight)["depth"])).any()
+
+
+def test_l2_sp_pulls_to_the_start(high):
+    """The penalty's gradient is what it should be, and the more of it, the nearer the end is to the start."""
+    given = problem(high, l2_sp=3.0)
+    batch = make_batches(given.train, 4)[0]
+    state, _ = steps(given, SETTINGS, [], [])
+    away = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.01, state.params))
+
+    def objective(params, l2_sp):
+        value = loss(given.potential.replace(params=params), batch, SETTINGS.weights(), terms=TERMS)[0]
+        far = sum(jnp.sum((params[name] - LOW.params[name]) ** 2) for name in params)
+        return value + 0.5 * l2_sp * far
+
+    for strength in (0.0, 3.0):
+        after, value = steps(dataclasses.replace(given, l2_sp=strength), SETTINGS, [batch], RATE, away)
+        np.testing.assert_allclose(value[0], objective(away.params, 0.0), rtol=1e-6)  # reported without the penalty
+        gradient = jax.grad(objective)(away.params, strength)
+        momentum = after.opt_state[1][0].mu  # (1 − β₁) × gradient after the first step
+        jax.tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * g, rtol=1e-3, atol=1e-6), momentum, gradient)
+
+    def distance(strength):
+        params = train(problem(high, l2_sp=strength), SETTINGS, progress=False).potential.params
+        return sum(float(np.sum((np.asarray(params[name]) - LOW.params[name]) ** 2)) for name in params)
+
+    assert distance(100.0) < 0.1 * distance(0.0)
 
 
 def test_deterministic_by_seed_and_compiled_once(trained, high):
@@ -131,9 +192,9 @@ def test_moving_average_forgets_its_start(high):
     for decay in (0.0, 0.3):
         settings = SETTINGS.model_copy(update={"ema_decay": decay})
         batches, rates = make_batches(start.train, 4), schedule(settings, 6)[3]
-        state, average = initial_state(start.potential), LOW.params["length"]
+        (state, _), average = steps(start, settings, [], []), LOW.params["length"]
         for step in range(5):
-            state, _ = run_epoch(start, settings, state, batches[step : step + 1], rates[step : step + 1])
+            state, _ = steps(start, settings, batches[step : step + 1], rates[step : step + 1], state)
             keep = min(decay, (1 + step) / (10 + step))
             average = keep * average + (1 - keep) * np.asarray(state.params["length"])
         np.testing.assert_allclose(state.ema["length"], average, rtol=1e-6)
@@ -172,6 +233,15 @@ def test_divergence_names_epoch_and_frames_and_keeps_the_last_good(high):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.potential.params))
     assert [record["epoch"] for record in kept.history] == [0, 1]
     assert force_rmse(kept.potential, high[24:]) <= force_rmse(LOW, high[24:])
+
+
+def test_samples_that_are_made_when_asked_for(high):
+    """Lazy training and validation sets give the bits of lists."""
+    given, settings = problem(high), SETTINGS.model_copy(update={"epochs": 2})
+    recipe = Recipe(4.0, 0.0, HIGH.references)
+    lazy = dataclasses.replace(given, train=LazySamples(high[:24], recipe), validation=LazySamples(high[24:], recipe))
+    params = [train(one, settings, progress=False).potential.params for one in (given, lazy)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
 
 
 def test_no_samples(high):

@@ -1,0 +1,143 @@
+"""Where a training is, and how it is kept in a folder."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmlip.training.checkpoints import Checkpoints, Interruption, fingerprint
+from jaxmlip.training.metrics import Metrics, Tally
+from jaxmlip.training.parallel import replicated, writes_files
+from jaxmlip.training.problem import Record, TrainingProblem, TrainingSettings
+from jaxmlip.training.step import TrainState
+
+CHECKPOINTS = "checkpoints"
+"""Where they are, below the folder of a training."""
+
+
+@dataclasses.dataclass
+class Model:
+    """What the host keeps of one model while it trains.
+
+    Attributes:
+        losses: of the batches of the epoch under way.
+        errors: on those batches, each before its step.
+        history: see `Trained`.
+        best_epoch: see `Trained`.
+        lowest: validation loss of that epoch.
+        diverged: see `Trained`.
+        active: False once the last record is written.
+    """
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    errors: Tally = dataclasses.field(default_factory=Tally)
+    history: list[Record] = dataclasses.field(default_factory=list)
+    best_epoch: int = 0
+    lowest: float = np.inf
+    diverged: str | None = None
+    active: bool = True
+
+
+@dataclasses.dataclass
+class Run:
+    """Where the training of a stack is: all that it takes to go on.
+
+    Attributes:
+        states: on the device.
+        best: parameters of each model's best validation.
+        models: what the host keeps of each.
+        epoch: the epoch under way, 0 being the validation of the initial parameters.
+        position: steps of that epoch that are done.
+        wall_s: time it has taken, s; that of runs before this one included.
+    """
+
+    states: TrainState
+    best: Any
+    models: list[Model]
+    epoch: int = 0
+    position: int = 0
+    wall_s: float = 0.0
+
+    def notes(self) -> dict:
+        """Everything but the arrays, as plain data."""
+        models = [vars(model) | {"errors": model.errors.to_json()} for model in self.models]
+        return {"models": models, "epoch": self.epoch, "position": self.position, "wall_s": self.wall_s}
+
+    def go_on(self, arrays: tuple[TrainState, Any], notes: dict, mesh: Mesh | None) -> None:
+        """Take the place of the run that a checkpoint was made of."""
+        self.states, self.best = replicated(arrays, mesh)
+        self.models = [Model(**model | {"errors": Tally(model["errors"])}) for model in notes["models"]]
+        self.epoch, self.position, self.wall_s = notes["epoch"], notes["position"], notes["wall_s"]
+
+
+class Keeper:
+    """Writes the files of a run; without a folder, none."""
+
+    def __init__(self, checkpoints: Checkpoints | None, metrics: list[Metrics], interruption: Interruption) -> None:
+        self._checkpoints = checkpoints
+        self._metrics = metrics
+        self._interruption = interruption
+
+    def must_save(self) -> bool:
+        """Whether it is time for a checkpoint, or the process is asked to end."""
+        return self._checkpoints is not None and (self._checkpoints.due() or self._interruption.signal is not None)
+
+    def save(self, run: Run, steps: int) -> None:
+        """Make a checkpoint; then end, if the process is asked to.
+
+        Args:
+            run: to be kept.
+            steps: of an epoch.
+        """
+        if self._checkpoints is None:
+            return
+        self._checkpoints.save(run.epoch * (steps + 1) + run.position, (run.states, run.best), run.notes())
+        if self._interruption.signal is not None:
+            self._interruption.follow()
+
+    def write(self, model: int, record: Record, step: int, tallies: dict[str, Tally]) -> None:
+        """Write a record; see `Metrics.write`."""
+        if self._metrics:
+            self._metrics[model].write(record, step, tallies)
+
+
+@contextlib.contextmanager
+def kept(
+    run: Run,
+    folder: str | Path | None,
+    problems: Sequence[TrainingProblem],
+    settings: Sequence[TrainingSettings],
+    mesh: Mesh | None,
+) -> Iterator[Keeper]:
+    """Bring a new run to where the last checkpoint in a folder was made, and keep it there from now on.
+
+    Raises:
+        ValueError: see `Checkpoints.latest`; or if metrics are to be logged and there is no folder.
+        ImportError: see `Metrics`.
+    """
+    log = settings[0].log
+    if folder is None:
+        if log != "none":
+            raise ValueError(f"log is {log}, but there is no folder to write to; give one, or set log to none.")
+        yield Keeper(None, [], Interruption())
+        return
+    folder = Path(folder)
+    checkpoints = Checkpoints(
+        folder / CHECKPOINTS, fingerprint(problems, settings), min(mine.checkpoint_minutes for mine in settings)
+    )
+    with contextlib.ExitStack() as open_:
+        open_.callback(checkpoints.close)
+        found = checkpoints.latest((run.states, run.best))
+        if found is not None:
+            run.go_on(*found, mesh)
+        metrics = []
+        for number, model in enumerate(run.models if writes_files() else []):
+            place = folder if len(run.models) == 1 else folder / f"model-{number}"
+            last = int(model.history[-1]["epoch"]) if model.history else -1
+            metrics.append(Metrics(place, log, last))
+            open_.callback(metrics[-1].close)
+        yield Keeper(checkpoints, metrics, open_.enter_context(Interruption().noted()))
