@@ -216,6 +216,32 @@ def convert_mace(
         typer.echo(f"Wrote {out}: {len(potential.known)} elements, cutoff {potential.cutoff:g} Å.")
 
 
+@app.command()
+def tabulate(
+    potential: Annotated[Path, typer.Argument(help=".jaxmlip file of an equivariant potential")],
+    out: Annotated[Path, typer.Argument(help=".jaxmlip file to write")],
+    tolerance: Annotated[
+        float, typer.Option(help="largest error of a radial function, relative to the largest")
+    ] = 1e-5,
+) -> None:
+    """Put a trained potential's radial functions into tables: a third faster, to a stated error."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.potentials.equivariant import EquivariantPotential
+        from jaxmlip.potentials.files import load, save
+        from jaxmlip.potentials.tabulation import tabulate as with_tables
+
+        original = load(str(potential))
+        if not isinstance(original, EquivariantPotential):
+            raise ValueError(
+                f"{potential} holds a {type(original).__name__}, and only an equivariant potential has tables."
+            )
+        tables = with_tables(original, tolerance)
+        save(tables, out, provenance={"tabulated from": potential.name, "tolerance": tolerance})
+        of_layers = [tables.params[f"interaction_{i}"]["table"].shape for i in range(tables.specification.layers)]
+        said = ", ".join(f"{functions} functions of {knots} intervals" for knots, _, functions in of_layers)
+        typer.echo(f"Wrote {out}: {said} for each layer in turn.")
+
+
 @config_app.command("template")
 def config_template(
     kind: Annotated[str, typer.Argument(help="clusters_to_bulk or train")] = "clusters_to_bulk",
