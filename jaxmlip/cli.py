@@ -193,7 +193,8 @@ def convert_data(
             keys = {"energy": energy_key or "energy", "forces": forces_key}
             keys |= {"stress": stress_key} if stress_key else {}
             frames = iterate_frames(source, energy_key=keys["energy"], forces_key=forces_key, stress_key=stress_key)
-        number = write_store(out, progress_bar(frames, desc="converting", unit="frame", disable=quiet), keys=keys)
+        shown = iter(progress_bar(frames, desc="converting", unit="frame", disable=quiet))
+        number = write_store(out, shown, keys=keys)
         typer.echo(f"Wrote {number} frames to {out}.")
 
 
