@@ -102,7 +102,7 @@ def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[
     batch = jax.tree.map(jnp.asarray, batch)  # so that a batch on the host may meet traced parameters
     graph = batch.graph
     if terms.forces or terms.stress:
-        prediction = predicted(potential, batch.head, graph, terms.stress)
+        prediction: Prediction = predicted(potential, batch.head, graph, terms.stress)  # pyright: ignore
     else:
         prediction = Prediction(energy=_Headed(potential, batch.head).energy(graph), forces=None)
 
