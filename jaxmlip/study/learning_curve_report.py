@@ -106,6 +106,8 @@ def table(arms: Sequence[dict[str, Any]]) -> str:
         labels = LABELS_IN_WORDS.get(arm["labels"], "none")
         rows.append([labels, str(arm["size"] or ""), arm["strategy"].replace("_", "-"), str(arm["seeds"])])
         rows[-1] += [_cell(arm[measure]) for measure in COLUMNS] + [f"{arm['wall_s']:.0f}"]
+        if not arm["labels"]:
+            rows[-1][-2] = "–"  # references of another level of theory
         if arm["diverged"]:
             rows[-1][3] += f" ({arm['diverged']} diverged)"
     lines = [f"| {' | '.join(row)} |" for row in rows]
