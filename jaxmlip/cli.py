@@ -201,7 +201,8 @@ def convert_data(
             keys = {"energy": energy_key or "energy", "forces": forces_key}
             keys |= {"stress": stress_key} if stress_key else {}
             frames = iterate_frames(source, energy_key=keys["energy"], forces_key=forces_key, stress_key=stress_key)
-        number = write_store(out, progress_bar(frames, desc="converting", unit="frame", disable=quiet), keys=keys)
+        shown = iter(progress_bar(frames, desc="converting", unit="frame", disable=quiet))
+        number = write_store(out, shown, keys=keys)
         typer.echo(f"Wrote {number} frames to {out}.")
 
 
@@ -222,6 +223,32 @@ def convert_mace(
         origin = {"file": model.name, "class": extracted["class"], "mace-torch": extracted["version"], "head": head}
         save(potential, out, provenance={"converted from": origin})
         typer.echo(f"Wrote {out}: {len(potential.known)} elements, cutoff {potential.cutoff:g} Å.")
+
+
+@app.command()
+def tabulate(
+    potential: Annotated[Path, typer.Argument(help=".jaxmlip file of an equivariant potential")],
+    out: Annotated[Path, typer.Argument(help=".jaxmlip file to write")],
+    tolerance: Annotated[
+        float, typer.Option(help="largest error of a radial function, relative to the largest")
+    ] = 1e-5,
+) -> None:
+    """Put a trained potential's radial functions into tables: a third faster, to a stated error."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.potentials.equivariant import EquivariantPotential
+        from jaxmlip.potentials.files import load, save
+        from jaxmlip.potentials.tabulation import tabulate as with_tables
+
+        original = load(str(potential))
+        if not isinstance(original, EquivariantPotential):
+            raise ValueError(
+                f"{potential} holds a {type(original).__name__}, and only an equivariant potential has tables."
+            )
+        tables = with_tables(original, tolerance)
+        save(tables, out, provenance={"tabulated from": potential.name, "tolerance": tolerance})
+        of_layers = [tables.params[f"interaction_{i}"]["table"].shape for i in range(tables.specification.layers)]
+        said = ", ".join(f"{functions} functions of {knots} intervals" for knots, _, functions in of_layers)
+        typer.echo(f"Wrote {out}: {said} for each layer in turn.")
 
 
 @config_app.command("template")

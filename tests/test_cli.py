@@ -11,11 +11,12 @@ from ase.io import write
 from typer.testing import CliRunner
 
 from jaxmlip.cli import app
+from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
 from jaxmlip.potentials.evaluation import label
-from jaxmlip.potentials.files import load
+from jaxmlip.potentials.files import load, save
 from jaxmlip.systems.dataset import read_frames, write_frames
 
-COMMANDS = ["run", "train", "label", "evaluate", "md", "convert-data", "config"]
+COMMANDS = ["run", "train", "label", "evaluate", "md", "convert-data", "tabulate", "config"]
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +196,17 @@ def test_config_commands(tmp_path):
     assert json.loads(invoke("config", "schema").stdout)["title"] == "ClustersToBulk"
     assert "unknown key colour" in sentence("run", tmp_path / "t.yaml", "colour=red")
     assert "clusters_to_bulk" in sentence("config", "template", "cooking")
+
+
+def test_tabulate(tmp_path):
+    """The file it writes is the potential with tables; others are refused in one sentence."""
+    potential = Equivariant(channels=2, l_max=1).build([1, 8], average_neighbors=10.0, seed=0)
+    save(potential, tmp_path / "p.jaxmlip")
+    result = invoke("tabulate", tmp_path / "p.jaxmlip", tmp_path / "q.jaxmlip", "--tolerance", "1e-4")
+    assert result.exit_code == 0, result.output
+    tables = load(tmp_path / "q.jaxmlip")
+    assert isinstance(tables, EquivariantPotential)
+    assert tables.tabulated
+    assert "has tables of its radial functions already" in sentence("tabulate", tmp_path / "q.jaxmlip", tmp_path / "r")
+    assert "holds a CHGNet" in sentence("tabulate", "chgnet:gga", tmp_path / "r.jaxmlip")
+    assert not (tmp_path / "r.jaxmlip").exists()

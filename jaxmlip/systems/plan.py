@@ -29,11 +29,17 @@ LEVEL = 2
 MAX_SHAPES = 4
 """Most batch shapes a data set may have: a training step is compiled once for each."""
 
-TOLERATED_PADDING = 0.25
-"""Share of padding atoms above which structures of different size are batched separately."""
+WORTH_A_SHAPE = 0.15
+"""Share of all batches' atoms that must be saved by batching structures of different size separately."""
 
-TOLERATED_BESIDE_TIERS = 0.1
+WORTH_A_SHAPE_BESIDE_TIERS = 0.05
 """The same where batches have tiers: who compiles longer to waste less does not want to waste it on padding."""
+
+NEARLY = 0.8
+"""Share of the best saving with which a cut is preferred if it is at a wider jump: unlike structures stay apart."""
+
+CUTS = 16
+"""Jumps of size at which cutting a class in two is tried, largest first."""
 
 GROUPS = 8
 """Most groups of batches between which samples are balanced by size."""
@@ -158,7 +164,7 @@ def size_classes(counts: Counts, batch_size: int, tiers: int) -> tuple[SizeClass
         tiers: most tiers of a batch.
     """
     classes = []
-    for members in _by_size(counts, batch_size, TOLERATED_PADDING if tiers == 1 else TOLERATED_BESIDE_TIERS):
+    for members in _by_size(counts, batch_size, WORTH_A_SHAPE if tiers == 1 else WORTH_A_SHAPE_BESIDE_TIERS):
         n_batches = -(-len(members) // batch_size)
         sizes = np.diff(np.linspace(0, n_batches, min(GROUPS, max(1, n_batches // SMALLEST_GROUP)) + 1).astype(int))
         table = _balanced(members, n_batches, sizes, counts)
@@ -175,26 +181,35 @@ def size_classes(counts: Counts, batch_size: int, tiers: int) -> tuple[SizeClass
     return tuple(classes)
 
 
-def _by_size(counts: Counts, batch_size: int, tolerated: float) -> list[Int[np.ndarray, " members"]]:
-    """Samples in descending order of size, cut where sizes jump until padding is tolerable or there are enough.
+def _by_size(counts: Counts, batch_size: int, worth: float) -> list[Int[np.ndarray, " members"]]:
+    """Samples in descending order of size, cut in two as long as that saves a share of all atoms worth a shape.
 
     Among samples of equally many atoms those with more neighbours come first.
     """
     atoms = counts.atoms
-    classes = [np.lexsort((-counts.crowded.sum(axis=1), -atoms))]
 
-    def padding(members: np.ndarray) -> float:
+    def padded(members: np.ndarray) -> int:
+        """Atoms of the batches of a class, padding included."""
         n_batches = -(-len(members) // batch_size)
-        return 1.0 - atoms[members].sum() / (n_batches * atoms[members[::n_batches]].sum())
+        return n_batches * int(atoms[members[::n_batches]].sum())
 
-    while len(classes) < MAX_SHAPES:
-        worst = max(range(len(classes)), key=lambda c: padding(classes[c]))
-        members = classes[worst]
+    def best_cut(members: np.ndarray) -> tuple[int, int]:
+        """What a cut saves, and where it is: at the widest jump of those that save nearly the most."""
         jumps = atoms[members[:-1]] / atoms[members[1:]]
-        if padding(members) <= tolerated or jumps.max(initial=1.0) == 1.0:
+        places = [int(place) + 1 for place in np.argsort(-jumps, kind="stable")[:CUTS] if jumps[place] > 1]
+        savings = [padded(members) - padded(members[:place]) - padded(members[place:]) for place in places]
+        enough = NEARLY * max(savings, default=0)
+        return next((cut for cut in zip(savings, places, strict=True) if cut[0] >= enough), (0, 0))
+
+    classes = [np.lexsort((-counts.crowded.sum(axis=1), -atoms))]
+    while len(classes) < MAX_SHAPES:
+        cuts = [best_cut(members) for members in classes]
+        widest = int(np.argmax([saving for saving, _ in cuts]))
+        saving, place = cuts[widest]
+        if saving <= worth * sum(map(padded, classes)):
             break
-        cut = int(np.argmax(jumps)) + 1
-        classes[worst : worst + 1] = [members[:cut], members[cut:]]
+        members = classes[widest]
+        classes[widest : widest + 1] = [members[:place], members[place:]]
     return classes
 
 

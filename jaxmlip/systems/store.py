@@ -344,7 +344,7 @@ def _kept_counts(path: Path, identity: str) -> Counts | None:
             if str(kept["id"]) != identity:
                 return None
             return Counts(**{field.name: kept[field.name] for field in dataclasses.fields(Counts)})
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None
 
 

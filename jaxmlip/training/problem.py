@@ -13,7 +13,7 @@ from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.loss import LossKind, Terms, Weights
 
-LONG_TRAINING = 2000
+LONG_TRAINING = 600
 """Steps after which the tiers (see `Graph.tiers`) have saved more time than compiling for them takes."""
 
 
@@ -48,7 +48,7 @@ class TrainingSettings(pydantic.BaseModel):
         ge=1,
         le=8,
         description="groups of atoms by number of neighbours: more run faster and compile longer; by default 1 in "
-        f"trainings of less than {LONG_TRAINING} steps, else 6",
+        f"trainings of less than {LONG_TRAINING} steps, else 4",
     )
     validation_every: int = pydantic.Field(default=1, ge=1, description="epochs between validations")
     seed: int = pydantic.Field(

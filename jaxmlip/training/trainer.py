@@ -262,7 +262,7 @@ def _feeds(
             counts = f"{len(problem.train)} training samples and {len(problem.validation)} validation samples"
             raise ValueError(f"There are {counts}; training needs at least one of each.")
     per_epoch = -(-len(problems[0].train) // common.batch_size)
-    tiers = common.tiers or (6 if common.epochs * per_epoch >= LONG_TRAINING else 1)
+    tiers = common.tiers or (4 if common.epochs * per_epoch >= LONG_TRAINING else 1)
     feed = make_feed([problem.train for problem in problems], common.batch_size, tiers, mesh)
     held_out = make_feed([problem.validation for problem in problems], common.batch_size, tiers, mesh)
     check_feed(feed, "training")

@@ -178,9 +178,9 @@ def test_anchor_holds_the_foundations_forces(foundation, high, low):
         assert np.isnan(anchor.energy)
         np.testing.assert_array_equal(anchor.forces, prediction.forces)
     assert problem.names[8:16] == [f"{name} (anchor)" for name in problem.names[:8]]
-    blind = SHORT.model_copy(update={"forces_weight": 0.0})
+    arguments["settings"] = SHORT.model_copy(update={"forces_weight": 0.0})
     with pytest.raises(ValueError, match="anchor holds forces, but forces_weight is 0"):
-        strategy.problem(foundation, high[:8], **arguments | {"settings": blind})
+        strategy.problem(foundation, high[:8], **arguments)
 
 
 def test_readouts_start_warm_or_fresh(foundation, high, low):
