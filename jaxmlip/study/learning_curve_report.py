@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from jaxmlip.study.learning_curve_config import LearningCurve
 from jaxmlip.study.plots import STRATEGY_COLORS, figure
@@ -54,7 +54,7 @@ def write_results(folder: Path, config: LearningCurve, records: Sequence[dict[st
         draw(axes[0, column], arms, labels, "force_rmse_meV_A")
         draw(axes[1, column], arms, labels, "energy_mean_meV_H2O")
         axes[0, column].set_title(f"trained on {LABELS_IN_WORDS[labels]} of N clusters")
-    for row in axes:
+    for row in axes.tolist():
         _share_scale(row)
     handles = {text: line for ax in axes.flat for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
     if handles:
@@ -154,7 +154,9 @@ def draw(ax: Axes, arms: Sequence[dict[str, Any]], labels: str, measure: str) ->
         ax.set_xticks(sizes, [str(size) for size in sizes])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlim(0.8 * sizes[0], 1.25 * sizes[-1])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _share_scale(row: Sequence[Axes]) -> None:
