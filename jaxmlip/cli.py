@@ -48,14 +48,22 @@ def run(
 ) -> None:
     """Run a study to its report; run again to go on where it was, or to see a finished one."""
     with _mistakes_in_one_sentence():
-        from jaxmlip.study.config import ClustersToBulk, ConfigError, load_config
+        from jaxmlip.study.config import ClustersToBulk, ConfigError, LearningCurve, load_config
+        from jaxmlip.study.learning_curve import run_learning_curve
         from jaxmlip.study.report import summary_table
         from jaxmlip.study.run import run_study
 
         checked = load_config(config, overrides)
-        if not isinstance(checked, ClustersToBulk):
+        if not isinstance(checked, ClustersToBulk | LearningCurve):
             raise ConfigError(f"{config} trains one potential; use `jaxmlip train {config}`.")
         folder = out or Path("runs") / checked.name
+        if isinstance(checked, LearningCurve):
+            run_learning_curve(checked, folder, progress=not quiet)
+            typer.echo((folder / "table.md").read_text())
+            typer.echo(
+                f"Wrote {folder / 'results.json'}, {folder / 'learning_curves.png'} and {folder / 'potentials'}."
+            )
+            return
         summary = run_study(checked, folder, progress=not quiet)
         typer.echo(summary_table(summary))
         typer.echo(f"Wrote {folder / 'report.html'} and {folder / 'summary.json'}.")
@@ -245,7 +253,7 @@ def tabulate(
 
 @config_app.command("template")
 def config_template(
-    kind: Annotated[str, typer.Argument(help="clusters_to_bulk or train")] = "clusters_to_bulk",
+    kind: Annotated[str, typer.Argument(help="clusters_to_bulk, learning_curve or train")] = "clusters_to_bulk",
 ) -> None:
     """Print a whole configuration with the meaning of every key."""
     with _mistakes_in_one_sentence():
@@ -255,7 +263,9 @@ def config_template(
 
 
 @config_app.command("schema")
-def config_schema(kind: Annotated[str, typer.Argument(help="clusters_to_bulk or train")] = "clusters_to_bulk") -> None:
+def config_schema(
+    kind: Annotated[str, typer.Argument(help="clusters_to_bulk, learning_curve or train")] = "clusters_to_bulk",
+) -> None:
     """Print the JSON schema of a configuration, for editors."""
     with _mistakes_in_one_sentence():
         from jaxmlip.study.config import schema

@@ -8,19 +8,12 @@ import pydantic
 import yaml
 
 from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.study.frames import FileData
+from jaxmlip.study.learning_curve_config import LearningCurve
+from jaxmlip.study.section import ConfigError, Section, told_apart
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.strategies import STRATEGIES, AnyStrategy, Differential, Direct, MultiFidelity, SingleFidelity
 from jaxmlip.training.trainer import TrainingSettings
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the file, the key and the likely mend."""
-
-
-class Section(pydantic.BaseModel):
-    """Base of every part of a configuration: frozen, and unknown keys are refused."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
 class System(Section):
@@ -118,20 +111,8 @@ class ClustersToBulk(Section):
     @pydantic.field_validator("strategies")
     @classmethod
     def _are_told_apart(cls, value: list[AnyStrategy]) -> list[AnyStrategy]:
-        names = [strategy.called for strategy in value]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{' and '.join(twice)} is there more than once; give the variants a title each")
+        told_apart([*value])
         return value
-
-
-class FileData(Section):
-    """Labelled frames in a file."""
-
-    path: Path = pydantic.Field(description="extxyz file, ASE database or store (.h5)")
-    energy_key: str = "energy"
-    forces_key: str | None = "forces"
-    index: str = pydantic.Field(default=":", description="frames to read, as an ASE slice")
 
 
 class TrainOne(Section):
@@ -157,7 +138,11 @@ class TrainOne(Section):
     training: TrainingSettings = TrainingSettings()
 
 
-STUDIES: dict[str, type[Section]] = {"clusters_to_bulk": ClustersToBulk, "train": TrainOne}
+STUDIES: dict[str, type[Section]] = {
+    "clusters_to_bulk": ClustersToBulk,
+    "learning_curve": LearningCurve,
+    "train": TrainOne,
+}
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Section:

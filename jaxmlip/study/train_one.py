@@ -1,17 +1,15 @@
 """One potential by one strategy, from files of labelled frames: the `jaxmlip train` command."""
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, load_potential, save
-from jaxmlip.study.config import ConfigError, FileData, TrainOne
+from jaxmlip.study.config import TrainOne
+from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workspace import versions, write_json
-from jaxmlip.systems.dataset import Frame, split
-from jaxmlip.systems.store import open_frames
+from jaxmlip.systems.dataset import split
 from jaxmlip.training.parallel import join_processes, writes_files
 from jaxmlip.training.strategies import Direct
 from jaxmlip.training.trainer import train
@@ -31,8 +29,8 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     """
     join_processes()
     held_back = config.validation_fraction
-    training, validation = split(_frames(config.data), [1 - held_back, held_back], seed=config.seed)
-    low = _frames(config.replay) if config.replay else []
+    training, validation = split(config.data.frames(), [1 - held_back, held_back], seed=config.seed)
+    low = config.replay.frames() if config.replay else []
     strategy, settings = config.strategy, config.strategy.adjusted(config.training)
     seen: dict[str, Any] = {"validation": validation, "labels": config.labels, "settings": settings}
     if config.foundation is None:
@@ -58,10 +56,3 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
         write_json(folder / "history.json", trained.history)
         write_json(folder / "errors.json", errors)
     return {"validation": errors, "best_epoch": trained.best_epoch}
-
-
-def _frames(data: FileData) -> Sequence[Frame]:
-    path = os.path.expandvars(data.path)
-    if "$" in path:
-        raise ConfigError(f"The path {data.path} names an environment variable that is not set; export it first.")
-    return open_frames(path, energy_key=data.energy_key, forces_key=data.forces_key, index=data.index)

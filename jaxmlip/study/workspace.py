@@ -77,14 +77,13 @@ class Workspace:
             inputs: plain data and earlier stages that determine the result.
             build: writes the stage's files into the folder it is given.
         """
-        folder = self.folder / "stages" / name
-        key = _digest({"stage": name, "inputs": inputs, "jaxmlip": version("jaxmlip")})
-        record = folder / "stage.json"
-        if record.exists() and (made := json.loads(record.read_text()))["key"] == key:
+        finished = self.finished(name, inputs)
+        if finished is not None:
             self.report(f"{name}: kept from an earlier run")
-            self.stages[name] = Stage(folder, key, made["wall_s"])
-            return self.stages[name]
+            self.stages[name] = finished
+            return finished
 
+        folder, key = self.folder / "stages" / name, _key(name, inputs)
         self.report(f"{name} ...")
         partial = folder.with_name(f".{name}.partial")
         _clear(partial, key)
@@ -98,6 +97,18 @@ class Workspace:
         self.report(f"{name}: {wall_s:.1f} s")
         self.stages[name] = Stage(folder, key, wall_s)
         return self.stages[name]
+
+    def finished(self, name: str, inputs: dict[str, Any]) -> Stage | None:
+        """The stage `name`, if the same inputs have made it before."""
+        folder, key = self.folder / "stages" / name, _key(name, inputs)
+        record = folder / "stage.json"
+        if record.exists() and (made := json.loads(record.read_text()))["key"] == key:
+            return Stage(folder, key, made["wall_s"])
+        return None
+
+
+def _key(name: str, inputs: dict[str, Any]) -> str:
+    return content_digest({"stage": name, "inputs": inputs, "jaxmlip": version("jaxmlip")})
 
 
 def _clear(partial: Path, key: str) -> None:
@@ -149,7 +160,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
-def _digest(content: Any) -> str:
+def content_digest(content: Any) -> str:
+    """SHA-256 of plain data, models and stages."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -19,7 +20,7 @@ from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.labels import FixedReferences, Labels, References, anchors, lifted_references, without_forces
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.moving import Moves, adapted
-from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames
+from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
 
 DEFAULT_RANK = 8
 """Of low-rank updates."""
@@ -134,6 +135,17 @@ class Strategy(pydantic.BaseModel, abc.ABC):
     @abc.abstractmethod
     def set_up(self, data: Data) -> TrainingProblem:
         """`problem` for checked data, in which labels that must not be seen are NaN."""
+
+    def solve(
+        self,
+        problem: TrainingProblem,
+        settings: TrainingSettings = DEFAULT_SETTINGS,
+        *,
+        folder: str | Path | None = None,
+        progress: bool = True,
+    ) -> Trained:
+        """Train a problem of this strategy: by the trainer (see `train`), unless a subclass needs none."""
+        return train(problem, settings, folder=folder, progress=progress)
 
     def deploy(self, trained: Trained) -> Potential:
         """The high-fidelity potential that training has produced: the last readout is that of the high fidelity."""

@@ -50,7 +50,7 @@ def test_strategies_take_parameters(quick):
         ("system.molecules=many", "system.molecules: .*integer.*'many'"),
         ("seed", "not of the form key=value"),
         ("seed.deep=1", "sets a key below seed, which is a single value"),
-        ("study=alchemy", "the studies are clusters_to_bulk, train"),
+        ("study=alchemy", "the studies are clusters_to_bulk, learning_curve, train"),
         ("name=../up", "name: .*pattern"),
     ],
 )

@@ -1,0 +1,57 @@
+"""Files of labelled frames, as configurations name them."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from jaxmlip.study.section import ConfigError, Section
+from jaxmlip.systems.dataset import Frame
+from jaxmlip.systems.store import open_frames
+
+
+class FileData(Section):
+    """Labelled frames in a file."""
+
+    path: Path = pydantic.Field(description="extxyz file, ASE database or store (.h5)")
+    energy_key: str = "energy"
+    forces_key: str | None = "forces"
+    index: str = pydantic.Field(default=":", description="frames to read, as an ASE slice")
+
+    def file(self) -> Path:
+        """The path with environment variables (`${NAME}`) replaced.
+
+        Raises:
+            ConfigError: if one of them is not set.
+        """
+        path = os.path.expandvars(self.path)
+        if "$" in path:
+            raise ConfigError(f"The path {self.path} names an environment variable that is not set; export it first.")
+        return Path(path)
+
+    def frames(self) -> Sequence[Frame]:
+        """The frames; for what it raises see `open_frames`, and `file`."""
+        return open_frames(self.file(), energy_key=self.energy_key, forces_key=self.forces_key, index=self.index)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the labels, wherever the file lies: its content, keys and index.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+        """
+        return {**self.model_dump(exclude={"path"}), "sha256": digest(self.file())}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,197 @@
+"""Learning curves in miniature, on real labels of ice: what they write, what they share, what they must not see."""
+
+import ase.io
+import jax
+import numpy as np
+import pytest
+
+from jaxmlip.potentials.evaluation import predict
+from jaxmlip.potentials.files import load_potential
+from jaxmlip.study.config import ConfigError, LearningCurve, resolve
+from jaxmlip.study.learning_curve import run_learning_curve
+from jaxmlip.study.learning_curve_config import Schedule
+from jaxmlip.study.learning_curve_report import summarise, table
+from jaxmlip.systems.dataset import read_frames
+from jaxmlip.validation.errors import compare
+
+LOW = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
+LABELS = ("energy_forces", "energy")
+HIGH = {"energy_key": "off23_energy", "forces_key": "off23_forces"}
+
+
+def configured(clusters, bulk, **changes):
+    content = {
+        "study": "learning_curve",
+        "foundation": {
+            "data": [{"path": str(clusters), "index": ":8", **LOW}, {"path": str(bulk), "index": ":1", **LOW}],
+            "validation_fraction": 0.2,
+            "references": {"H": -1.159, "O": -2.081},
+            "student": {"channels": 2, "l_max": 1, "correlation": 1, "radial_mlp": [4], "cutoff": 3.0},
+            "training": {"steps": 4, "validations": 1},
+        },
+        "high": {"path": str(clusters), **HIGH},
+        "validation": {"path": str(bulk), "index": ":1", **HIGH},
+        "test": {"path": str(bulk), "index": "5:7", **HIGH},
+        "replay": [{"path": str(bulk), "index": ":1", **LOW}],
+        "sizes": [4],
+        "strategies": ["direct", "multi_fidelity"],
+        "seeds": [0],
+        "training": {"steps": 6, "validations": 2, "energy_weight": 40},
+    }
+    config = resolve(content | changes, "miniature")
+    assert isinstance(config, LearningCurve)
+    return config
+
+
+@pytest.fixture(scope="module")
+def files(ice_data):
+    return ice_data / "clusters_4.0A.extxyz", ice_data / "bulk.extxyz"
+
+
+@pytest.fixture(scope="module")
+def folder(files, tmp_path_factory):
+    """Of a part of the grid, and then of the whole."""
+    folder = tmp_path_factory.mktemp("curve") / "run"
+    part = configured(*files, strategies=["multi_fidelity"], labels=["energy_forces"])
+    run_learning_curve(part, folder, progress=False)
+    assert [*(folder / "potentials").glob("*-*")] == [
+        folder / "potentials" / "multi_fidelity-energy_forces-4-0.jaxmlip"
+    ]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(files, folder):
+    """Of the whole grid."""
+    before = written(folder)
+    results = run_learning_curve(configured(*files), folder, progress=False)
+    after = written(folder)
+    assert {path: after[path] for path in before} == before, "a stage of the part was made anew"
+    return results
+
+
+def written(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder / "stages").rglob("*") if path.is_file()}
+
+
+def test_potentials_are_named_by_strategy_labels_size_and_seed(results, folder):
+    names = {path.stem for path in (folder / "potentials").iterdir()}
+    arms = {f"{strategy}-{labels}-4-0" for strategy in ("direct", "multi_fidelity") for labels in LABELS}
+    assert names == arms | {"foundation"}
+    assert {run["potential"] for run in results["runs"]} == {f"potentials/{name}.jaxmlip" for name in names}
+
+
+def test_numbers_are_those_of_the_potentials(results, folder, files):
+    test = read_frames(files[1], index="5:7", **HIGH)
+    for arm in results["arms"]:
+        name = f"{arm['strategy']}-{arm['labels']}-4-0" if arm["labels"] else "foundation"
+        potential = load_potential(str(folder / "potentials" / f"{name}.jaxmlip"))
+        expected = compare(test, predict(potential, [frame.atoms for frame in test]))
+        assert arm["force_rmse_meV_A"]["value"] == pytest.approx(expected.force_rmse_meV_A, rel=1e-5)
+        assert arm["force_rmse_meV_A"]["error_frames"] == pytest.approx(expected.force_rmse_meV_A_error, rel=1e-3)
+        assert arm["energy_std_meV_atom"]["value"] == pytest.approx(expected.energy_std_meV_atom, rel=1e-3)
+        assert arm["energy_mean_meV_H2O"]["value"] == pytest.approx(3 * expected.energy_mean_meV_atom, rel=1e-4)
+        assert f"{expected.force_rmse_meV_A:.1f} (" in (folder / "table.md").read_text()
+    assert (folder / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_second_run_does_no_work(results, files, folder, capsys):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"}
+    stages = written(folder)
+    assert run_learning_curve(configured(*files), folder, progress=True) == results
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * 5
+    assert all(line.endswith("kept from an earlier run") for line in lines)
+    assert written(folder) == stages
+    kept = [path for path in before if path.parent.name != "potentials"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == {path: before[path] for path in kept}
+
+
+def test_forces_of_nan_change_no_potential_of_energies(results, files, folder, tmp_path):
+    """Forces are absent from training and validation; the foundation is the one of the whole grid."""
+    blind = []
+    for file, index in zip(files, (":8", ":7"), strict=True):
+        frames = ase.io.read(file, index=index)
+        assert isinstance(frames, list)
+        for atoms in frames:
+            atoms.arrays["off23_forces"] = np.full((len(atoms), 3), np.nan)
+        blind.append(tmp_path / file.name)
+        ase.io.write(blind[-1], frames)
+    foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
+    test = {"path": str(files[1]), "index": "5:7", **HIGH}
+    config = configured(*blind, labels=["energy"], foundation=foundation, test=test)
+    run_learning_curve(config, tmp_path / "blind", progress=False)
+    for name in ("direct-energy-4-0.jaxmlip", "multi_fidelity-energy-4-0.jaxmlip"):
+        seen, unseen = (load_potential(str(where / "potentials" / name)) for where in (folder, tmp_path / "blind"))
+        assert jax.tree.structure(seen) == jax.tree.structure(unseen)
+        for one, other in zip(jax.tree.leaves(seen), jax.tree.leaves(unseen), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_results_of_other_trainings_are_left_out(results, files, folder, tmp_path):
+    """A training of other length shares the folder, but not the table."""
+    foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
+    common = {"foundation": foundation, "strategies": ["direct"], "labels": ["energy"]}
+    place = tmp_path / "run"
+    run_learning_curve(configured(*files, **common), place, progress=False)
+    longer = {"steps": 12, "validations": 2, "energy_weight": 40}
+    after = run_learning_curve(configured(*files, **common, sizes=[3], training=longer), place, progress=False)
+    assert [(arm["strategy"], arm["size"]) for arm in after["arms"]] == [("foundation", None), ("direct", 3)]
+    third = run_learning_curve(configured(*files, **common, sizes=[3]), place, progress=False)
+    assert [arm["size"] for arm in third["arms"]] == [None, 3, 4]
+
+
+def test_stacked_seeds_are_those_of_single_runs(files, folder, tmp_path):
+    foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
+    common = {"foundation": foundation, "strategies": ["direct"], "labels": ["energy"], "seeds": [0, 1]}
+    found = []
+    for stacked in (False, True):
+        config = configured(*files, **common, stack_seeds=stacked)
+        results = run_learning_curve(config, tmp_path / str(stacked), progress=False)
+        found.append([run["force_rmse_meV_A"]["value"] for run in results["runs"] if "seed" in run])
+    np.testing.assert_allclose(*found, rtol=1e-4)
+    assert found[0][0] != found[0][1]
+
+
+def test_seeds_are_averaged():
+    measured = {"energy_std_meV_atom": 1.0, "energy_std_meV_H2O": 3.0, "energy_mean_meV_H2O": -5.0}
+    runs = [
+        {"strategy": "direct", "labels": "energy", "size": 50, "seed": seed, "wall_s": 10.0, "diverged": None}
+        | {name: {"value": value, "error": 0.5} for name, value in measured.items()}
+        | {"force_rmse_meV_A": {"value": force, "error": 2.0}}
+        for seed, force in enumerate((90.0, 100.0, 110.0))
+    ]
+    (arm,) = summarise(runs)
+    assert arm["seeds"] == 3
+    assert arm["force_rmse_meV_A"] == {
+        "value": pytest.approx(100.0),
+        "error_seeds": pytest.approx(10 / np.sqrt(3)),
+        "error_frames": pytest.approx(2.0),
+    }
+    assert "| energies only | 50 | direct | 3 | 100.0 ± 5.8 (2) |" in table([arm])
+    (single,) = summarise(runs[:1])
+    assert single["force_rmse_meV_A"]["error_seeds"] is None
+    runs[0]["diverged"] = "The loss is not finite."
+    assert "3 (1 diverged)" in table(summarise(runs))
+
+
+def test_length_of_a_training_is_given_in_steps():
+    schedule = Schedule(steps=1200, validations=12, batch_size=5)
+    assert [schedule.settings(size, seed=1).epochs for size in (50, 100, 400)] == [120, 60, 15]
+    assert schedule.settings(100, seed=1).validation_every == 5
+    assert schedule.settings(100, seed=1).seed == 1
+    with pytest.raises(ValueError, match="epochs follows from steps"):
+        Schedule.model_validate({"epochs": 3})
+
+
+def test_mistakes_are_named_before_any_work(files, tmp_path, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigError, match="names an environment variable that is not set"):
+        run_learning_curve(configured("${NOWHERE}/a.extxyz", files[1]), tmp_path / "run", progress=False)
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*nothing\.extxyz"):
+        run_learning_curve(configured(tmp_path / "nothing.extxyz", files[1]), tmp_path / "run", progress=False)
+    with pytest.raises(ConfigError, match=r"sizes asks for 900 frames, but .* has 800; leave that size out"):
+        run_learning_curve(configured(*files, sizes=[4, 900]), tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run" / "stages").iterdir())
+    with pytest.raises(ConfigError, match="neither a potential nor data to distil"):
+        configured(*files, foundation={})
