@@ -197,7 +197,7 @@ def test_a_mixed_set_has_few_shapes(ice_data: Path) -> None:
     compiled = jax.jit(lambda batch: batch.graph.positions.sum())
     for batch in [*epochs[0], *epochs[1]]:
         compiled(batch)
-    assert compiled._cache_size() == plan.shapes <= 4  # pyright: ignore[reportFunctionMemberAccess]
+    assert compiled._cache_size() == plan.shapes <= 4  # pyright: ignore[reportAttributeAccessIssue]
     assert max(map(slot_waste, epochs)) <= 0.15
 
 
