@@ -94,7 +94,7 @@ def train(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         params, state, value = update(params, state, batch)
         losses.append(float(value))
     tenth = max(1, len(losses) // 10)
-    facts = {"compilations": update._cache_size()}  # pyright: ignore
+    facts = {"compilations": update._cache_size()}  # pyright: ignore[reportAttributeAccessIssue]
     return facts | {"first_losses": float(np.mean(losses[:tenth])), "last_losses": float(np.mean(losses[-tenth:]))}
 
 
