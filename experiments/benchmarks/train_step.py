@@ -46,7 +46,8 @@ from contenders import (
 FRAMES = range(5)
 
 OURS = """
-from jaxmlip.systems.dataset import Frame, make_batches, make_samples
+from jaxmlip.systems.batches import make_batches, make_samples
+from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.trainer import Controls, TrainingSettings, initial_state, update
 facts = {}
 def prepare(order):
@@ -55,9 +56,15 @@ def prepare(order):
     samples = make_samples(frames, potential.cutoff, potential.inner_cutoff, np.zeros(119))
     (batch,) = jax.device_put(make_batches(samples, len(samples), tiers=6))
     settings = TrainingSettings()
-    moving = jax.tree.map(lambda leaf: 1.0, potential.params)
     controls = Controls(
-        1e-3, settings.weight_decay, settings.clip_norm, settings.ema_decay, settings.weights(), moving
+        learning_rate=1e-3,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        ema_decay=settings.ema_decay,
+        weights=settings.weights(),
+        rates=jax.tree.map(lambda leaf: 1.0, potential.params),
+        l2_sp=0.0,
+        start=potential.params,
     )
     lender, state, compiled = potential.replace(params=None), [initial_state(potential)], []
     facts.update(

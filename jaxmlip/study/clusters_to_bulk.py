@@ -24,7 +24,8 @@ from jaxmlip.systems.clusters import cut_clusters
 from jaxmlip.systems.dataset import Frame, read_frames, write_frames
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.training.distill import distillation_problem
-from jaxmlip.training.strategies import Labels, Strategy
+from jaxmlip.training.labels import Labels
+from jaxmlip.training.strategy import Strategy
 from jaxmlip.training.trainer import Trained, TrainingSettings, train
 
 FOUNDATION = "foundation"
@@ -71,7 +72,7 @@ def run_stages(config: ClustersToBulk, workspace: Workspace, *, progress: bool =
     students = {FOUNDATION: _foundation(study, low)}
     for strategy in config.strategies:
         for labels in config.labels:
-            name = f"{strategy.name}.{labels}"
+            name = f"{strategy.called}.{labels}"
             students[name] = _lifted(study, name, strategy, labels, students[FOUNDATION], low, high)
 
     runs = {"teacher": _dynamics(study, "teacher", study.high, config.teachers.high, sampling)}
@@ -163,7 +164,7 @@ def _lifted(
     study: Study, name: str, strategy: Strategy, labels: Labels, foundation: Stage, low: Stage, high: Stage
 ) -> Stage:
     """Lift the foundation to the accurate level of theory with labels of clusters only."""
-    settings = _seeded(study.config.finetuning, study.config.seed, name)
+    settings = strategy.adjusted(_seeded(study.config.finetuning, study.config.seed, name))
 
     def build(folder: Path) -> None:
         problem = strategy.problem(
@@ -171,6 +172,7 @@ def _lifted(
             _frames(high, "train"),
             validation=_frames(high, "validation"),
             low=_frames(low, "train"),
+            teacher=study.low,
             labels=labels,
             settings=settings,
         )

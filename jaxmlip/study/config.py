@@ -8,7 +8,8 @@ import pydantic
 import yaml
 
 from jaxmlip.potentials.equivariant import Equivariant
-from jaxmlip.training.strategies import AnyStrategy, Differential, Direct, Labels, MultiFidelity, SingleFidelity
+from jaxmlip.training.labels import Labels
+from jaxmlip.training.strategies import STRATEGIES, AnyStrategy, Differential, Direct, MultiFidelity, SingleFidelity
 from jaxmlip.training.trainer import TrainingSettings
 
 
@@ -114,12 +115,13 @@ class ClustersToBulk(Section):
     test: Test = Test()
     verdict: Verdict = Verdict()
 
-    @pydantic.field_validator("strategies", mode="before")
+    @pydantic.field_validator("strategies")
     @classmethod
-    def _names_are_strategies(cls, value: Any) -> Any:
-        """`[direct, multi_fidelity]` is short for strategies with their defaults."""
-        if isinstance(value, list):
-            return [{"name": item} if isinstance(item, str) else item for item in value]
+    def _are_told_apart(cls, value: list[AnyStrategy]) -> list[AnyStrategy]:
+        names = [strategy.called for strategy in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{' and '.join(twice)} is there more than once; give the variants a title each")
         return value
 
 
@@ -143,16 +145,16 @@ class TrainOne(Section):
     )
     student: Equivariant = Equivariant()
     strategy: Annotated[AnyStrategy, pydantic.Field(description="how the student is lifted")] = Direct()
+    teacher: str | None = pydantic.Field(
+        default=None, description="name or path of the foundation's teacher, for differential with baseline: teacher"
+    )
     labels: Labels = "energy_forces"
     data: FileData
     validation_fraction: float = pydantic.Field(default=0.1, gt=0, lt=1)
-    replay: FileData | None = pydantic.Field(default=None, description="low-fidelity frames, for multi_fidelity")
+    replay: FileData | None = pydantic.Field(
+        default=None, description="low-fidelity frames, for multi_fidelity and for references: shift"
+    )
     training: TrainingSettings = TrainingSettings()
-
-    @pydantic.field_validator("strategy", mode="before")
-    @classmethod
-    def _name_is_strategy(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
 
 STUDIES: dict[str, type[Section]] = {"clusters_to_bulk": ClustersToBulk, "train": TrainOne}
@@ -241,8 +243,7 @@ def _keys_at(model: Any, path: tuple) -> list[str]:
         if isinstance(model, type) and issubclass(model, pydantic.BaseModel) and part in model.model_fields:
             model = model.model_fields[part].annotation
         elif isinstance(part, str):  # the tag of a union, as pydantic reports it
-            by_tag = {m.model_fields["name"].default: m for m in (Direct, Differential, SingleFidelity, MultiFidelity)}
-            model = by_tag.get(part, model)
+            model = STRATEGIES.get(part, model)
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, pydantic.BaseModel) else []
 
 

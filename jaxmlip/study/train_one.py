@@ -6,13 +6,11 @@ from typing import Any
 
 from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.evaluation import predict
-from jaxmlip.potentials.files import load, save
+from jaxmlip.potentials.files import load, load_potential, save
 from jaxmlip.study.config import ConfigError, FileData, TrainOne
 from jaxmlip.study.workspace import versions, write_json
 from jaxmlip.systems.dataset import Frame, read_frames, split
-from jaxmlip.training.distill import fresh_problem
-from jaxmlip.training.loss import Terms
-from jaxmlip.training.strategies import without_forces
+from jaxmlip.training.strategies import Direct
 from jaxmlip.training.trainer import train
 from jaxmlip.validation.errors import compare
 
@@ -28,30 +26,22 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     held_back = config.validation_fraction
     training, validation = split(_frames(config.data), [1 - held_back, held_back], seed=config.seed)
     low = _frames(config.replay) if config.replay else []
-    settings = config.training
+    strategy, settings = config.strategy, config.strategy.adjusted(config.training)
+    seen: dict[str, Any] = {"validation": validation, "labels": config.labels, "settings": settings}
     if config.foundation is None:
-        if config.strategy.name != "direct":
-            raise ConfigError(
-                f"The strategy {config.strategy.name} starts from a foundation; give its path as foundation."
-            )
-        terms = settings.terms()
-        if config.labels == "energy":
-            terms = Terms(terms.energy, False, False)
-            training, validation = without_forces(training), without_forces(validation)
-        problem = fresh_problem(config.student, training, validation, settings=settings, terms=terms)
-        trained = train(problem, settings, progress=progress)
-        potential = trained.potential
+        if not isinstance(strategy, Direct):
+            raise ConfigError(f"The strategy {strategy.name} starts from a foundation; give its path as foundation.")
+        problem = strategy.from_labels(config.student, training, **seen)
     else:
         foundation = load(config.foundation)
         if not isinstance(foundation, EquivariantPotential):
             raise ConfigError(
                 f"The foundation {config.foundation} is not a student of ours, so it cannot be fine-tuned."
             )
-        problem = config.strategy.problem(
-            foundation, training, validation=validation, low=low, labels=config.labels, settings=settings
-        )
-        trained = train(problem, settings, progress=progress)
-        potential = config.strategy.deploy(trained)
+        teacher = load_potential(config.teacher) if config.teacher else None
+        problem = strategy.problem(foundation, training, low=low, teacher=teacher, **seen)
+    trained = train(problem, settings, progress=progress)
+    potential = strategy.deploy(trained)
 
     folder.mkdir(parents=True, exist_ok=True)
     provenance = {"config": config.model_dump(mode="json"), "versions": versions(), "seed": config.seed}

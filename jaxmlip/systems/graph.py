@@ -94,8 +94,7 @@ def in_tiers(graph: Graph, tiers: tuple[tuple[int, int], ...]) -> tuple[Graph, I
     """
     degree = np.sum(np.asarray(graph.neighbors) != GHOST, axis=1)
     order = np.argsort(-degree, kind="stable")
-    room = np.repeat([slots for _, slots in tiers], [atoms for atoms, _ in tiers])
-    if len(room) != graph.n_atoms or (degree[order] > room).any():
+    if not tiers_hold(graph, tiers):
         raise ValueError(f"The tiers {tiers} do not hold {graph.n_atoms} atoms with up to {degree.max()} neighbours.")
     place = np.empty(graph.n_atoms, np.int32)
     place[order] = np.arange(graph.n_atoms, dtype=np.int32)
@@ -109,6 +108,13 @@ def in_tiers(graph: Graph, tiers: tuple[tuple[int, int], ...]) -> tuple[Graph, I
         tiers=tiers,
     )
     return sorted_graph, order
+
+
+def tiers_hold(graph: Graph, tiers: tuple[tuple[int, int], ...]) -> bool:
+    """Whether the tiers are as many as the atoms of a graph, and have room for their neighbours."""
+    degree = np.sum(np.asarray(graph.neighbors) != GHOST, axis=1)
+    room = np.repeat([slots for _, slots in tiers], [atoms for atoms, _ in tiers])
+    return len(room) == graph.n_atoms and bool((np.sort(degree)[::-1] <= room).all())
 
 
 def edge_vectors(graph: Graph) -> tuple[EdgeVectors, EdgeMask]:

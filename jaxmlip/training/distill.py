@@ -10,7 +10,8 @@ from jaxmlip.potentials.equivariant import Equivariant, average_neighbors
 from jaxmlip.potentials.evaluation import Teacher, label
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.references import fit_references
-from jaxmlip.systems.dataset import Frame, Sample, describe, make_samples, split
+from jaxmlip.systems.batches import Sample, make_samples
+from jaxmlip.systems.dataset import Frame, describe, split
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.trainer import DEFAULT_SETTINGS, TrainingProblem, TrainingSettings, check_frames, train
 from jaxmlip.types import AnyArray

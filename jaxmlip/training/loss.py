@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxmlip.potentials.potential import Potential, Prediction, evaluate
-from jaxmlip.systems.dataset import Batch
+from jaxmlip.systems.batches import Batch
 from jaxmlip.systems.graph import Graph
 from jaxmlip.types import AnyArray, Leaf, PerAtom
 

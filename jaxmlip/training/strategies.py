@@ -1,198 +1,187 @@
 """Ways to lift a potential to another level of theory; each says what is trained on what, and what is deployed.
 
-A strategy turns a foundation potential and labelled frames of two fidelities into a `TrainingProblem`, and what comes
-back from the trainer into a Potential. The names follow the literature on multi-fidelity potentials: differential or
-Δ-learning (Ramakrishnan et al., J. Chem. Theory Comput. 11, 2087 (2015)), single fidelity for fine-tuning on the new
+A strategy turns a foundation potential and labelled frames of several fidelities into a `TrainingProblem`, and what
+comes back from the trainer into a Potential. The names follow the literature on multi-fidelity potentials: differential
+or Δ-learning (Ramakrishnan et al., J. Chem. Theory Comput. 11, 2087 (2015)), single fidelity for fine-tuning on the new
 labels alone, multi fidelity for a shared trunk with a readout per level and replay of the old labels (multi-head
-fine-tuning of MACE).
+fine-tuning of MACE). All are trained with the same settings unless one is configured with changes of its own.
 """
 
-import abc
 import dataclasses
-import warnings
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+import jax
 import numpy as np
 import pydantic
 from jaxtyping import Float
 
-from jaxmlip.potentials.equivariant import EquivariantPotential, select_head, with_heads
-from jaxmlip.potentials.evaluation import potential_dtype, predict
+from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, with_heads
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.potentials.references import fit_references
-from jaxmlip.systems.dataset import Frame, describe, make_samples
+from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.distill import fresh_problem, split_validation
+from jaxmlip.training.labels import FixedReferences, Labels, References, residuals
 from jaxmlip.training.loss import Terms
+from jaxmlip.training.strategy import (
+    REFERENCES,
+    STARTS,
+    Continued,
+    Data,
+    Strategy,
+    samples_of,
+    seen,
+    with_trainable_references,
+)
 from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
-
-Labels: TypeAlias = Literal["energy_forces", "energy"]
-"""Which high-fidelity labels may be seen. "energy" hides forces and stresses from everything."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What a strategy works on.
-
-    Attributes:
-        foundation: student of the low fidelity.
-        high: training frames of the high fidelity.
-        validation: validation frames of the high fidelity.
-        low: frames of the low fidelity.
-        terms: terms of the loss for which the high fidelity has labels.
-        settings: of the training to come.
-    """
-
-    foundation: EquivariantPotential
-    high: Sequence[Frame]
-    validation: Sequence[Frame]
-    low: Sequence[Frame]
-    terms: Terms
-    settings: TrainingSettings
-
-
-class Strategy(pydantic.BaseModel, abc.ABC):
-    """Base of the strategies; a strategy is configuration, and holds no state."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    name: str = ""
-
-    def problem(
-        self,
-        foundation: Potential,
-        high: Sequence[Frame],
-        *,
-        validation: Sequence[Frame],
-        low: Sequence[Frame] = (),
-        labels: Labels = "energy_forces",
-        settings: TrainingSettings = DEFAULT_SETTINGS,
-    ) -> TrainingProblem:
-        """What to train.
-
-        Args:
-            foundation: student of the low fidelity.
-            high: training frames with high-fidelity labels.
-            validation: frames with high-fidelity labels that decide which parameters are kept.
-            low: frames with the labels that the foundation was trained on, for replay.
-            labels: which high-fidelity labels may be seen; with "energy", forces and stresses are removed from `high`
-                and `validation` before anything looks at them.
-            settings: of the training to come.
-
-        Raises:
-            ValueError: if the foundation is not an EquivariantPotential, energies alone are allowed but have no
-                weight, replay has no frames, or for data that `check_frames` refuses.
-        """
-        if not isinstance(foundation, EquivariantPotential):
-            raise ValueError(
-                f"The strategy {self.name} lifts an EquivariantPotential, not a {type(foundation).__name__}; "
-                "distil it into a student first."
-            )
-        terms = settings.terms()
-        if labels == "energy":
-            terms = Terms(terms.energy, False, False)
-            high, validation = without_forces(high), without_forces(validation)
-            if not terms.energy:
-                raise ValueError("labels is energy, but energy_weight is 0: there is nothing to train on.")
-        check_frames(foundation.species, high, validation, terms, terms)
-        return self.set_up(Data(foundation, high, validation, low, terms, settings))
-
-    @abc.abstractmethod
-    def set_up(self, data: Data) -> TrainingProblem:
-        """`problem` for checked data, in which labels that must not be seen are NaN."""
-
-    def deploy(self, trained: Trained) -> Potential:
-        """The high-fidelity potential that training has produced."""
-        return trained.potential
 
 
 class Direct(Strategy):
     """From scratch on the high-fidelity labels, with the foundation's architecture."""
 
     name: Literal["direct"] = "direct"
+    references: References = pydantic.Field(default="refit", description=REFERENCES)
+    trainable_from: FixedReferences = pydantic.Field(default="refit", description=STARTS)
 
     def set_up(self, data: Data) -> TrainingProblem:
-        """New parameters; references, scale and shift from the labels."""
-        return _fresh(data, data.high, data.validation)
+        """New parameters; scale and shift from the labels."""
+        references = self.lifted(data.foundation, data.high, data.low)
+        return _fresh(data, data.high, data.validation, references)
+
+    def from_labels(
+        self,
+        model: Equivariant,
+        high: Sequence[Frame],
+        *,
+        validation: Sequence[Frame],
+        labels: Labels = "energy_forces",
+        settings: TrainingSettings = DEFAULT_SETTINGS,
+    ) -> TrainingProblem:
+        """What to train where there is no foundation: an architecture of one's own, for the elements of the frames.
+
+        Args:
+            model: architecture.
+            high: training frames.
+            validation: frames that decide which parameters are kept.
+            labels: which labels may be seen.
+            settings: of the training to come; `adjusted` is applied.
+
+        Raises:
+            ValueError: if the references were to come from a foundation, and as `problem`.
+        """
+        how = self.trainable_from if self.references == "trainable" else self.references
+        if how != "refit":
+            raise ValueError(
+                f"references is {how}, which starts from a foundation's; choose refit, or give a foundation."
+            )
+        settings = self.adjusted(settings)
+        terms, high, validation = seen(high, validation, labels, settings)
+        problem = fresh_problem(model, high, validation, settings=settings, terms=terms)
+        return with_trainable_references(problem) if self.references == "trainable" else problem
 
 
 class Differential(Strategy):
-    """A new potential for the difference between the fidelities; deployed as `foundation + delta`."""
+    """A new potential for the difference between the fidelities; deployed as baseline + difference."""
 
     name: Literal["differential"] = "differential"
+    baseline: Literal["student", "teacher"] = pydantic.Field(
+        default="student", description="what is subtracted and deployed: the distilled student, or the teacher itself"
+    )
 
     def set_up(self, data: Data) -> TrainingProblem:
-        """New parameters; labels are what the foundation's predictions lack."""
-        problem = _fresh(data, residuals(data.foundation, data.high), residuals(data.foundation, data.validation))
-        return dataclasses.replace(problem, baseline=data.foundation)
+        """New parameters; labels are what the baseline's predictions lack."""
+        baseline = data.foundation if self.baseline == "student" else data.teacher
+        if baseline is None:
+            raise ValueError(
+                "The strategy differential subtracts the teacher's predictions, but there is no teacher; give "
+                "`teacher`, or choose baseline: student."
+            )
+        change = self.lifted(baseline, data.high, data.low) - np.asarray(baseline.references, np.float64)
+        problem = _fresh(data, residuals(baseline, data.high), residuals(baseline, data.validation), change)
+        return dataclasses.replace(problem, baseline=baseline)
 
     def deploy(self, trained: Trained) -> Potential:
-        """The sum of the foundation and the trained difference."""
+        """The sum of the baseline and the trained difference."""
         assert trained.problem.baseline is not None
-        return trained.problem.baseline + trained.potential
+        return trained.problem.baseline + super().deploy(trained)
 
 
-class SingleFidelity(Strategy):
+class SingleFidelity(Continued):
     """Go on from the foundation's parameters with high-fidelity labels alone."""
 
     name: Literal["single_fidelity"] = "single_fidelity"
 
     def set_up(self, data: Data) -> TrainingProblem:
         """The foundation with the elemental references of the high fidelity."""
-        references = lifted_references(data.foundation, data.high)
-        return _continued(data.foundation.replace(references=references), data)
+        references = self.lifted(data.foundation, data.high, data.low)
+        return self.continued(data.foundation.replace(references=references), data)
 
 
-class MultiFidelity(Strategy):
-    """One trunk, a readout for each fidelity; low-fidelity labels are replayed beside the high-fidelity ones."""
+class MultiFidelity(Continued):
+    """One trunk, a readout for each fidelity; labels of the others are replayed beside the high-fidelity ones."""
 
     name: Literal["multi_fidelity"] = "multi_fidelity"
     replay: float = pydantic.Field(
-        default=0.5, gt=0, description="low-fidelity frames replayed for each high-fidelity frame"
+        default=0.5, gt=0, description="frames of each other fidelity replayed for each high-fidelity frame"
+    )
+    replay_weight: float = pydantic.Field(
+        default=1.0, gt=0, description="weight of a replayed frame in the loss, relative to a high-fidelity one"
+    )
+    warm_start: bool = pydantic.Field(
+        default=True, description="the high readout starts as a copy of the low one, else with random parameters"
     )
 
-    LOW: ClassVar[int] = 0
-    HIGH: ClassVar[int] = 1
-
     def set_up(self, data: Data) -> TrainingProblem:
-        """The foundation with a second readout that starts as a copy of the first; replayed frames keep their forces.
+        """The foundation's readout first, then one for each fidelity between, that of the high fidelity last.
 
-        A random choice of low-fidelity frames is replayed, the same in every epoch so that batches keep their shapes.
+        Replayed frames keep their forces. A random choice of them is replayed, the same in every epoch so that batches
+        keep their shapes.
         """
-        foundation, wanted = data.foundation, data.settings.terms()
+        foundation = data.foundation
         if len(data.low) == 0:
             raise ValueError(
                 "The strategy multi_fidelity replays low-fidelity labels, but there are no low-fidelity frames; give "
                 "`low`, or choose single_fidelity."
             )
-        number = min(len(data.low), max(1, round(self.replay * len(data.high))))
-        rng = np.random.default_rng(data.settings.seed)
-        chosen = sorted(rng.choice(len(data.low), number, replace=False).tolist())
-        replayed = [data.low[index] for index in chosen]
-        low_terms = Terms(*(w and _labelled(replayed, name) for w, name in zip(wanted, Terms._fields, strict=True)))
-        check_frames(foundation.species, replayed, replayed, low_terms, low_terms)
+        references = self.lifted(foundation, data.high, data.low)
+        potential = with_heads(foundation, len(data.between) + 2).replace(references=references)
+        if not self.warm_start:
+            potential = _with_fresh_readout(potential, data.settings.seed)
+        problem = self.continued(potential, data)
 
-        references = lifted_references(foundation, data.high)
-        both = with_heads(foundation, 2).replace(references=references)
-        problem = _continued(both, data, head=self.HIGH)
+        rng = np.random.default_rng(data.settings.seed)
+        for head, frames in enumerate((data.low, *data.between)):
+            own = foundation.references if head == 0 else self.lifted(foundation, frames, data.low)
+            problem = self._with_replay(problem, data, foundation.replace(references=own), frames, head, rng)
+        return problem
+
+    def _with_replay(
+        self,
+        problem: TrainingProblem,
+        data: Data,
+        source: EquivariantPotential,
+        frames: Sequence[Frame],
+        head: int,
+        rng: np.random.Generator,
+    ) -> TrainingProblem:
+        """The problem with a choice of frames of another fidelity, whose references are those of `source`."""
+        number = min(len(frames), max(1, round(self.replay * len(data.high))))
+        chosen = sorted(rng.choice(len(frames), number, replace=False).tolist())
+        replayed = [frames[index] for index in chosen]
+        wanted = data.settings.terms()
+        terms = Terms(*(w and _labelled(replayed, name) for w, name in zip(wanted, Terms._fields, strict=True)))
+        check_frames(source.species, replayed, replayed, terms, terms)
+        names = [f"{describe(frame, k)} (replayed)" for k, frame in zip(chosen, replayed, strict=True)]
         return dataclasses.replace(
             problem,
-            train=problem.train + _samples(foundation, replayed, foundation.references, self.LOW),
-            names=problem.names
-            + [f"{describe(frame, k)} (replayed)" for k, frame in zip(chosen, replayed, strict=True)],
-            terms=Terms(*(a or b for a, b in zip(data.terms, low_terms, strict=True))),
+            train=problem.train + samples_of(source, replayed, head, weight=self.replay_weight),
+            names=problem.names + names,
+            terms=Terms(*(a or b for a, b in zip(problem.terms, terms, strict=True))),
         )
 
-    def deploy(self, trained: Trained) -> Potential:
-        """The trunk with the high-fidelity readout alone."""
-        assert isinstance(trained.potential, EquivariantPotential)
-        return select_head(trained.potential, self.HIGH)
 
+def _from_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
 
-AnyStrategy: TypeAlias = Annotated[
-    Direct | Differential | SingleFidelity | MultiFidelity, pydantic.Field(discriminator="name")
-]
-"""A strategy as configuration spells it: `{name: multi_fidelity, replay: 0.5}`."""
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "direct": Direct,
@@ -200,6 +189,19 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "single_fidelity": SingleFidelity,
     "multi_fidelity": MultiFidelity,
 }
+
+AnyStrategy: TypeAlias = Annotated[
+    Annotated[Direct | Differential | SingleFidelity | MultiFidelity, pydantic.Field(discriminator="name")],
+    pydantic.BeforeValidator(
+        _from_name,
+        json_schema_input_type=Literal["direct", "differential", "single_fidelity", "multi_fidelity"]
+        | Direct
+        | Differential
+        | SingleFidelity
+        | MultiFidelity,
+    ),
+]
+"""A strategy as configuration spells it: `{name: multi_fidelity, replay: 0.5}`, or its name alone."""
 
 
 def finetune(
@@ -209,6 +211,8 @@ def finetune(
     strategy: Strategy,
     labels: Labels = "energy_forces",
     low: Sequence[Frame] = (),
+    between: Sequence[Sequence[Frame]] = (),
+    teacher: Potential | None = None,
     settings: TrainingSettings = DEFAULT_SETTINGS,
     validation_fraction: float = 0.1,
     progress: bool = True,
@@ -221,6 +225,8 @@ def finetune(
         strategy: how, for example `MultiFidelity(replay=0.5)`.
         labels: which high-fidelity labels may be seen.
         low: frames with low-fidelity labels, for replay.
+        between: frames of further fidelities, one sequence for each, see `Strategy.problem`.
+        teacher: the potential that the student imitates, for `Differential(baseline="teacher")`.
         settings: of the training; its seed also splits the frames.
         validation_fraction: share of the frames kept for validation, at least one.
         progress: show a bar.
@@ -229,55 +235,30 @@ def finetune(
         ValueError: see `Strategy.problem` and `split_validation`.
         TrainingDiverged: see `train`.
     """
+    settings = strategy.adjusted(settings)
     training, validation = split_validation(frames, validation_fraction, settings.seed)
-    problem = strategy.problem(student, training, validation=validation, low=low, labels=labels, settings=settings)
+    problem = strategy.problem(
+        student,
+        training,
+        validation=validation,
+        low=low,
+        between=between,
+        teacher=teacher,
+        labels=labels,
+        settings=settings,
+    )
     return strategy.deploy(train(problem, settings, progress=progress))
 
 
-def without_forces(frames: Sequence[Frame]) -> list[Frame]:
-    """The frames with energies alone: forces and stresses are NaN, that is, absent."""
-    return [
-        dataclasses.replace(
-            frame, forces=np.full((len(frame.atoms), 3), np.nan), stress=np.full((3, 3), np.nan), info=dict(frame.info)
-        )
-        for frame in frames
-    ]
-
-
-def residuals(foundation: Potential, frames: Sequence[Frame]) -> list[Frame]:
-    """The frames with label − prediction of the foundation as labels; absent labels stay absent."""
-    stress = any(not np.isnan(frame.stress).all() for frame in frames)
-    predictions = predict(foundation, [frame.atoms for frame in frames], stress=stress)
-    return [
-        dataclasses.replace(
-            frame,
-            energy=frame.energy - prediction.energy,
-            forces=frame.forces - prediction.forces,
-            stress=frame.stress - prediction.stress,
-        )
-        for frame, prediction in zip(frames, predictions, strict=True)
-    ]
-
-
-def lifted_references(foundation: Potential, high: Sequence[Frame]) -> Float[np.ndarray, "119"]:
-    """The foundation's elemental references plus the least change that fits the high-fidelity energies.
-
-    Of all changes with the least squared error of (label − prediction of the foundation), the one of least norm: a
-    set of equal compositions, such as water, does not tell H from O, and neither moves without need. eV.
-    """
-    predictions = predict(foundation, [frame.atoms for frame in high])
-    with warnings.catch_warnings():  # what warns of such compositions is meant for fits from nothing
-        warnings.simplefilter("ignore")
-        change = fit_references(high, baseline=[prediction.energy for prediction in predictions])
-    return np.asarray(foundation.references, np.float64) + change
-
-
-def _fresh(data: Data, frames: Sequence[Frame], validation: Sequence[Frame]) -> TrainingProblem:
+def _fresh(
+    data: Data, frames: Sequence[Frame], validation: Sequence[Frame], references: Float[np.ndarray, "119"]
+) -> TrainingProblem:
     """A new potential of the foundation's architecture; with its normalisation too, so that they share compilations."""
     return fresh_problem(
         data.foundation.specification,
         frames,
         validation,
+        references,
         settings=data.settings,
         terms=data.terms,
         species=data.foundation.species,
@@ -285,17 +266,19 @@ def _fresh(data: Data, frames: Sequence[Frame], validation: Sequence[Frame]) -> 
     )
 
 
-def _continued(potential: EquivariantPotential, data: Data, head: int = 0) -> TrainingProblem:
-    """High-fidelity frames for a potential that has parameters and references already."""
-    train, validation = (_samples(potential, part, potential.references, head) for part in (data.high, data.validation))
-    names = [describe(frame, number) for number, frame in enumerate(data.high)]
-    return TrainingProblem(potential, train, validation, data.terms, data.terms, names)
-
-
-def _samples(potential: Potential, frames: Sequence[Frame], references: Float[np.ndarray, "119"], head: int) -> list:
-    dtype = potential_dtype(potential)
-    return make_samples(frames, potential.cutoff, potential.inner_cutoff, references, head, dtype=dtype)
-
-
 def _labelled(frames: Sequence[Frame], label: str) -> bool:
     return any(not np.isnan(getattr(frame, label)).all() for frame in frames)
+
+
+def _with_fresh_readout(potential: EquivariantPotential, seed: int) -> EquivariantPotential:
+    """The potential with random parameters in its last readout."""
+    new = potential.specification.build(potential.known, average_neighbors=potential.average_neighbors, seed=seed)
+
+    def replaced(old: Any, fresh: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(old)[:-1], np.asarray(fresh, old.dtype)])
+
+    params = {
+        name: jax.tree.map(replaced, tree, new.params[name]) if name.startswith("readout") else tree
+        for name, tree in potential.params.items()
+    }
+    return potential.replace(params=params)

@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.progress import progress_bar
-from jaxmlip.systems.dataset import Batch, Frame, Sample, describe, make_batches
+from jaxmlip.systems.batches import Batch, Sample, make_batches
+from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.loss import LossKind, Terms, TermSums, Weights, loss, total
 from jaxmlip.types import AnyArray, Leaf
 from jaxmlip.units import GPA
@@ -101,7 +102,12 @@ class TrainingProblem:
         terms: terms of the training loss.
         selection: terms of the loss on the validation samples.
         names: what messages call the training samples, in the order of `train`.
-        moving: pytree like `potential.params` of 1 (moves) and 0 (stays); None if all move.
+        rates: pytree like `potential.params` of factors of the learning rate: 0 (stays) to 1; None if all are 1. A
+            factor is a number, or an array for each entry of a leaf. It scales AdamW's updates, decay included;
+            clipping sees the gradient of what moves.
+        l2_sp: strength of the penalty ½ · l2_sp · Σ (θ − θ₀)² over the parameters that move, θ₀ being those of
+            `potential`, in the loss that is minimised (L2-SP: Li, Grandvalet, Davoine, ICML 2018). The losses in the
+            history are without it.
         baseline: the potential whose predictions were subtracted from the labels, if any.
     """
 
@@ -111,7 +117,8 @@ class TrainingProblem:
     terms: Terms
     selection: Terms
     names: list[str] = dataclasses.field(default_factory=list)
-    moving: Any = None
+    rates: Any = None
+    l2_sp: float = 0.0
     baseline: Potential | None = None
 
 
@@ -167,7 +174,9 @@ class Controls(flax.struct.PyTreeNode):
         clip_norm: largest norm of the gradient.
         ema_decay: of the moving average.
         weights: of the loss.
-        moving: pytree like the parameters of 1 (moves) and 0 (stays).
+        rates: pytree like the parameters of factors of the learning rate.
+        l2_sp: strength of the penalty on the distance from `start`.
+        start: the initial parameters.
     """
 
     learning_rate: Leaf
@@ -175,7 +184,9 @@ class Controls(flax.struct.PyTreeNode):
     clip_norm: Leaf
     ema_decay: Leaf
     weights: Weights
-    moving: Leaf
+    rates: Leaf
+    l2_sp: Leaf
+    start: Leaf
 
 
 def train(
@@ -249,13 +260,20 @@ def run_epoch(
     rates: Float[np.ndarray, " steps"],
 ) -> tuple[TrainState, Float[np.ndarray, " steps"]]:
     """One optimiser step for each batch, with the given learning rates; returns each batch's loss too."""
-    moving = problem.moving
-    if moving is None:
-        moving = jax.tree.map(lambda leaf: 1.0, problem.potential.params)
+    factors = problem.rates
+    if factors is None:
+        factors = jax.tree.map(lambda leaf: 1.0, problem.potential.params)
     losses = []
     for batch, rate in zip(batches, rates, strict=True):
         controls = Controls(
-            rate, settings.weight_decay, settings.clip_norm, settings.ema_decay, settings.weights(), moving
+            learning_rate=rate,
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.clip_norm,
+            ema_decay=settings.ema_decay,
+            weights=settings.weights(),
+            rates=factors,
+            l2_sp=problem.l2_sp,
+            start=problem.potential.params,
         )
         # The parameters travel in the state: the potential lends its structure, scale and shift.
         lender = problem.potential.replace(params=None)
@@ -278,9 +296,16 @@ def update(
 
     (value, _), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
     finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
-    gradient = _scaled(gradient, controls.moving)
+    gradient = jax.tree.map(
+        lambda slope, now, start, rate: jnp.where(rate != 0, slope + controls.l2_sp * (now - start), 0.0),
+        gradient,
+        state.params,
+        controls.start,
+        controls.rates,
+    )
     updates, opt_state = optimiser(controls).update(gradient, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, _scaled(updates, controls.moving))
+    updates = jax.tree.map(lambda update, rate: update * rate, updates, controls.rates)
+    params: Any = optax.apply_updates(state.params, updates)
     # The average forgets its first steps sooner, as in TensorFlow's ExponentialMovingAverage: short runs profit.
     decay = jnp.minimum(controls.ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema: Any = optax.incremental_update(params, state.ema, 1.0 - decay)
@@ -324,7 +349,9 @@ def optimiser(controls: Controls) -> optax.GradientTransformation:
 def initial_state(potential: Potential) -> TrainState:
     """The state before the first step; the moving average starts at the parameters."""
     params = jax.tree.map(jnp.asarray, potential.params)
-    controls = Controls(0.0, 0.0, 1.0, 0.0, Weights(), None)  # the state's structure does not depend on the numbers
+    controls = Controls(
+        0.0, 0.0, 1.0, 0.0, Weights(), None, 0.0, None
+    )  # the state's structure does not depend on the numbers
     return TrainState(params, optimiser(controls).init(params), params, jnp.zeros((), jnp.int32))
 
 
@@ -393,10 +420,6 @@ def _shown(record: Record) -> dict[str, str]:
 
 def _symbols(numbers: Collection[int]) -> str:
     return " ".join(chemical_symbols[number] for number in sorted(numbers))
-
-
-def _scaled(tree: Any, factors: Any) -> Any:
-    return jax.tree.map(lambda leaf, factor: leaf * factor, tree, factors)
 
 
 def _divergence(problem: TrainingProblem, epoch: int, batch: Batch, best_epoch: int) -> str:

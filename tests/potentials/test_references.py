@@ -50,7 +50,7 @@ def test_every_frame_counts_the_same_whatever_its_size() -> None:
 def test_water_alone_cannot_tell_hydrogen_from_oxygen() -> None:
     per_molecule = -2071.0776
     frames = [frame(f"H{2 * n}O{n}", per_molecule * n) for n in (1, 5, 19, 128)]
-    with pytest.warns(UserWarning, match=r"do not tell the reference energies of H, O apart"):
+    with pytest.warns(UserWarning, match=r"^H and O occur in one ratio only, .* of all that fit, those of least norm"):
         fitted = fit_references(frames)
     for water in frames:
         assert energy_of(water.atoms, fitted) == pytest.approx(water.energy, rel=1e-12)
@@ -59,9 +59,47 @@ def test_water_alone_cannot_tell_hydrogen_from_oxygen() -> None:
 
 def test_only_the_undetermined_elements_are_named() -> None:
     frames = [frame("H2O", -3.0), frame("H4O2", -6.0), frame("Fe", -8.0)]
-    with pytest.warns(UserWarning, match="energies of H, O apart"):
+    with pytest.warns(UserWarning, match="H and O occur in one ratio only") as warned:
         fitted = fit_references(frames)
+    assert len(warned) == 1
     assert fitted[26] == pytest.approx(-8.0)
+
+
+def test_each_group_is_named_with_what_ties_it() -> None:
+    """One ratio of H and C; one more of N and O; three elements under one relation; four under two."""
+    cases = {
+        ("CH4", "C2H8N2O", "Fe3N2O", "NO"): ["H and C occur in one ratio only"],
+        ("CH4", "C2H8N2O", "Fe3N2O", "Fe"): ["H and C occur in one ratio only", "N and O occur in one ratio only"],
+        ("HO", "CO", "HCO2"): ["The amounts of H, C and O obey a linear relation in every frame"],
+        ("HON", "CON2"): ["The amounts of H, C, N and O obey 2 linear relations in every frame"],
+    }
+    for formulae, sentences in cases.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit_references([frame(formula, -3.0) for formula in formulae])
+        assert [str(warning.message).partition(", so their")[0] for warning in caught] == sentences
+
+
+def test_what_is_not_determined_stays_where_it_started() -> None:
+    """The fit is exact on water; of all exact ones it is the nearest, and elements without a frame stay."""
+    start = np.zeros(119)
+    start[[1, 8, 26]] = -1.0, -2.0, -5.0
+    with pytest.warns(UserWarning, match="those that change least are used"):
+        fitted = fit_references([frame("H2O", -14.0), frame("H6O3", -42.0)], start=start)
+    change = fitted - start
+    assert 2 * fitted[1] + fitted[8] == pytest.approx(-14.0)
+    assert change[1] == pytest.approx(2 * change[8]), "orthogonal to the null space (1, −2)"
+    assert fitted[26] == start[26]
+    np.testing.assert_array_equal(start[[1, 8, 26]], [-1.0, -2.0, -5.0])
+
+
+def test_isolated_atoms_tell_elements_apart() -> None:
+    """Their energies are the references; no warning, and the start does not matter."""
+    frames = [frame("H", -13.6), frame("O", -2044.0), frame("H2O", -2071.2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for start in (None, np.linspace(-5, 5, 119)):
+            np.testing.assert_allclose(fit_references(frames, start=start)[[1, 8]], [-13.6, -2044.0], rtol=1e-12)
 
 
 def test_absent_energies_are_left_out() -> None:

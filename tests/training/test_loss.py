@@ -9,7 +9,8 @@ import pytest
 from water_pairs import HIGH, LOW, water_pairs
 
 from jaxmlip.potentials.evaluation import predict
-from jaxmlip.systems.dataset import Batch, Frame, make_batches, make_samples
+from jaxmlip.systems.batches import Batch, make_batches, make_samples
+from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.loss import Terms, Weights, loss, total
 
 compiled = jax.jit(loss, static_argnames=("terms", "kind"))

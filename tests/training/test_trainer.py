@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pydantic
 import pytest
@@ -10,8 +11,9 @@ from ase import Atoms
 from water_pairs import HIGH, LOW
 
 from jaxmlip.potentials.evaluation import label, predict
-from jaxmlip.systems.dataset import Frame, make_batches, make_samples
-from jaxmlip.training.loss import Terms
+from jaxmlip.systems.batches import make_batches, make_samples
+from jaxmlip.systems.dataset import Frame
+from jaxmlip.training.loss import Terms, loss
 from jaxmlip.training.trainer import (
     Trained,
     TrainingDiverged,
@@ -26,6 +28,7 @@ from jaxmlip.training.trainer import (
 )
 
 TERMS = Terms(True, True, False)
+RATE = np.array([0.02])
 SETTINGS = TrainingSettings(epochs=60, batch_size=4, learning_rate=0.02, ema_decay=0.9)
 
 
@@ -81,12 +84,50 @@ def test_only_parameters_move(trained):
     assert jax.tree.structure(trained.potential) == jax.tree.structure(trained.problem.potential)
 
 
-def test_moving_mask_holds_parameters(high):
-    moving = {"depth": 1.0, "length": 0.0}
-    settings = SETTINGS.model_copy(update={"epochs": 3})
-    params = train(problem(high, moving=moving), settings, progress=False).potential.params
-    np.testing.assert_array_equal(params["length"], LOW.params["length"])
-    assert (np.asarray(params["depth"]) != LOW.params["depth"]).all()
+def one_step(high, settings: TrainingSettings = SETTINGS, **changes) -> dict:
+    """How far one step of the optimiser moves the parameters."""
+    given = problem(high, **changes)
+    state, _ = run_epoch(given, settings, initial_state(given.potential), make_batches(given.train, 4)[:1], RATE)
+    return {name: np.asarray(leaf) - np.asarray(given.potential.params[name]) for name, leaf in state.params.items()}
+
+
+def test_rates_hold_slow_and_move_parameters(high):
+    """0 stays bit for bit, 0.1 goes a tenth of the way; what stays is not seen by clipping."""
+    full = one_step(high)
+    slow = one_step(high, rates={"depth": 1.0, "length": np.array([0.0, 0.1, 1.0], np.float32)})
+    np.testing.assert_array_equal(slow["length"][0], 0.0)
+    np.testing.assert_allclose(slow["length"][1:], full["length"][1:] * [0.1, 1.0], rtol=1e-4)
+    np.testing.assert_allclose(slow["depth"], full["depth"], rtol=1e-4)
+    # A gradient that is clipped to nothing leaves AdamW's ε in charge: the step says what the norm was.
+    tight = SETTINGS.model_copy(update={"clip_norm": 1e-9})
+    alone = one_step(high, tight, rates={"depth": 1.0, "length": 0.0})
+    assert (np.abs(alone["depth"]) > 2 * np.abs(one_step(high, tight)["depth"])).any()
+
+
+def test_l2_sp_pulls_to_the_start(high):
+    """The penalty's gradient is what it should be, and the more of it, the nearer the end is to the start."""
+    given = problem(high, l2_sp=3.0)
+    state = initial_state(given.potential)
+    batch = make_batches(given.train, 4)[0]
+    away = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.01, state.params))
+
+    def objective(params, l2_sp):
+        value = loss(given.potential.replace(params=params), batch, SETTINGS.weights(), terms=TERMS)[0]
+        far = sum(jnp.sum((params[name] - LOW.params[name]) ** 2) for name in params)
+        return value + 0.5 * l2_sp * far
+
+    for strength in (0.0, 3.0):
+        after, value = run_epoch(dataclasses.replace(given, l2_sp=strength), SETTINGS, away, [batch], RATE)
+        np.testing.assert_allclose(value[0], objective(away.params, 0.0), rtol=1e-6)  # reported without the penalty
+        gradient = jax.grad(objective)(away.params, strength)
+        momentum = after.opt_state[1][0].mu  # (1 − β₁) × gradient after the first step
+        jax.tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * g, rtol=1e-3, atol=1e-6), momentum, gradient)
+
+    def distance(strength):
+        params = train(problem(high, l2_sp=strength), SETTINGS, progress=False).potential.params
+        return sum(float(np.sum((np.asarray(params[name]) - LOW.params[name]) ** 2)) for name in params)
+
+    assert distance(100.0) < 0.1 * distance(0.0)
 
 
 def test_deterministic_by_seed_and_compiled_once(trained, high):

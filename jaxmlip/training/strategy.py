@@ -1,0 +1,226 @@
+"""What every strategy has in common: checked data, elemental references, and how the foundation's parameters move."""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+import pydantic
+from jaxtyping import Float
+
+from jaxmlip.potentials.adapters import LowRank, plain, trainable_references
+from jaxmlip.potentials.equivariant import EquivariantPotential
+from jaxmlip.potentials.evaluation import potential_dtype
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.systems.batches import Sample, make_samples
+from jaxmlip.systems.dataset import Frame, describe
+from jaxmlip.training.labels import FixedReferences, Labels, References, anchors, lifted_references, without_forces
+from jaxmlip.training.loss import Terms
+from jaxmlip.training.moving import Moves, adapted
+from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames
+
+DEFAULT_RANK = 8
+"""Of low-rank updates."""
+
+REFERENCES = (
+    "elemental reference energies: keep (the foundation's), trainable, refit (least squares on the labels), shift (the "
+    "foundation's + fit of high − fit of low labels), residual (the foundation's + fit of label − prediction)"
+)
+STARTS = "where trainable references start: keep, refit, shift or residual"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a strategy works on.
+
+    Attributes:
+        foundation: student of the low fidelity.
+        high: training frames of the high fidelity.
+        validation: validation frames of the high fidelity.
+        low: frames of the low fidelity.
+        between: frames of further fidelities, one sequence for each.
+        teacher: the potential that the foundation imitates, if known.
+        terms: terms of the loss for which the high fidelity has labels.
+        settings: of the training to come.
+    """
+
+    foundation: EquivariantPotential
+    high: Sequence[Frame]
+    validation: Sequence[Frame]
+    low: Sequence[Frame]
+    between: Sequence[Sequence[Frame]]
+    teacher: Potential | None
+    terms: Terms
+    settings: TrainingSettings
+
+
+class Strategy(pydantic.BaseModel, abc.ABC):
+    """Base of the strategies; a strategy is configuration, and holds no state."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    name: str = ""
+    title: str = pydantic.Field(
+        default="", pattern=r"^[\w-]*$", description="what results call it, by default its name; for variants of one"
+    )
+    references: References = pydantic.Field(default="residual", description=REFERENCES)
+    trainable_from: FixedReferences = pydantic.Field(default="residual", description=STARTS)
+    training: dict[str, Any] = pydantic.Field(
+        default={}, description="settings of the training that differ for this strategy, as {learning_rate: 0.003}"
+    )
+
+    @pydantic.field_validator("training")
+    @classmethod
+    def _are_settings(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            TrainingSettings.model_validate(DEFAULT_SETTINGS.model_dump() | value)
+        except pydantic.ValidationError as error:
+            mistakes = [f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in error.errors()]
+            raise ValueError("; ".join(mistakes)) from None
+        return value
+
+    @property
+    def called(self) -> str:
+        """What results call the strategy."""
+        return self.title or self.name
+
+    def adjusted(self, settings: TrainingSettings) -> TrainingSettings:
+        """Settings of the training with this strategy's own changes; the trainer is to be given these."""
+        return TrainingSettings.model_validate(settings.model_dump() | self.training)
+
+    def problem(
+        self,
+        foundation: Potential,
+        high: Sequence[Frame],
+        *,
+        validation: Sequence[Frame],
+        low: Sequence[Frame] = (),
+        between: Sequence[Sequence[Frame]] = (),
+        teacher: Potential | None = None,
+        labels: Labels = "energy_forces",
+        settings: TrainingSettings = DEFAULT_SETTINGS,
+    ) -> TrainingProblem:
+        """What to train.
+
+        Args:
+            foundation: student of the low fidelity.
+            high: training frames with high-fidelity labels.
+            validation: frames with high-fidelity labels that decide which parameters are kept.
+            low: frames with the labels that the foundation was trained on, for replay and for `references: shift`.
+            between: frames of further fidelities, one sequence for each, for strategies with a readout per fidelity.
+            teacher: the potential that the foundation imitates, for differences to the teacher itself.
+            labels: which high-fidelity labels may be seen; with "energy", forces and stresses are removed from `high`
+                and `validation` before anything looks at them.
+            settings: of the training to come; `adjusted` is applied.
+
+        Raises:
+            ValueError: if the foundation is not an EquivariantPotential, energies alone are allowed but have no
+                weight, frames or the teacher are missing where the strategy needs them, or for data that
+                `check_frames` refuses.
+        """
+        if not isinstance(foundation, EquivariantPotential):
+            raise ValueError(
+                f"The strategy {self.name} lifts an EquivariantPotential, not a {type(foundation).__name__}; "
+                "distil it into a student first."
+            )
+        settings = self.adjusted(settings)
+        terms, high, validation = seen(high, validation, labels, settings)
+        check_frames(foundation.species, high, validation, terms, terms)
+        problem = self.set_up(Data(foundation, high, validation, low, between, teacher, terms, settings))
+        return with_trainable_references(problem) if self.references == "trainable" else problem
+
+    @abc.abstractmethod
+    def set_up(self, data: Data) -> TrainingProblem:
+        """`problem` for checked data, in which labels that must not be seen are NaN."""
+
+    def deploy(self, trained: Trained) -> Potential:
+        """The high-fidelity potential that training has produced: the last readout is that of the high fidelity."""
+        return plain(trained.potential, getattr(trained.potential, "heads", 1) - 1)
+
+    def lifted(self, source: Potential, high: Sequence[Frame], low: Sequence[Frame]) -> Float[np.ndarray, "119"]:
+        """References of another fidelity for a potential that goes on from `source`, as configured; see there."""
+        how = self.trainable_from if self.references == "trainable" else cast(FixedReferences, self.references)
+        return lifted_references(source, high, how, low)
+
+
+class Continued(Strategy):
+    """Base of the strategies that go on from the foundation's parameters."""
+
+    moves: Moves = pydantic.Field(
+        default="everything", description="parameters that move: everything, readouts, all_but_embedding or low_rank"
+    )
+    rank: int | None = pydantic.Field(
+        default=None, ge=1, description=f"of the updates of moves: low_rank, by default {DEFAULT_RANK}"
+    )
+    layer_decay: float = pydantic.Field(
+        default=1.0, gt=0, le=1, description="factor of the learning rate from the readouts down, for each layer"
+    )
+    l2_sp: float = pydantic.Field(
+        default=0.0, ge=0, description="strength of ½ |θ − θ₀|² in the loss, θ₀ the foundation's parameters"
+    )
+    anchor: float = pydantic.Field(
+        default=0.0,
+        ge=0,
+        description="weight, relative to a label's, of the foundation's forces on the high-fidelity structures",
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _rank_has_a_use(self) -> "Continued":
+        if self.rank is not None and self.moves != "low_rank":
+            raise ValueError(f"rank is {self.rank}, but moves is {self.moves}: only low_rank updates have a rank.")
+        return self
+
+    def continued(self, potential: EquivariantPotential, data: Data) -> TrainingProblem:
+        """High-fidelity frames for the last readout of a potential with their references; the foundation's anchors."""
+        seed, head = data.settings.seed, potential.heads - 1
+        train, validation = (samples_of(potential, frames, head) for frames in (data.high, data.validation))
+        names, terms = [describe(frame, number) for number, frame in enumerate(data.high)], data.terms
+        if self.anchor:
+            if not data.settings.forces_weight:
+                raise ValueError(
+                    "anchor holds forces, but forces_weight is 0; give forces a weight, or set anchor to 0."
+                )
+            train = train + samples_of(potential, anchors(data.foundation, data.high), head, weight=self.anchor)
+            names = names + [f"{name} (anchor)" for name in names]
+            terms = terms._replace(forces=True)
+        trained, rates = adapted(
+            potential, self.moves, rank=self.rank or DEFAULT_RANK, layer_decay=self.layer_decay, seed=seed
+        )
+        return TrainingProblem(trained, train, validation, terms, data.terms, names, rates=rates, l2_sp=self.l2_sp)
+
+
+def seen(
+    high: Sequence[Frame], validation: Sequence[Frame], labels: Labels, settings: TrainingSettings
+) -> tuple[Terms, Sequence[Frame], Sequence[Frame]]:
+    """Terms of the loss and frames, without the labels that must not be seen.
+
+    Raises:
+        ValueError: if energies alone may be seen, but have no weight.
+    """
+    terms = settings.terms()
+    if labels == "energy_forces":
+        return terms, high, validation
+    if not terms.energy:
+        raise ValueError("labels is energy, but energy_weight is 0: there is nothing to train on.")
+    return Terms(True, False, False), without_forces(high), without_forces(validation)
+
+
+def samples_of(
+    potential: EquivariantPotential, frames: Sequence[Frame], head: int, weight: float = 1.0
+) -> list[Sample]:
+    """Samples for a readout, relative to the potential's references."""
+    dtype = potential_dtype(potential)
+    cutoffs = potential.cutoff, potential.inner_cutoff
+    return make_samples(frames, *cutoffs, potential.references, head, weight=weight, dtype=dtype)
+
+
+def with_trainable_references(problem: TrainingProblem) -> TrainingProblem:
+    """The problem with offsets of the elemental references among its parameters, at the full learning rate."""
+    potential, rates = problem.potential, problem.rates
+    assert isinstance(potential, EquivariantPotential | LowRank)
+    if rates is None:
+        rates = jax.tree.map(lambda leaf: 1.0, potential.params)
+    rates = {"offsets": 1.0, "potential": rates}
+    return dataclasses.replace(problem, potential=trainable_references(potential), rates=rates)
