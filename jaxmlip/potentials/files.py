@@ -86,6 +86,19 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
     return cls(**leaves, references=references, specification=specification, known=known, **rest)
 
 
+def _encode_linearized(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    static, leaves = _encode_equivariant(potential.base)
+    return static, leaves | {"change": potential.change}
+
+
+def _decode_linearized(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
+    from jaxmlip.potentials.equivariant import EquivariantPotential
+
+    change = leaves.pop("change")
+    base = _decode_equivariant(EquivariantPotential, static, leaves, references)
+    return cls(base=base, change=change, references=references)
+
+
 def _encode_chgnet(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {}, {"params": potential.params}
 
@@ -98,6 +111,7 @@ KINDS: dict[str, Kind] = {
     "equivariant": Kind(
         "jaxmlip.potentials.equivariant:EquivariantPotential", _encode_equivariant, _decode_equivariant
     ),
+    "linearized": Kind("jaxmlip.potentials.linearized:LinearizedPotential", _encode_linearized, _decode_linearized),
     "chgnet": Kind("jaxmlip.potentials.chgnet:CHGNet", _encode_chgnet, _decode_chgnet),
 }
 """Kinds of potentials by their name in the file; a `Sum` is written as its terms."""

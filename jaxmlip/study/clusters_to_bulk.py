@@ -176,7 +176,7 @@ def _lifted(
             labels=labels,
             settings=settings,
         )
-        trained = train(problem, settings, progress=study.progress)
+        trained = strategy.solve(problem, settings, progress=study.progress)
         _save_trained(study, folder, dataclasses.replace(trained, potential=strategy.deploy(trained)))
 
     inputs = {"foundation": foundation, "high": high, "low": low, "strategy": strategy, "labels": labels}

@@ -17,6 +17,7 @@ STRATEGY_COLORS = {
     "differential": "#E69F00",
     "single_fidelity": "#56B4E9",
     "multi_fidelity": "#009E73",
+    "tangent_kernel": "#D55E00",
 }
 """Colour-blind safe (Okabe and Ito); one colour per strategy, marker and line style tell the labels."""
 

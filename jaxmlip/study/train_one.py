@@ -11,7 +11,6 @@ from jaxmlip.study.config import ConfigError, FileData, TrainOne
 from jaxmlip.study.workspace import versions, write_json
 from jaxmlip.systems.dataset import Frame, read_frames, split
 from jaxmlip.training.strategies import Direct
-from jaxmlip.training.trainer import train
 from jaxmlip.validation.errors import compare
 
 
@@ -40,7 +39,7 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
             )
         teacher = load_potential(config.teacher) if config.teacher else None
         problem = strategy.problem(foundation, training, low=low, teacher=teacher, **seen)
-    trained = train(problem, settings, progress=progress)
+    trained = strategy.solve(problem, settings, progress=progress)
     potential = strategy.deploy(trained)
 
     folder.mkdir(parents=True, exist_ok=True)

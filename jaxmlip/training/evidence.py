@@ -16,8 +16,8 @@ import scipy.optimize
 from jaxtyping import Float
 
 HYPERPRIOR = 4.0
-"""Standard deviation of the logarithms of variances, about the scale of the labels: weak, it holds what the labels leave
-open, such as the variance of a block that they do not need."""
+"""Standard deviation of the logarithms of the unknowns about the scale of the labels: weak, but it holds what the labels
+leave open, such as the scale of a block that they do not need."""
 
 SMALLEST_NOISE = 1e-3
 """Standard deviation of the noise over that of the labels below which the noise is not thought to go."""
@@ -56,8 +56,8 @@ class LinearPosterior:
     def sample(self, rng: np.random.Generator) -> list[Float[np.ndarray, " _"]]:
         """Weights drawn from the posterior, by correcting a draw from the prior (Matheron's rule).
 
-        The correction is what the labels say beyond that draw and its noise: Wilson et al., ICML 2020 (arXiv:2002.09309),
-        eq. 10.
+        The correction is what the labels say beyond that draw and its noise: Wilson et al., ICML 2020
+        (arXiv:2002.09309), eq. 10.
         """
         draw = [
             rng.standard_normal(x.shape[1]) * variance**0.5

@@ -32,7 +32,8 @@ from jaxmlip.training.strategy import (
     seen,
     with_trainable_references,
 )
-from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
+from jaxmlip.training.tangent import TangentKernel
+from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames
 
 
 class Direct(Strategy):
@@ -188,17 +189,21 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "differential": Differential,
     "single_fidelity": SingleFidelity,
     "multi_fidelity": MultiFidelity,
+    "tangent_kernel": TangentKernel,
 }
 
 AnyStrategy: TypeAlias = Annotated[
-    Annotated[Direct | Differential | SingleFidelity | MultiFidelity, pydantic.Field(discriminator="name")],
+    Annotated[
+        Direct | Differential | SingleFidelity | MultiFidelity | TangentKernel, pydantic.Field(discriminator="name")
+    ],
     pydantic.BeforeValidator(
         _from_name,
-        json_schema_input_type=Literal["direct", "differential", "single_fidelity", "multi_fidelity"]
+        json_schema_input_type=Literal["direct", "differential", "single_fidelity", "multi_fidelity", "tangent_kernel"]
         | Direct
         | Differential
         | SingleFidelity
-        | MultiFidelity,
+        | MultiFidelity
+        | TangentKernel,
     ),
 ]
 """A strategy as configuration spells it: `{name: multi_fidelity, replay: 0.5}`, or its name alone."""
@@ -247,7 +252,7 @@ def finetune(
         labels=labels,
         settings=settings,
     )
-    return strategy.deploy(train(problem, settings, progress=progress))
+    return strategy.deploy(strategy.solve(problem, settings, progress=progress))
 
 
 def _fresh(

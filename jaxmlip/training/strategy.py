@@ -19,7 +19,7 @@ from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.labels import FixedReferences, Labels, References, anchors, lifted_references, without_forces
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.moving import Moves, adapted
-from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames
+from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
 
 DEFAULT_RANK = 8
 """Of low-rank updates."""
@@ -134,6 +134,12 @@ class Strategy(pydantic.BaseModel, abc.ABC):
     @abc.abstractmethod
     def set_up(self, data: Data) -> TrainingProblem:
         """`problem` for checked data, in which labels that must not be seen are NaN."""
+
+    def solve(
+        self, problem: TrainingProblem, settings: TrainingSettings = DEFAULT_SETTINGS, *, progress: bool = True
+    ) -> Trained:
+        """Train a problem of this strategy: by the trainer (see `train`), unless a subclass needs none."""
+        return train(problem, settings, progress=progress)
 
     def deploy(self, trained: Trained) -> Potential:
         """The high-fidelity potential that training has produced: the last readout is that of the high fidelity."""

@@ -9,8 +9,9 @@ prior scale for each array of parameters and the noise, maximises the marginal l
 """
 
 import dataclasses
+import time
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -22,14 +23,65 @@ from jaxmlip.potentials.evaluation import potential_dtype
 from jaxmlip.potentials.linearized import LinearizedPotential
 from jaxmlip.potentials.potential import N_SPECIES, Potential, evaluate, stack
 from jaxmlip.systems.batches import Sample
+from jaxmlip.systems.dataset import describe
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
 from jaxmlip.training.evidence import LinearPosterior, fit_by_evidence
+from jaxmlip.training.loss import Terms
+from jaxmlip.training.strategy import Data, Strategy, samples_of
+from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings
 
 NEGLIGIBLE = 1e-12
 """An array whose derivatives have less than this share of the variance of all has no influence, and no prior scale."""
 
 Features: TypeAlias = dict[str, Float[np.ndarray, "samples _"]]
 """Derivatives of the energies of samples by each array of parameters, by its path."""
+
+
+class TangentKernel(Strategy):
+    """Closed-form Bayesian fine-tuning in the tangent space of the foundation, from energies alone.
+
+    Forces are not looked at, whichever labels are given; nor are epochs, learning rate and other settings of training.
+    """
+
+    name: Literal["tangent_kernel"] = "tangent_kernel"
+
+    def set_up(self, data: Data) -> TrainingProblem:
+        """The foundation with the elemental references of the high fidelity, and frames with energies."""
+        references = self.lifted(data.foundation, data.high, data.low)
+        potential, energy = data.foundation.replace(references=references), Terms(True, False, False)
+        train, validation = (samples_of(potential, frames, 0) for frames in (data.high, data.validation))
+        names = [describe(frame, number) for number, frame in enumerate(data.high)]
+        return TrainingProblem(potential, train, validation, energy, energy, names)
+
+    def solve(
+        self, problem: TrainingProblem, settings: TrainingSettings = DEFAULT_SETTINGS, *, progress: bool = True
+    ) -> Trained:
+        """The most probable potential; the history has one record, with the error of the validation energies."""
+        started = time.perf_counter()
+        posterior = self.posterior(problem)
+        mean, _ = posterior.energies(problem.validation)
+        errors = [
+            (energy - sample.energy) / sample.graph.n_atoms
+            for energy, sample in zip(mean, problem.validation, strict=True)
+        ]
+        record = {
+            "epoch": 0,
+            "log_evidence": posterior.linear.log_evidence,
+            "validation_energy_rmse_meV_atom": 1e3 * float(np.sqrt(np.nanmean(np.square(errors)))),
+            "validation_force_rmse_meV_A": np.nan,
+            "validation_stress_rmse_GPa": np.nan,
+            "wall_s": time.perf_counter() - started,
+        }
+        return Trained(posterior.potential(), [record], 0, problem)
+
+    def posterior(self, problem: TrainingProblem) -> "TangentPosterior":
+        """All that the energies of a problem say, with uncertainties."""
+        assert isinstance(problem.potential, EquivariantPotential)
+        return tangent_posterior(problem.potential, problem.train)
+
+    def deploy(self, trained: Trained) -> Potential:
+        """The linearised potential."""
+        return trained.potential
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +128,7 @@ class TangentPosterior:
             return np.asarray(values, leaf.dtype).reshape(leaf.shape)
 
         return LinearizedPotential(
-            base=self.foundation,
+            base=self.foundation.replace(references=references),
             change=jax.tree_util.tree_map_with_path(change, self.foundation.params),
             references=references,
         )
@@ -108,7 +160,7 @@ def tangent_posterior(foundation: EquivariantPotential, samples: Sequence[Sample
 def tangent_features(
     foundation: EquivariantPotential, graphs: Sequence[Graph]
 ) -> tuple[Float[np.ndarray, " samples"], Features]:
-    """Energies of single graphs in eV, relative to the references, and their derivatives by each array of parameters."""
+    """Energies of single graphs in eV, relative to the references, and their derivatives by all parameters."""
     shape = {"n_atoms": max(graph.n_atoms for graph in graphs), "slots": max(graph.n_slots for graph in graphs)}
     on_device = jax.device_put(foundation)
     energies, rows = [], []
