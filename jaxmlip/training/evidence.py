@@ -16,8 +16,8 @@ import scipy.optimize
 from jaxtyping import Float
 
 HYPERPRIOR = 4.0
-"""Standard deviation of the logarithms of the unknowns about the scale of the labels: weak, but it holds what the labels
-leave open, such as the scale of a block that they do not need."""
+"""Standard deviation of the logarithms of the unknowns about the scale of the labels: weak, but it holds what the
+labels leave open, such as the scale of a block that they do not need."""
 
 SMALLEST_NOISE = 1e-3
 """Standard deviation of the noise over that of the labels below which the noise is not thought to go."""
