@@ -29,7 +29,7 @@ class Adapter(Potential):
     potential: "EquivariantPotential | LowRank"
 
     @property
-    def references(self) -> Float[AnyArray, "119"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def references(self) -> Float[AnyArray, "119"]:
         """Of the adapted potential, eV."""
         return self.potential.references
 
@@ -51,7 +51,10 @@ class Adapter(Potential):
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Contribution of each atom in eV, for a potential with a single readout; 0 for padding atoms."""
         if self.heads != 1:
-            raise ValueError(f"The potential has {self.heads} readouts, and its energy is not defined before one is.")
+            raise ValueError(
+                f"The potential has {self.heads} readouts, and its energy is not defined before one is chosen: use "
+                "plain(potential, head)."
+            )
         return self.readouts(graph)[:, 0]
 
 

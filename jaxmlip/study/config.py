@@ -263,15 +263,22 @@ def _defaults(model: Any) -> dict:
 
 
 def _commented(model: Any, values: dict, indent: int = 0) -> list[str]:
-    """YAML lines of a mapping, each with its field's description as a comment."""
+    """YAML lines of a mapping, each with its field's description as a comment; strategies are mappings too."""
     lines, pad = [], "  " * indent
     for name, value in values.items():
         field = model.model_fields.get(name) if model is not None else None
         comment = f"  # {field.description}" if field is not None and field.description else ""
         annotation = field.annotation if field is not None else None
         section = annotation if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel) else None
+        if isinstance(value, dict) and value.get("name") in STRATEGIES:
+            section = STRATEGIES[value["name"]]
         if isinstance(value, dict) and value:
             lines += [f"{pad}{name}:{comment}", *_commented(section, value, indent + 1)]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines.append(f"{pad}{name}:{comment}")
+            for item in value:
+                first, *others = _commented(STRATEGIES[item["name"]], item, indent + 2)
+                lines += [f"{pad}  - {first.strip()}", *others]
         else:
             flow = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
             lines.append(f"{pad}{name}: {flow}{comment}")

@@ -16,6 +16,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Float
 
+from jaxmlip.potentials.adapters import LowRank
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, with_heads
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.dataset import Frame, describe
@@ -148,6 +149,13 @@ class MultiFidelity(Continued):
         if not self.warm_start:
             potential = _with_fresh_readout(potential, data.settings.seed)
         problem = self.continued(potential, data)
+        if isinstance(problem.potential, LowRank) and not any(
+            path.startswith("readout") for path in problem.potential.params
+        ):
+            raise ValueError(
+                "The rank of the updates is not below the size of any readout, so that all fidelities would share what "
+                "moves; lower rank, or choose another moves."
+            )
 
         rng = np.random.default_rng(data.settings.seed)
         for head, frames in enumerate((data.low, *data.between)):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from jaxmlip.study.config import ClustersToBulk, ConfigError, TrainOne, load_config, schema, template
-from jaxmlip.training.strategies import MultiFidelity
+from jaxmlip.training.strategies import Direct, MultiFidelity
 
 
 @pytest.fixture
@@ -24,9 +24,14 @@ def test_overrides_are_nested_and_typed(quick):
 
 
 def test_strategies_take_parameters(quick):
-    config = load_config(quick, ["strategies=[{name: multi_fidelity, replay: 0.25}]"])
+    override = (
+        "strategies=[direct, {name: multi_fidelity, replay: 0.25}, {name: direct, title: slow, training: {seed: 1}}]"
+    )
+    config = load_config(quick, [override])
     assert isinstance(config, ClustersToBulk)
-    assert config.strategies == [MultiFidelity(replay=0.25)]
+    slow = Direct(title="slow", training={"seed": 1})
+    assert config.strategies == [Direct(), MultiFidelity(replay=0.25), slow]
+    assert [strategy.called for strategy in config.strategies] == ["direct", "multi_fidelity", "slow"]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,11 @@ def test_strategies_take_parameters(quick):
         ("student.chanels=8", "unknown key student.chanels; did you mean channels?"),
         ("strategies=[{name: multi_fidelity, repaly: 1}]", "did you mean replay?"),
         ("strategies=[magic]", "magic"),
+        ("strategies=[{name: direct, training: {epoch: 3}}]", "direct.training: .*epoch: Extra inputs"),
+        (
+            "strategies=[direct, {name: direct, references: residual}]",
+            "direct is there more than once; give .* a title",
+        ),
         ("system.molecules=many", "system.molecules: .*integer.*'many'"),
         ("seed", "not of the form key=value"),
         ("seed.deep=1", "sets a key below seed, which is a single value"),

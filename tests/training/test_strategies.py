@@ -1,7 +1,7 @@
 """Every strategy lifts a small student from one water to another; nothing of a hidden label gets through."""
 
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -14,18 +14,16 @@ from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.distill import distil, distillation_problem, scale_and_shift, split_validation
+from jaxmlip.training.labels import Labels, lifted_references, without_forces
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.strategies import (
     STRATEGIES,
     AnyStrategy,
     Differential,
     Direct,
-    Labels,
     MultiFidelity,
     SingleFidelity,
     finetune,
-    lifted_references,
-    without_forces,
 )
 from jaxmlip.training.trainer import Trained, TrainingSettings, train, update
 
@@ -34,7 +32,18 @@ SETTINGS = TrainingSettings(epochs=25, batch_size=4, learning_rate=0.02, ema_dec
 SHORT = SETTINGS.model_copy(update={"epochs": 1})
 ALL = [cls() for cls in STRATEGIES.values()]
 
-pytestmark = pytest.mark.filterwarnings("ignore:The compositions of the frames")
+VARIANTS = [
+    Direct(references="residual"),
+    Differential(baseline="teacher", references="shift"),
+    SingleFidelity(references="keep"),
+    SingleFidelity(references="refit"),
+    SingleFidelity(references="shift", moves="readouts", l2_sp=1.0),
+    SingleFidelity(references="trainable", moves="low_rank", rank=2),
+    MultiFidelity(references="trainable", warm_start=False, anchor=0.5, layer_decay=0.5, moves="all_but_embedding"),
+]
+"""Every source of references, baseline, choice of what moves and kind of sample that a strategy can have."""
+
+pytestmark = pytest.mark.filterwarnings("ignore:H and O occur in one ratio only")
 
 
 def rmse(potential: Potential, frames: list[Frame]) -> tuple[float, float]:
@@ -98,7 +107,9 @@ def test_hidden_forces_never_speak(lifted):
         assert all(known) if labels == "energy_forces" else not any(known)
 
 
-@pytest.mark.parametrize("strategy", ALL, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "strategy", ALL + VARIANTS, ids=lambda s: f"{s.name} {s.model_dump(exclude_defaults=True, exclude={'name'})}"
+)
 def test_energy_only_training_cannot_see_forces(foundation, low, high, strategy):
     """True, absent or absurd forces and stresses: the same problem and the same parameters, bit for bit."""
 
@@ -106,14 +117,16 @@ def test_energy_only_training_cannot_see_forces(foundation, low, high, strategy)
         return dataclasses.replace(frame, forces=np.full_like(frame.forces, value), stress=np.full((3, 3), value))
 
     outcomes = []
-    for frames in (high, [with_forces(f, np.nan) for f in high], [with_forces(f, 1e6) for f in high]):
+    for frames in (high, [with_forces(f, np.nan) for f in high], [with_forces(f, 1e9) for f in high]):
         problem = strategy.problem(
-            foundation, frames[:24], validation=frames[24:], low=low[:24], labels="energy", settings=SHORT
+            foundation, frames[:24], validation=frames[24:], low=low[:24], teacher=LOW, labels="energy", settings=SHORT
         )
         trained = train(problem, SHORT, progress=False)
         assert not problem.selection.forces
         history = [{k: v for k, v in record.items() if k != "wall_s"} for record in trained.history]
-        outcomes.append((problem.potential, strategy.deploy(trained), history))
+        labels = [(sample.energy, sample.forces, sample.weight) for sample in problem.train + problem.validation]
+        kept = (trained.potential, strategy.deploy(trained), trained.best_epoch)
+        outcomes.append((problem.potential, problem.rates, labels, kept, history))
     for other in outcomes[1:]:
         jax.tree.map(np.testing.assert_array_equal, outcomes[0], other)
 
@@ -128,6 +141,90 @@ def test_differential_deploys_the_sum(lifted, foundation, high):
         np.testing.assert_allclose(total.energy, low.energy + delta.energy, rtol=0, atol=2e-5)
         np.testing.assert_allclose(total.forces, low.forces + delta.forces, rtol=0, atol=2e-5)
     assert trained.problem.baseline is foundation
+
+
+@pytest.mark.parametrize("cutoff", [3.0, 5.0])
+def test_the_teacher_itself_may_be_the_baseline(high, low, cutoff):
+    """Deployed as teacher + delta, each within its own cutoff; labels are what the teacher lacks."""
+    student = MODEL.model_copy(update={"cutoff": cutoff}).build((1, 8), average_neighbors=8.0)
+    strategy = Differential(baseline="teacher")
+    with pytest.raises(ValueError, match="there is no teacher; give `teacher`, or choose baseline: student"):
+        strategy.problem(student, high[:4], validation=high[24:26], settings=SHORT)
+    problem = strategy.problem(student, high[:4], validation=high[24:26], teacher=LOW, settings=SHORT)
+    for sample, frame, below in zip(problem.train, high[:4], low[:4], strict=True):
+        np.testing.assert_allclose(sample.forces, frame.forces - below.forces, atol=1e-5)
+    deployed = strategy.deploy(Trained(problem.potential, [], 0, problem))
+    structures = [frame.atoms for frame in high[:2]]
+    assert deployed.cutoff == max(cutoff, LOW.cutoff)
+    parts = [predict(potential, structures) for potential in (LOW, problem.potential)]
+    for total, teacher, delta in zip(predict(deployed, structures), *parts, strict=True):
+        assert np.abs(delta.forces).max() > 1e-3
+        np.testing.assert_allclose(total.energy, teacher.energy + delta.energy, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(total.forces, teacher.forces + delta.forces, rtol=0, atol=2e-5)
+
+
+def test_anchor_holds_the_foundations_forces(foundation, high, low):
+    """A sample more for each frame, for the high readout, with the foundation's forces and no energy."""
+    strategy = MultiFidelity(anchor=0.25, replay=0.5, replay_weight=3.0)
+    arguments: dict[str, Any] = {"validation": high[24:], "low": low[:24], "labels": "energy", "settings": SHORT}
+    problem = strategy.problem(foundation, high[:8], **arguments)
+    assert [(sample.head, sample.weight) for sample in problem.train] == [(1, 1.0)] * 8 + [(1, 0.25)] * 8 + [
+        (0, 3.0)
+    ] * 4
+    assert (problem.terms, problem.selection) == (Terms(True, True, False), Terms(True, False, False))
+    predicted = predict(foundation, [frame.atoms for frame in high[:8]])
+    for shown, anchor, prediction in zip(problem.train[:8], problem.train[8:16], predicted, strict=True):
+        assert np.isnan(shown.forces).all()
+        assert np.isnan(anchor.energy)
+        np.testing.assert_array_equal(anchor.forces, prediction.forces)
+    assert problem.names[8:16] == [f"{name} (anchor)" for name in problem.names[:8]]
+    arguments["settings"] = SHORT.model_copy(update={"forces_weight": 0.0})
+    with pytest.raises(ValueError, match="anchor holds forces, but forces_weight is 0"):
+        strategy.problem(foundation, high[:8], **arguments)
+
+
+def test_readouts_start_warm_or_fresh(foundation, high, low):
+    """A copy of the low readout, or random numbers in the last readout alone; a readout for each fidelity."""
+    arguments: dict[str, Any] = {"validation": high[24:], "low": low[:24], "settings": SHORT}
+    warm = MultiFidelity().problem(foundation, high[:8], between=[low[:6]], **arguments)
+    fresh = MultiFidelity(warm_start=False).problem(foundation, high[:8], **arguments)
+    assert isinstance(warm.potential, EquivariantPotential)
+    assert isinstance(fresh.potential, EquivariantPotential)
+    assert (warm.potential.heads, fresh.potential.heads) == (3, 2)
+    assert [sample.head for sample in warm.train] == [2] * 8 + [0] * 4 + [1] * 4
+    for head in range(3):
+        jax.tree.map(np.testing.assert_array_equal, select_head(warm.potential, head).params, foundation.params)
+    jax.tree.map(np.testing.assert_array_equal, select_head(fresh.potential, 0).params, foundation.params)
+    last = select_head(fresh.potential, 1).params
+    for name, tree in last.items():
+        same = [
+            (np.asarray(a) == np.asarray(b)).all()
+            for a, b in zip(*map(jax.tree.leaves, (tree, foundation.params[name])), strict=True)
+        ]
+        assert any(same) != name.startswith("readout")
+
+
+def test_a_strategy_may_change_the_settings(foundation, high):
+    """For itself alone; the settings are checked when it is made."""
+    slow = Direct(training={"learning_rate": 1e-4, "seed": 3})
+    assert slow.adjusted(SHORT) == SHORT.model_copy(update={"learning_rate": 1e-4, "seed": 3})
+    assert Direct().adjusted(SHORT) == SHORT
+    first = slow.problem(foundation, high[:8], validation=high[24:], settings=SHORT).potential.params
+    second = (
+        Direct()
+        .problem(foundation, high[:8], validation=high[24:], settings=SHORT.model_copy(update={"seed": 3}))
+        .potential.params
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_direct_needs_no_foundation(high):
+    """The same as from a foundation's architecture; references that come from one are refused."""
+    problem = Direct().from_labels(MODEL, high[:24], validation=high[24:], labels="energy", settings=SHORT)
+    assert problem.terms == Terms(True, False, False)
+    assert all(np.isnan(sample.forces).all() for sample in problem.train)
+    with pytest.raises(ValueError, match="references is residual, which starts from a foundation's; choose refit"):
+        Direct(references="residual").from_labels(MODEL, high[:24], validation=high[24:])
 
 
 def test_multi_fidelity_shares_a_trunk(lifted, foundation, low, high):
@@ -226,6 +323,8 @@ def test_mistakes_are_named(foundation, high, low):
     arguments = {"validation": high[24:], "settings": SHORT}
     with pytest.raises(ValueError, match="multi_fidelity replays low-fidelity labels, but there are no low-fidelity"):
         MultiFidelity().problem(foundation, high[:8], **arguments)
+    with pytest.raises(ValueError, match="not below the size of any readout, so that all fidelities would share"):
+        MultiFidelity(moves="low_rank", rank=2).problem(foundation, high[:8], low=low[:8], **arguments)
     with pytest.raises(ValueError, match="There are no training frames"):
         Direct().problem(foundation, [], **arguments)
     with pytest.raises(ValueError, match="There are no validation frames"):
@@ -253,9 +352,14 @@ def test_strategies_are_configuration():
     adapter = pydantic.TypeAdapter(AnyStrategy)
     assert adapter.validate_python({"name": "multi_fidelity", "replay": 0.25}) == MultiFidelity(replay=0.25)
     for name, cls in STRATEGIES.items():
-        assert adapter.validate_python({"name": name}) == cls()
+        assert adapter.validate_python({"name": name}) == adapter.validate_python(name) == cls()
         assert adapter.validate_json(cls().model_dump_json()) == cls()
-    for wrong in ({"name": "transfer"}, {"name": "direct", "replay": 1.0}):
+    for wrong in (
+        "transfer",
+        {"name": "transfer"},
+        {"name": "direct", "replay": 1.0},
+        {"name": "direct", "moves": "readouts"},
+    ):
         with pytest.raises(pydantic.ValidationError):
             adapter.validate_python(wrong)
 
