@@ -107,11 +107,21 @@ def _decode_chgnet(cls: Any, static: dict, leaves: dict, references: np.ndarray)
     return cls(**leaves, references=references)
 
 
+def _encode_pairs(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    static = {"known": list(potential.known), "reach": potential.reach, "shortest": potential.shortest}
+    return static, {"params": potential.params}
+
+
+def _decode_pairs(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
+    return cls(**leaves, references=references, **(static | {"known": tuple(static["known"])}))
+
+
 KINDS: dict[str, Kind] = {
     "equivariant": Kind(
         "jaxmlip.potentials.equivariant:EquivariantPotential", _encode_equivariant, _decode_equivariant
     ),
     "linearized": Kind("jaxmlip.potentials.linearized:LinearizedPotential", _encode_linearized, _decode_linearized),
+    "pairs": Kind("jaxmlip.potentials.pairs:PairPotential", _encode_pairs, _decode_pairs),
     "chgnet": Kind("jaxmlip.potentials.chgnet:CHGNet", _encode_chgnet, _decode_chgnet),
 }
 """Kinds of potentials by their name in the file; a `Sum` is written as its terms."""

@@ -22,6 +22,9 @@ labels leave open, such as the scale of a block that they do not need."""
 SMALLEST_NOISE = 1e-3
 """Standard deviation of the noise over that of the labels below which the noise is not thought to go."""
 
+NOISES = (0.1, 0.01)
+"""Where the search for the noise starts, over the labels: one maximum of the evidence may call everything noise."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearPosterior:
@@ -125,7 +128,7 @@ def fit_by_evidence(
     kernels, unit_sizes, unit_labels = kernels / scales[:, None, None], sizes / mean_size, labels / spread
 
     # The unknowns are logarithms of standard deviations, in units of the labels' spread.
-    start = np.append(np.full(len(blocks), -0.5 * np.log(len(blocks))), np.log(0.1))
+    start = np.append(np.full(len(blocks), -0.5 * np.log(len(blocks))), np.log(NOISES[0]))
 
     def objective(logs: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = _negative_log_evidence(logs, kernels, unit_labels, unit_sizes)
@@ -133,7 +136,9 @@ def fit_by_evidence(
         return value + 0.5 * float(away @ away), gradient + away / HYPERPRIOR
 
     bounds = [(-15.0, 7.0)] * len(blocks) + [(np.log(SMALLEST_NOISE), 3.0)]
-    found = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    starts = [np.append(start[:-1], np.log(noise)) for noise in NOISES]
+    runs = [scipy.optimize.minimize(objective, x, jac=True, method="L-BFGS-B", bounds=bounds) for x in starts]
+    found = min(runs, key=lambda run: run.fun)
     deviations = np.exp(found.x)
     evidence = -_negative_log_evidence(found.x, kernels, unit_labels, unit_sizes)[0] - len(labels) * np.log(spread)
     return LinearPosterior(

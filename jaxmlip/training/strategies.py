@@ -23,6 +23,7 @@ from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.distill import fresh_problem, split_validation
 from jaxmlip.training.labels import FixedReferences, Labels, References, residuals
 from jaxmlip.training.loss import Terms
+from jaxmlip.training.pair_difference import PairDifference
 from jaxmlip.training.strategy import (
     REFERENCES,
     STARTS,
@@ -198,20 +199,25 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "single_fidelity": SingleFidelity,
     "multi_fidelity": MultiFidelity,
     "tangent_kernel": TangentKernel,
+    "pair_difference": PairDifference,
 }
 
 AnyStrategy: TypeAlias = Annotated[
     Annotated[
-        Direct | Differential | SingleFidelity | MultiFidelity | TangentKernel, pydantic.Field(discriminator="name")
+        Direct | Differential | SingleFidelity | MultiFidelity | TangentKernel | PairDifference,
+        pydantic.Field(discriminator="name"),
     ],
     pydantic.BeforeValidator(
         _from_name,
-        json_schema_input_type=Literal["direct", "differential", "single_fidelity", "multi_fidelity", "tangent_kernel"]
+        json_schema_input_type=Literal[
+            "direct", "differential", "single_fidelity", "multi_fidelity", "tangent_kernel", "pair_difference"
+        ]
         | Direct
         | Differential
         | SingleFidelity
         | MultiFidelity
-        | TangentKernel,
+        | TangentKernel
+        | PairDifference,
     ),
 ]
 """A strategy as configuration spells it: `{name: multi_fidelity, replay: 0.5}`, or its name alone."""

@@ -14,9 +14,10 @@ from jaxmlip.potentials.potential import evaluate
 from jaxmlip.systems.batches import make_samples
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.systems.graph import graph_from_atoms
+from jaxmlip.training.closed_form import spread, without_errors
 from jaxmlip.training.distill import distillation_problem
 from jaxmlip.training.strategies import TangentKernel, finetune
-from jaxmlip.training.tangent import TangentPosterior, spread, tangent_posterior
+from jaxmlip.training.tangent import TangentPosterior, tangent_posterior
 from jaxmlip.training.trainer import TrainingProblem, TrainingSettings, train
 
 MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
@@ -115,6 +116,20 @@ def test_finetune_and_files(foundation, high, tmp_path):
     save(lifted, tmp_path / "lifted.jaxmlip")
     for one, other in zip(jax.tree.leaves(load(tmp_path / "lifted.jaxmlip")), jax.tree.leaves(lifted), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_errors_of_the_foundation_are_taken_out(foundation, low, high):
+    """Label − foundation becomes the difference of the labels, where there are both."""
+    corrected = without_errors(foundation, high[:6], low[3:24])
+    predictions = predict(foundation, [frame.atoms for frame in high[:6]])
+    for number, (frame, prediction) in enumerate(zip(corrected, predictions, strict=True)):
+        wanted = high[number].energy - (low[number] if number >= 3 else prediction).energy
+        assert frame.energy - prediction.energy == pytest.approx(wanted, abs=1e-6)
+
+
+def test_trainable_references_are_refused():
+    with pytest.raises(ValueError, match="tangent_kernel trains nothing"):
+        TangentKernel(references="trainable")
 
 
 def test_samples_without_energy_are_refused(foundation, problem):
