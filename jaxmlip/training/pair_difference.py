@@ -82,9 +82,7 @@ class PairPosterior(Posterior):
         self, graphs: Sequence[Graph]
     ) -> tuple[Float[np.ndarray, " samples"], list[Float[np.ndarray, "samples _"]]]:
         """Energies of the foundation in eV, and the functions of each block, summed over the pairs of a graph."""
-        functions = pair_functions(self.empty, graphs)
-        features = [functions[:, pair] @ _smooth(self.empty, scale) for pair, scale in self.blocks]
-        return energies_of(self.foundation, graphs), features
+        return energies_of(self.foundation, graphs), block_features(self.empty, self.blocks, graphs)
 
 
 def pair_posterior(
@@ -119,11 +117,17 @@ def pair_posterior(
     graphs, elements = [sample.graph for sample in samples], elements_in(samples)
     present = np.flatnonzero(pair_functions(empty, graphs).any(axis=(0, 2)))
     blocks = tuple((int(pair), float(scale)) for pair in present for scale in length_scales)
-    # The posterior knows its features before it has its weights.
-    unfitted = PairPosterior(foundation, elements, None, empty, blocks)  # pyright: ignore[reportArgumentType]
-    energies, features = unfitted.features(graphs)
-    linear = fit_by_evidence([counts[:, list(elements)], *features], labels - energies, counts.sum(axis=1))
-    return dataclasses.replace(unfitted, linear=linear)
+    features = [counts[:, list(elements)], *block_features(empty, blocks, graphs)]
+    linear = fit_by_evidence(features, labels - energies_of(foundation, graphs), counts.sum(axis=1))
+    return PairPosterior(foundation, elements, linear, empty, blocks)
+
+
+def block_features(
+    potential: PairPotential, blocks: Sequence[tuple[int, float]], graphs: Sequence[Graph]
+) -> list[Float[np.ndarray, "samples centres"]]:
+    """For each pair of elements and length scale, the smooth functions of the prior, summed over a graph's pairs."""
+    functions = pair_functions(potential, graphs)
+    return [functions[:, pair] @ _smooth(potential, scale) for pair, scale in blocks]
 
 
 def pair_functions(potential: PairPotential, graphs: Sequence[Graph]) -> Float[np.ndarray, "samples pairs centres"]:
