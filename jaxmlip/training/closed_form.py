@@ -94,9 +94,9 @@ class ClosedForm(Strategy):
 
     def set_up(self, data: Data) -> TrainingProblem:
         """The foundation with the elemental references of the high fidelity, and frames with energies."""
-        references = self.lifted(data.foundation, data.high, data.low)
-        potential, energy = data.foundation.replace(references=references), Terms(True, False, False)
         high = without_errors(data.foundation, data.high, data.low)
+        references = self.lifted(data.foundation, high, data.low)
+        potential, energy = data.foundation.replace(references=references), Terms(True, False, False)
         train, validation = (samples_of(potential, frames, 0) for frames in (high, data.validation))
         names = [describe(frame, number) for number, frame in enumerate(data.high)]
         return TrainingProblem(potential, train, validation, energy, energy, names)
