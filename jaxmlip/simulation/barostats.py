@@ -16,6 +16,7 @@ from jaxmlip.simulation.ensembles import (
     NVTNoseHoover,
     centred,
     chain_energy,
+    kinetic_energy,
     maxwell_boltzmann,
     nose_hoover_chain,
 )
@@ -217,7 +218,7 @@ class NPTNoseHoover(Ensemble):
     def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> ExtendedState:
         """Momenta of the atoms at kT with the centre of mass at rest; cell and chains are at rest."""
         mass, momentum = maxwell_boltzmann(key, positions, masses, numbers["kT"])
-        kinetic = 0.5 * (momentum**2 / mass).sum()
+        kinetic = kinetic_energy(momentum, mass)
         none = jnp.zeros((), positions.dtype)
         degrees = NPTNoseHoover.degrees_of_freedom(len(positions))
         of_atoms, of_cell = nose_hoover_chain(0.0, numbers["period"]), nose_hoover_chain(0.0, numbers["cell_period"])
@@ -259,7 +260,7 @@ class NPTNoseHoover(Ensemble):
         state = _kicked_with_cell(state.replace(force=forces), 0.5 * dt)
         state = state.replace(momentum=centred(state.momentum, state.mass))
         growth = state.growth + 0.5 * dt * _cell_force(state, numbers)
-        kinetic = 0.5 * (state.momentum**2 / state.mass).sum()
+        kinetic = kinetic_energy(state.momentum, state.mass)
         momentum, thermostat = of_atoms.half_step(state.momentum, state.thermostat.set(kinetic_energy=kinetic), kT)
         of_growth = state.barostat.set(kinetic_energy=0.5 * growth**2 / state.inertia)
         growth, barostat = of_cell.half_step(growth, of_growth, kT)

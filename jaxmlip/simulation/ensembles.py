@@ -241,7 +241,7 @@ class NVTNoseHoover(Ensemble):
         state: Any = simulate.NVTNoseHooverState(positions, momentum, jnp.zeros_like(positions), mass, None)  # type: ignore[call-arg]
         degrees = NVTNoseHoover.degrees_of_freedom(positions.shape[0])
         chain = nose_hoover_chain(0.0, numbers["period"]).initialize(
-            degrees, simulate.kinetic_energy(state), numbers["kT"]
+            degrees, kinetic_energy(momentum, mass), numbers["kT"]
         )
         return state.set(chain=chain)
 
@@ -257,12 +257,10 @@ class NVTNoseHoover(Ensemble):
     @staticmethod
     def finish(state: Any, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> Any:
         """Half a kick, and the chain for half a step."""
-        from jax_md import simulate
-
         state = NVE.finish(state, forces, dt, numbers)
-        state = state.set(momentum=centred(state.momentum, state.mass))
-        current = state.chain.set(kinetic_energy=simulate.kinetic_energy(state))
-        momentum, current = nose_hoover_chain(dt, numbers["period"]).half_step(state.momentum, current, numbers["kT"])
+        momentum = centred(state.momentum, state.mass)
+        current = state.chain.set(kinetic_energy=kinetic_energy(momentum, state.mass))
+        momentum, current = nose_hoover_chain(dt, numbers["period"]).half_step(momentum, current, numbers["kT"])
         return state.set(momentum=momentum, chain=current)
 
     @staticmethod
@@ -349,7 +347,7 @@ class NVTVelocityRescaling(Ensemble):
         key, split = jax.random.split(state.rng)
         degrees = NVTVelocityRescaling.degrees_of_freedom(momentum.shape[0])
         noise = jax.random.normal(split, (degrees,), momentum.dtype)
-        kinetic = 0.5 * (momentum**2 / state.mass).sum()
+        kinetic = kinetic_energy(momentum, state.mass)
         kept = jnp.exp(-dt * numbers["rate"])
         renewed = (1.0 - kept) * numbers["kT"] / (2.0 * jnp.maximum(kinetic, 1e-30))
         along = jnp.sqrt(kept) + jnp.sqrt(renewed) * noise[0]
@@ -379,6 +377,11 @@ def centred(momentum: Vectors, mass: Float[AnyArray, "atoms 1"]) -> Vectors:
     if momentum.shape[0] == 1:
         return momentum
     return momentum - mass * momentum.sum(axis=0) / mass.sum()
+
+
+def kinetic_energy(momentum: Vectors, mass: Float[AnyArray, "atoms 1"]) -> Float[AnyArray, ""]:
+    """Σ p²/2m, eV."""
+    return 0.5 * (momentum**2 / mass).sum()
 
 
 def free_space(positions: Vectors, displacement: Vectors, **_: Any) -> Vectors:
