@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ COLORS = {
     "jax-md": "#CC79A7",
 }
 
-BUSY = 0.5
-"""Mean number of processes at work, over the last minute, from which on a machine is not idle."""
+BUSY = 0.2
+"""Share of a second for which one core is at work on something else, from which on a machine is not idle."""
 
 WORKER = """
 import json, resource, sys, time
@@ -402,8 +403,22 @@ def machine(cores: int) -> dict[str, Any]:
             line.partition(":")[2].strip() for line in information.read_text().splitlines() if "model name" in line
         ]
         model = names[0] if names else model
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return {"platform": platform.platform(), "cpu": model, "cores": cores, "load_before": load}
+    return {"platform": platform.platform(), "cpu": model, "cores": cores, "busy_before": busy_cores()}
+
+
+def busy_cores() -> float:
+    """Number of cores at work over one second, on average; 0 where the operating system does not count."""
+    counted = Path("/proc/stat")
+    if not counted.exists():
+        return 0.0
+
+    def worked() -> float:
+        user, nice, system = map(int, counted.read_text().split(maxsplit=4)[1:4])
+        return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+    before = worked()
+    time.sleep(1.0)
+    return worked() - before
 
 
 def describe(here: Mapping[str, Any]) -> str:
@@ -413,11 +428,11 @@ def describe(here: Mapping[str, Any]) -> str:
 
 def disturbance(here: Mapping[str, Any]) -> list[str]:
     """A warning if the machine was busy: threads that wait for one another, as torch's do, then lose most."""
-    if here["load_before"] < BUSY:
+    if here["busy_before"] < BUSY:
         return []
     return [
-        f"The machine was busy before the benchmark began (load {here['load_before']:.1f}): times are too long, "
-        "mace-torch's most of all, and ratios are not to be trusted."
+        f"The machine was busy before the benchmark began ({here['busy_before']:.1f} cores at work): times are too "
+        "long, mace-torch's most of all, and ratios are not to be trusted."
     ]
 
 

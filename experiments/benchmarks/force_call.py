@@ -202,7 +202,8 @@ def main() -> None:
         bars(options.out / f"{name}.png", title, measured.ms, "time of a call")
     if options.json:
         task = {"channels": options.channels, "L": options.L, "atoms": options.atoms, "calls": options.calls}
-        more = {"ratio_tables": measured.ratios(TABLES), "tolerance": options.tolerance, "difference": difference}
+        more = {"ratio": measured.ratios(TABLES), "ratio_networks": measured.ratios("jaxmlip")}
+        more |= {"tolerance": options.tolerance, "difference": difference}
         print(json.dumps(measured.result() | more | task | {"machine": here}))
 
 

@@ -91,6 +91,19 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
     return cls(**leaves, references=references, specification=specification, known=known, **rest)
 
 
+def _encode_linearized(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    static, leaves = _encode_equivariant(potential.base)
+    return static, leaves | {"change": potential.change}
+
+
+def _decode_linearized(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
+    from jaxmlip.potentials.equivariant import EquivariantPotential
+
+    change = leaves.pop("change")
+    base = _decode_equivariant(EquivariantPotential, static, leaves, references)
+    return cls(base=base, change=change, references=references)
+
+
 def _encode_chgnet(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {}, {"params": potential.params}
 
@@ -99,10 +112,21 @@ def _decode_chgnet(cls: Any, static: dict, leaves: dict, references: np.ndarray)
     return cls(**leaves, references=references)
 
 
+def _encode_pairs(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    static = {"known": list(potential.known), "reach": potential.reach, "shortest": potential.shortest}
+    return static, {"params": potential.params}
+
+
+def _decode_pairs(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
+    return cls(**leaves, references=references, **(static | {"known": tuple(static["known"])}))
+
+
 KINDS: dict[str, Kind] = {
     "equivariant": Kind(
         "jaxmlip.potentials.equivariant:EquivariantPotential", _encode_equivariant, _decode_equivariant
     ),
+    "linearized": Kind("jaxmlip.potentials.linearized:LinearizedPotential", _encode_linearized, _decode_linearized),
+    "pairs": Kind("jaxmlip.potentials.pairs:PairPotential", _encode_pairs, _decode_pairs),
     "chgnet": Kind("jaxmlip.potentials.chgnet:CHGNet", _encode_chgnet, _decode_chgnet),
 }
 """Kinds of potentials by their name in the file; a `Sum` is written as its terms."""

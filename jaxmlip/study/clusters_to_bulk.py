@@ -7,6 +7,7 @@ goes through files, so that a resumed study reads exactly what an undisturbed on
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -178,7 +179,7 @@ def _lifted(
             labels=labels,
             settings=settings,
         )
-        trained = _train(study, folder, problem, settings)
+        trained = _train(study, folder, problem, settings, strategy.solve)
         _save_trained(study, folder, dataclasses.replace(trained, potential=strategy.deploy(trained)))
 
     inputs = {"foundation": foundation, "high": high, "low": low, "strategy": strategy, "labels": labels}
@@ -241,10 +242,13 @@ def _seeded(settings: TrainingSettings, seed: int, purpose: str) -> TrainingSett
     return settings.model_copy(update={"seed": seed_for(seed, f"training-{purpose}-{settings.seed}")})
 
 
-def _train(study: Study, folder: Path, problem: TrainingProblem, settings: TrainingSettings) -> Trained:
+def _train(
+    study: Study, folder: Path, problem: TrainingProblem, settings: TrainingSettings, solve: Callable = train
+) -> Trained:
     """Train with checkpoints and metrics inside the stage, so that a killed study goes on within it."""
-    trained = train(problem, settings, folder=folder / RESUMABLE, progress=study.progress)
-    shutil.rmtree(folder / RESUMABLE / CHECKPOINTS)  # from here on the stage's result stands for them
+    trained = solve(problem, settings, folder=folder / RESUMABLE, progress=study.progress)
+    # From here on the stage's result stands for them; a closed form leaves none.
+    shutil.rmtree(folder / RESUMABLE / CHECKPOINTS, ignore_errors=True)
     return trained
 
 

@@ -26,6 +26,7 @@ from jaxmlip.study.learning_curve_report import write_results
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, content_digest, to_json, versions, write_json
 from jaxmlip.systems.dataset import Frame
+from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.distill import distillation_problem, split_validation
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.runs import CHECKPOINTS
@@ -112,51 +113,63 @@ def run_learning_curve(config: LearningCurve, folder: Path, *, progress: bool = 
 
     The folder then holds `potentials/<strategy>-<labels>-<N>-<seed>.jaxmlip`, `results.json`, `table.md`,
     `learning_curves.png`, `config.json` and `stages/`. The results cover every run in the folder that differs from the
-    configuration's in strategy, labels, size and seed only.
+    configuration's in strategy, labels, size and seed only. Several processes may work in one folder: each takes runs
+    that no other is at work on, and ends when all are done.
 
     Raises:
         ConfigError: if a path names an environment variable that is not set, or there are fewer frames than a size.
         FileNotFoundError: if a file is missing.
-        RuntimeError: if another run is at work in the folder.
     """
     workspace = Workspace(folder, report=print if progress else lambda line: None)
     study = Study(config, workspace, progress)
-    with workspace.locked():
-        used = [config.high, config.validation, config.test, *config.replay]
-        for data in used if config.foundation.potential else [*used, *config.foundation.data]:
-            data.identity()  # missing files are named before anything runs
-        if max(config.sizes) > len(study.high):
-            raise ConfigError(
-                f"sizes asks for {max(config.sizes)} frames, but {config.high.path} has {len(study.high)}; leave that "
-                "size out."
-            )
+    used = [config.high, config.validation, config.test, *config.replay]
+    for data in used if config.foundation.potential else [*used, *config.foundation.data]:
+        data.identity()  # missing files are named before anything runs
+    if max(config.sizes) > len(study.high):
+        raise ConfigError(
+            f"sizes asks for {max(config.sizes)} frames, but {config.high.path} has {len(study.high)}; leave that "
+            "size out."
+        )
+    (folder / "potentials").mkdir(exist_ok=True)
+    with workspace.claimed("results", wait=True):
         resolved = config.model_dump(mode="json")
         write_json(folder / "config.json", {"config": resolved, "seeds": config.seeds, "versions": versions()})
-        (folder / "potentials").mkdir(exist_ok=True)
 
-        def publish(name: str, stage: Stage) -> None:
-            shutil.copy(stage.folder / "potential.jaxmlip", folder / "potentials" / f"{name}.jaxmlip")
-            _tested(study, name, stage)
+    def publish(name: str, stage: Stage) -> None:
+        shutil.copy(stage.folder / "potential.jaxmlip", folder / "potentials" / f"{name}.jaxmlip")
+        _tested(study, name, stage)
+        with workspace.claimed("results", wait=True):
             write_results(folder, config, _records(study))
 
+    with workspace.claimed(FOUNDATION, wait=True):
         publish(FOUNDATION, _foundation(study))
-        grid = _grid(config)
-        clock = _Clock(study, grid)
+    grid = _grid(config)
+    clock, done = _Clock(study, grid), set()
+    for wait in (False, True):  # runs that another process is at work on come last, and are then there as a rule
         for number, run in enumerate(grid):
-            clock.announce(number)
-            lift = functools.partial(_lift, study, run)
-            publish(run.name, workspace.stage(run.name, study.inputs(run), lift))
+            if run.name in done:
+                continue
+            with workspace.claimed(run.name, wait=wait) as mine:
+                if mine:
+                    clock.announce(number)
+                    lift = functools.partial(_lift, study, run)
+                    publish(run.name, workspace.stage(run.name, study.inputs(run), lift))
+                    done.add(run.name)
     return json.loads((folder / "results.json").read_text())
 
 
 def _grid(config: LearningCurve) -> list[Run]:
-    """All runs, seeds of an arm one after another, so that they share compilations."""
+    """All runs, seeds of an arm one after another, so that they share compilations.
+
+    Strategies in closed form see no forces and have no seed: they occur once, with energies.
+    """
     return [
         Run(strategy, labels, size, seed)
         for labels in config.labels
         for size in config.sizes
         for strategy in config.strategies
         for seed in config.seeds
+        if not isinstance(strategy, ClosedForm) or (labels == "energy" and seed == config.seeds[0])
     ]
 
 

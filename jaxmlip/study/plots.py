@@ -17,6 +17,8 @@ STRATEGY_COLORS = {
     "differential": "#E69F00",
     "single_fidelity": "#56B4E9",
     "multi_fidelity": "#009E73",
+    "tangent_kernel": "#D55E00",
+    "pair_difference": "#0072B2",
 }
 """Colour-blind safe (Okabe and Ito); one colour per strategy, marker and line style tell the labels."""
 

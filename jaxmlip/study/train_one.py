@@ -12,7 +12,6 @@ from jaxmlip.study.workspace import versions, write_json
 from jaxmlip.systems.dataset import split
 from jaxmlip.training.parallel import join_processes, writes_files
 from jaxmlip.training.strategies import Direct
-from jaxmlip.training.trainer import train
 from jaxmlip.validation.errors import compare
 
 
@@ -45,7 +44,7 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
             )
         teacher = load_potential(config.teacher) if config.teacher else None
         problem = strategy.problem(foundation, training, low=low, teacher=teacher, **seen)
-    trained = train(problem, settings, folder=folder / "training", progress=progress)
+    trained = strategy.solve(problem, settings, folder=folder / "training", progress=progress)
     potential = strategy.deploy(trained)
 
     errors = compare(validation, predict(potential, [frame.atoms for frame in validation])).to_json()

@@ -69,6 +69,27 @@ class Workspace:
                 ) from None
             yield
 
+    @contextlib.contextmanager
+    def claimed(self, part: str, *, wait: bool) -> Iterator[bool]:
+        """Hold one part of the folder for this process, which then shares the folder with others.
+
+        Args:
+            part: a stage, or what else has a name.
+            wait: until a process that holds the part lets go of it, or ends.
+
+        Yields:
+            Whether the part is held; always if `wait`.
+        """
+        locks = self.folder / ".locks"
+        locks.mkdir(exist_ok=True)
+        with (locks / part).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
     def stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Stage:
         """Return the stage `name`, building it into a folder unless the same inputs have made it before.
 

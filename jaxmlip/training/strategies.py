@@ -23,6 +23,7 @@ from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.distill import fresh_problem, split_validation
 from jaxmlip.training.labels import FixedReferences, Labels, References, residuals
 from jaxmlip.training.loss import Terms
+from jaxmlip.training.pair_difference import PairDifference
 from jaxmlip.training.strategy import (
     REFERENCES,
     STARTS,
@@ -33,7 +34,8 @@ from jaxmlip.training.strategy import (
     seen,
     with_trainable_references,
 )
-from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
+from jaxmlip.training.tangent import TangentKernel
+from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames
 
 
 class Direct(Strategy):
@@ -196,17 +198,26 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "differential": Differential,
     "single_fidelity": SingleFidelity,
     "multi_fidelity": MultiFidelity,
+    "tangent_kernel": TangentKernel,
+    "pair_difference": PairDifference,
 }
 
 AnyStrategy: TypeAlias = Annotated[
-    Annotated[Direct | Differential | SingleFidelity | MultiFidelity, pydantic.Field(discriminator="name")],
+    Annotated[
+        Direct | Differential | SingleFidelity | MultiFidelity | TangentKernel | PairDifference,
+        pydantic.Field(discriminator="name"),
+    ],
     pydantic.BeforeValidator(
         _from_name,
-        json_schema_input_type=Literal["direct", "differential", "single_fidelity", "multi_fidelity"]
+        json_schema_input_type=Literal[
+            "direct", "differential", "single_fidelity", "multi_fidelity", "tangent_kernel", "pair_difference"
+        ]
         | Direct
         | Differential
         | SingleFidelity
-        | MultiFidelity,
+        | MultiFidelity
+        | TangentKernel
+        | PairDifference,
     ),
 ]
 """A strategy as configuration spells it: `{name: multi_fidelity, replay: 0.5}`, or its name alone."""
@@ -255,7 +266,7 @@ def finetune(
         labels=labels,
         settings=settings,
     )
-    return strategy.deploy(train(problem, settings, progress=progress))
+    return strategy.deploy(strategy.solve(problem, settings, progress=progress))
 
 
 def _fresh(

@@ -1,5 +1,8 @@
 """Learning curves in miniature, on real labels of ice: what they write, what they share, what they must not see."""
 
+import concurrent.futures
+import time
+
 import ase.io
 import jax
 import numpy as np
@@ -11,6 +14,7 @@ from jaxmlip.study.config import ConfigError, LearningCurve, resolve
 from jaxmlip.study.learning_curve import run_learning_curve
 from jaxmlip.study.learning_curve_config import Schedule
 from jaxmlip.study.learning_curve_report import summarise, table
+from jaxmlip.study.workspace import Workspace
 from jaxmlip.systems.dataset import read_frames
 from jaxmlip.validation.errors import compare
 
@@ -134,6 +138,32 @@ def test_results_of_other_trainings_are_left_out(results, files, folder, tmp_pat
     assert [(arm["strategy"], arm["size"]) for arm in after["arms"]] == [("foundation", None), ("direct", 3)]
     third = run_learning_curve(configured(*files, **common, sizes=[3]), place, progress=False)
     assert [arm["size"] for arm in third["arms"]] == [None, 3, 4]
+
+
+def test_processes_share_a_folder(results, files, folder, tmp_path, capsys):
+    """A run that another process is at work on is left to the end, and there is no second one of it."""
+    foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
+    config = configured(*files, foundation=foundation, strategies=["direct"], labels=["energy"], sizes=[3, 4])
+    other = Workspace(tmp_path / "run")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with other.claimed("direct-energy-3-0", wait=True):
+            running = pool.submit(run_learning_curve, config, tmp_path / "run")
+            while not (tmp_path / "run" / "potentials" / "direct-energy-4-0.jaxmlip").exists():
+                assert not running.done()
+                time.sleep(0.05)
+            assert not (tmp_path / "run" / "potentials" / "direct-energy-3-0.jaxmlip").exists()
+        running.result()
+    assert run_learning_curve(config, tmp_path / "run") == running.result()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("direct-energy-3-0:") and line.endswith(" s") for line in lines) == 1
+
+
+def test_closed_forms_run_once_with_energies(files, folder, tmp_path):
+    """They have no seed, and see no forces."""
+    foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
+    config = configured(*files, foundation=foundation, strategies=["pair_difference"], seeds=[0, 1])
+    results = run_learning_curve(config, tmp_path / "run", progress=False)
+    assert [(run.get("labels"), run.get("seed")) for run in results["runs"]] == [(None, None), ("energy", 0)]
 
 
 def test_stacked_seeds_are_those_of_single_runs(files, folder, tmp_path):

@@ -93,6 +93,17 @@ def test_two_runs_do_not_share_a_folder(tmp_path, quiet):
         pass
 
 
+def test_parts_of_a_folder_are_claimed_one_by_one(tmp_path):
+    one, other = Workspace(tmp_path / "run"), Workspace(tmp_path / "run")
+    with one.claimed("a", wait=False) as first, other.claimed("b", wait=False) as second:
+        assert first
+        assert second
+        with other.claimed("a", wait=False) as third:
+            assert not third
+    with other.claimed("a", wait=True) as free:
+        assert free
+
+
 def test_seeds_differ_by_purpose_and_seed():
     seeds = {seed_for(seed, purpose) for seed in (0, 1) for purpose in ("ice", "training")}
     assert len(seeds) == 4

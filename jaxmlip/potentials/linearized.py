@@ -1,0 +1,62 @@
+"""A potential to first order in a change of its parameters: linear in the change, and as cheap to differentiate."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxmlip.potentials.equivariant import EquivariantPotential
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.systems.graph import Graph
+from jaxmlip.types import Leaf, PerAtom
+
+
+@flax.struct.dataclass
+class LinearizedPotential(Potential):
+    """E(θ) + ∂E/∂θ · change, the tangent of an equivariant potential at its parameters.
+
+    A network whose parameters are moved by closed-form regression is this one (Maddox et al., Fast Adaptation with
+    Linearized Neural Networks, AISTATS 2021): moving the parameters of the network itself would add terms of higher
+    order that the regression knows nothing of. Symmetries, smoothness and cutoff are those of the network. Energy and
+    derivative come from one pass in forward mode, at about twice the cost of the energy.
+
+    Attributes:
+        base: the potential, with one readout.
+        change: pytree like `base.params`.
+        references: [119], eV.
+    """
+
+    base: EquivariantPotential
+    change: Leaf
+    references: Leaf
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The base's parameters, and their change."""
+        return {"base": self.base.params, "change": self.change}
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.base.cutoff
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers the base knows, ascending."""
+        return self.base.species
+
+    def atomic_energies(self, graph: Graph) -> PerAtom:
+        """Contribution of each atom in eV, relative to its elemental reference; 0 for padding atoms.
+
+        Raises:
+            ValueError: if the base has several heads.
+        """
+        dtype = graph.positions.dtype
+        point, change = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (self.base.params, self.change))
+
+        def energies(params: Any) -> PerAtom:
+            return self.base.replace(params=params).atomic_energies(graph)
+
+        at_point, slope = jax.jvp(energies, (point,), (change,))
+        return at_point + slope
