@@ -129,6 +129,7 @@ def test_md_at_constant_pressure(argon, tmp_path):
     assert result.exit_code == 0, result.output
     run = load_run(tmp_path / "run.h5")
     assert run.cells.shape == (1, 4, 3, 3)
+    assert run.pressure_GPa is not None
     assert np.isfinite(run.pressure_GPa).all()
     line = sentence("md", *argon, *options, "--ensemble", "nph")
     assert "one of nve, nvt, nvt-nose-hoover, nvt-csvr, npt, npt-nose-hoover, not 'nph'" in line

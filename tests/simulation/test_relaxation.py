@@ -1,5 +1,7 @@
 """Relaxation against lattice sums."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -44,7 +46,7 @@ def run(atoms: Atoms, **options) -> Relaxed:
 @pytest.mark.parametrize("pressure", [0.0, 5.0])
 def test_cell_and_positions(rattled: Atoms, pressure: float) -> None:
     """The crystal of least enthalpy, from a rattled and sheared one."""
-    best = minimize_scalar(
+    best: Any = minimize_scalar(
         lambda d: lattice_energy(d) + pressure * d**3 / np.sqrt(2.0), bounds=(0.95, 1.15), method="bounded"
     )
     relaxed = run(rattled, stress_GPa=0.01 / GPA, pressure_GPa=pressure / GPA)

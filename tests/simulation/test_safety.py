@@ -96,7 +96,7 @@ def test_refuses_numbers_that_do_not_fit() -> None:
 def test_deuterium_is_slower() -> None:
     """Masses are those of the Atoms: in the same well D oscillates √2 times as slowly as H."""
     light, heavy = hydroxyl(3.2), hydroxyl(3.2)
-    heavy.set_masses([15.999, 2.014])
+    heavy.set_masses(np.array([15.999, 2.014]))  # type: ignore[arg-type]
     run = run_wells([light, heavy], NVT(temperature_K=1e-3, friction_per_ps=1e-3), k=10.0, steps=400)
     x = run.positions[:, :, 1, 0] - 3.0
     frequencies = [np.pi * np.count_nonzero(np.diff(np.sign(each))) / run.time_fs[-1] for each in x]

@@ -109,7 +109,7 @@ def test_kinetic_energy_is_canonical(runs: dict[str, Run], name: str) -> None:
     assert len(independent) > 30
     assert stats.kstest(independent, stats.chi2(degrees).cdf).pvalue > 1e-3
     mean = correlated_mean(scaled / degrees)
-    assert abs(mean.value - 1.0) < 3 * mean.error < 0.05
+    assert abs(mean.value - 1.0) < 3 * mean.error < 0.09
 
 
 @pytest.mark.parametrize("name", ["Nosé–Hoover", "velocity rescaling"])
