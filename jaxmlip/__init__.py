@@ -20,8 +20,16 @@ if TYPE_CHECKING:
     from jaxmlip.potentials.files import save as save
     from jaxmlip.potentials.potential import Potential as Potential
     from jaxmlip.potentials.potential import evaluate as evaluate
+    from jaxmlip.simulation.barostats import NPT as NPT
+    from jaxmlip.simulation.barostats import NPTNoseHoover as NPTNoseHoover
+    from jaxmlip.simulation.ensembles import NVE as NVE
     from jaxmlip.simulation.ensembles import NVT as NVT
+    from jaxmlip.simulation.ensembles import NVTNoseHoover as NVTNoseHoover
+    from jaxmlip.simulation.ensembles import NVTVelocityRescaling as NVTVelocityRescaling
+    from jaxmlip.simulation.relaxation import Relaxed as Relaxed
+    from jaxmlip.simulation.relaxation import relax as relax
     from jaxmlip.simulation.replicas import simulate as simulate
+    from jaxmlip.simulation.schedules import Ramp as Ramp
     from jaxmlip.simulation.trajectory import Outcome as Outcome
     from jaxmlip.simulation.trajectory import Run as Run
     from jaxmlip.simulation.trajectory import load_run as load_run
@@ -65,7 +73,15 @@ _HOME = {
     "save": "potentials.files",
     "Potential": "potentials.potential",
     "evaluate": "potentials.potential",
+    "NPT": "simulation.barostats",
+    "NPTNoseHoover": "simulation.barostats",
+    "NVE": "simulation.ensembles",
     "NVT": "simulation.ensembles",
+    "NVTNoseHoover": "simulation.ensembles",
+    "NVTVelocityRescaling": "simulation.ensembles",
+    "Relaxed": "simulation.relaxation",
+    "relax": "simulation.relaxation",
+    "Ramp": "simulation.schedules",
     "simulate": "simulation.replicas",
     "Outcome": "simulation.trajectory",
     "Run": "simulation.trajectory",

@@ -142,28 +142,48 @@ def evaluate(
 def md(
     structure: Annotated[Path, typer.Argument(help="starting structure, in any format that ASE reads")],
     potential: PotentialOption,
-    temperature_k: Annotated[float, typer.Option("--temperature_K", help="K")],
+    temperature_k: Annotated[float, typer.Option("--temperature_K", help="K; nve: of the velocities at the start")],
     time_ps: Annotated[float, typer.Option("--time_ps", help="length of each replica, ps")],
     out: Annotated[Path, typer.Option(help="HDF5 file to write (H5MD layout)")],
+    ensemble: Annotated[
+        str,
+        typer.Option(help="nve, nvt (Langevin), nvt-nose-hoover, nvt-csvr, npt (cell rescaling) or npt-nose-hoover"),
+    ] = "nvt",
+    pressure_gpa: Annotated[float, typer.Option("--pressure_GPa", help="of npt and npt-nose-hoover, GPa")] = 0.0,
+    cell: Annotated[
+        str, typer.Option(help="how npt moves the cell: isotropic, orthorhombic or flexible")
+    ] = "isotropic",
     timestep_fs: Annotated[float, typer.Option("--timestep_fs", help="fs")] = 0.5,
-    friction_per_ps: Annotated[float, typer.Option("--friction_per_ps", help="Langevin friction, 1/ps")] = 5.0,
+    friction_per_ps: Annotated[float, typer.Option("--friction_per_ps", help="of nvt and npt, 1/ps")] = 5.0,
     sample_every_fs: Annotated[float, typer.Option("--sample_every_fs", help="time between stored frames, fs")] = 10.0,
     replicas: Annotated[int, typer.Option(help="independent replicas, run as one program")] = 1,
     seed: Annotated[int, typer.Option(help="of velocities and noise")] = 0,
 ) -> None:
-    """Simulate a structure at constant volume and temperature (Langevin)."""
+    """Simulate a structure at constant energy, at constant temperature, or at constant temperature and pressure."""
     with _mistakes_in_one_sentence():
         from jaxmlip.potentials.files import load_potential
-        from jaxmlip.simulation.ensembles import NVT
+        from jaxmlip.simulation.barostats import NPT, NPTNoseHoover, check_cell_motion
+        from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
         from jaxmlip.simulation.replicas import simulate
         from jaxmlip.systems.store import open_frames
 
+        made = {
+            "nve": lambda: NVE(temperature_k),
+            "nvt": lambda: NVT(temperature_k, friction_per_ps=friction_per_ps),
+            "nvt-nose-hoover": lambda: NVTNoseHoover(temperature_k),
+            "nvt-csvr": lambda: NVTVelocityRescaling(temperature_k),
+            "npt": lambda: NPT(temperature_k, pressure_gpa, check_cell_motion(cell), friction_per_ps=friction_per_ps),
+            "npt-nose-hoover": lambda: NPTNoseHoover(temperature_k, pressure_gpa),
+        }
+        if ensemble not in made:
+            raise ValueError(f"The ensemble is one of {', '.join(made)}, not {ensemble!r}.")
+        chosen = made[ensemble]()
         model = load_potential(potential)
         start = open_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
         result = simulate(
             model,
             start,
-            NVT(temperature_K=temperature_k, friction_per_ps=friction_per_ps),
+            chosen,
             time_ps=time_ps,
             timestep_fs=timestep_fs,
             sample_every_fs=sample_every_fs,
@@ -172,6 +192,35 @@ def md(
         )
         result.save(out)
         typer.echo(f"Wrote {out}: {replicas} × {time_ps} ps at {result.ns_per_day:.3g} ns/day in total.")
+
+
+@app.command()
+def relax(
+    structure: Annotated[Path, typer.Argument(help="structure to relax, in any format that ASE reads")],
+    potential: PotentialOption,
+    out: Annotated[Path, typer.Option(help="file to write, in a format that ASE tells from its name")],
+    forces_ev_a: Annotated[float, typer.Option("--forces_eV_A", help="longest force that may remain, eV/Å")] = 0.01,
+    cell: Annotated[bool, typer.Option("--cell", help="relax the cell as well")] = False,
+    stress_gpa: Annotated[float, typer.Option("--stress_GPa", help="with --cell: stress that may remain, GPa")] = 0.05,
+    pressure_gpa: Annotated[float, typer.Option("--pressure_GPa", help="with --cell: external pressure, GPa")] = 0.0,
+    steps: Annotated[int, typer.Option(help="steps after which to give up")] = 1000,
+) -> None:
+    """Relax the positions of a structure, and its cell if asked, by FIRE; exit status 1 if it does not converge."""
+    with _mistakes_in_one_sentence():
+        from ase.io import write
+
+        from jaxmlip.potentials.files import load_potential
+        from jaxmlip.simulation.relaxation import relax as relax_structure
+        from jaxmlip.systems.store import open_frames
+
+        model = load_potential(potential)
+        start = open_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
+        limit = stress_gpa if cell else None
+        relaxed = relax_structure(model, start, forces_ev_a, limit, pressure_GPa=pressure_gpa, steps=steps)
+        write(out, relaxed.atoms)
+        typer.echo(f"Wrote {out}: {relaxed.summary()}")
+        if not relaxed.converged:
+            raise RuntimeError(f"{structure} did not relax: {relaxed.outcome.value}; raise --steps, or look at {out}.")
 
 
 @app.command("convert-data")

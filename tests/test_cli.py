@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from ase.build import molecule
-from ase.io import write
+from ase.build import bulk, molecule
+from ase.io import read, write
 from typer.testing import CliRunner
 
 from jaxmlip.cli import app
@@ -16,7 +16,7 @@ from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load, save
 from jaxmlip.systems.dataset import read_frames, write_frames
 
-COMMANDS = ["run", "train", "label", "evaluate", "md", "convert-data", "tabulate", "config"]
+COMMANDS = ["run", "train", "label", "evaluate", "md", "relax", "convert-data", "tabulate", "config"]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,46 @@ def test_md_writes_a_trajectory(water, tmp_path):
     result = invoke("md", water, "--potential", "chgnet:gga", *options)
     assert result.exit_code == 0, result.output
     assert load_run(out).positions.shape == (2, 5, 3, 3)
+
+
+@pytest.fixture
+def argon(tmp_path):
+    """A crystal of four atoms that is not at rest, and a tiny potential for it."""
+    crystal = bulk("Ar", "fcc", a=4.0, cubic=True)
+    crystal.rattle(0.05, seed=0)
+    write(tmp_path / "argon.xyz", crystal)
+    tiny = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=3.5, radial_mlp=(8,))
+    save(tiny.build((18,), average_neighbors=12.0), tmp_path / "tiny.jaxmlip")
+    return tmp_path / "argon.xyz", "--potential", tmp_path / "tiny.jaxmlip"
+
+
+def test_md_at_constant_pressure(argon, tmp_path):
+    from jaxmlip.simulation.trajectory import load_run
+
+    options = ["--temperature_K", 10, "--time_ps", 0.004, "--sample_every_fs", 1, "--out", tmp_path / "run.h5"]
+    npt = ["--ensemble", "npt", "--pressure_GPa", 0.1, "--cell", "flexible"]
+    result = invoke("md", *argon, *options, *npt)
+    assert result.exit_code == 0, result.output
+    run = load_run(tmp_path / "run.h5")
+    assert run.cells.shape == (1, 4, 3, 3)
+    assert run.pressure_GPa is not None
+    assert np.isfinite(run.pressure_GPa).all()
+    line = sentence("md", *argon, *options, "--ensemble", "nph")
+    assert "one of nve, nvt, nvt-nose-hoover, nvt-csvr, npt, npt-nose-hoover, not 'nph'" in line
+    assert "isotropic, orthorhombic, flexible, not 'cubic'" in sentence(
+        "md", *argon, *options, "--ensemble", "npt", "--cell", "cubic"
+    )
+
+
+def test_relax_says_whether_it_converged(argon, tmp_path):
+    out = tmp_path / "relaxed.xyz"
+    assert "did not relax: it was not yet relaxed" in sentence(
+        "relax", *argon, "--out", out, "--steps", 1, "--forces_eV_A", 1e-9
+    )
+    result = invoke("relax", *argon, "--out", out, "--forces_eV_A", 100)
+    assert result.exit_code == 0, result.output
+    assert "0 steps" in result.stdout
+    assert len(read(out)) == 4
 
 
 def test_train_writes_a_potential_that_can_be_fine_tuned(water, tmp_path):

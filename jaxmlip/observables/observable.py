@@ -87,11 +87,11 @@ def frame_states(run: Run, first: int = 0) -> FrameState:
     """The frames from `first` on of the replicas that ran to the end; leaves start with [replicas, frames]."""
     kept = run.completed
     # Rounded down, so that runs of nearly equal cells share compiled code.
-    heights = np.floor(10.0 * np.atleast_2d(cell_heights(run.cells[kept])).min(axis=0)) / 10.0
-    frames = run.n_frames - first
+    cells = run.frame_cells[kept, first:]
+    heights = np.floor(10.0 * cell_heights(run.cells[kept]).reshape(-1, 3).min(axis=0)) / 10.0
     return FrameState(
         positions=run.positions[kept, first:],
-        cell=np.repeat(run.cells[kept, None].astype(np.float32), frames, axis=1),
+        cell=cells.astype(np.float32),
         potential_energy=run.potential_energy[kept, first:],
         temperature=run.temperature[kept, first:],
         numbers=tuple(run.numbers.tolist()),

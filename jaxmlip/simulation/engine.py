@@ -4,10 +4,11 @@ One compiled function advances all replicas from one sample to the next: an oute
 loop steps while they hold. What decides whether they hold is looked at in every step and for all replicas together, so
 that nothing invalid is ever kept:
 
-* A step after which any atom is further than half the skin from where the lists were made is discarded, lists are made
-  afresh, and the step is repeated with the same random numbers. (As a rule the lists are renewed just before.)
-* A list that does not fit its slots stops the loop, and what was computed with it is discarded. The host provides more
-  room, which compiles anew, and the loop goes on.
+* A step after which the lists of any replica could miss a pair is discarded, lists are made afresh, and the step is
+  repeated with the same random numbers. (As a rule the lists are renewed just before.) What counts against the skin is
+  how far atoms have moved relative to their cell, plus by how much the cell has been compressed since.
+* A list that does not fit its slots, or whose cell is too narrow for the search of images, stops the loop, and what was
+  computed with it is discarded. The host provides more room, which compiles anew, and the loop goes on.
 * A replica that fails is frozen where it last was sound; the others go on, or the run ends with an exception.
 
 A trajectory therefore depends neither on the skin nor on the room for the lists, beyond the rounding of sums over
@@ -23,29 +24,34 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlip.potentials.potential import Potential, evaluate
+from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.neighbors import ImageSearch, device_neighbors, within_cutoff
-from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.simulation.safety import Bonds, failures
+from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.systems.graph import GHOST, Graph
 from jaxmlip.types import Leaf
-
-MAX_STEP = 0.5
-"""Å; an atom that moves further in one step has exploded (a proton with 50 eV moves 0.5 Å in 0.5 fs)."""
 
 PAIRS_AT_ONCE = 2**24
 """Pairs whose distances are held in memory at once when lists are made; replicas take turns beyond."""
 
-NOT_FINITE, EXPLODED = 1, 2
-OUTCOMES = {0: Outcome.COMPLETED, NOT_FINITE: Outcome.NOT_FINITE, EXPLODED: Outcome.EXPLODED}
-"""Meaning of `Walkers.failure`."""
-
 
 class System(flax.struct.PyTreeNode):
-    """What stays fixed during a run: species [atoms], and per replica the cell and its pseudo-inverse."""
+    """What stays fixed during a run.
+
+    Attributes:
+        species: [atoms].
+        cells: [replicas, 3, 3], those of the start, Å; zero rows where not periodic.
+        inverses: [replicas, 3, 3], their pseudo-inverses, 1/Å.
+        lowest: [3], heights of cells in Å below which `Room.search` is not complete.
+        bonds: see `Bonds`.
+    """
 
     species: Leaf
     cells: Leaf
     inverses: Leaf
+    lowest: Leaf
+    bonds: Bonds
 
 
 class Walkers(flax.struct.PyTreeNode):
@@ -54,14 +60,16 @@ class Walkers(flax.struct.PyTreeNode):
     Attributes:
         state: state of the ensemble, with a leading axis of replicas.
         energy: [replicas], eV, relative to the references.
-        failure: [replicas], 0 while sound, else a key of `OUTCOMES`.
+        failure: [replicas], 0 while sound, else a key of `safety.OUTCOMES`.
         failed_at: [replicas], the step that failed, or −1.
         step: [], steps taken; −1 before the forces at the start are known.
         neighbors, shifts: the lists, as in `DeviceList`.
         origin: [replicas, atoms, 3], positions the lists were made at.
+        origin_cells: [replicas, 3, 3], cells the lists were made in.
         stale: [], whether the lists must be made before the next step.
         fresh: [], whether no step has been taken with the lists.
         skin_broken: [], whether a single step led beyond the skin of fresh lists.
+        narrow: [], whether a cell is too narrow for the search of images.
         needed: [3], the slots that are needed, to be compared with those of `Room`; 0 where not known to be too few.
     """
 
@@ -73,9 +81,11 @@ class Walkers(flax.struct.PyTreeNode):
     neighbors: Leaf
     shifts: Leaf
     origin: Leaf
+    origin_cells: Leaf
     stale: Leaf
     fresh: Leaf
     skin_broken: Leaf
+    narrow: Leaf
     needed: Leaf
 
 
@@ -105,7 +115,7 @@ def advance(
     potential: Potential,
     system: System,
     walkers: Walkers,
-    parameters: dict[str, Any],
+    schedules: dict[str, Schedule],
     until: Any,
     dt: Any,
     skin: Any,
@@ -117,15 +127,16 @@ def advance(
     """Take steps until `until`, or until the lists do not fit, the skin is too thin, or a failure stops the run."""
 
     def remade(walkers: Walkers) -> Walkers:
-        return _with_lists(potential, system, walkers, skin, room)
+        return _with_lists(potential, system, walkers, skin, kind, room)
 
     def wanted(walkers: Walkers) -> Any:
         failed = walkers.failure > 0
         ended = failed.any() if stop_at_failure else failed.all()
-        return (walkers.step < until) & ~ended & ~walkers.skin_broken & room.fits(walkers.needed)
+        stuck = walkers.skin_broken | walkers.narrow | ~room.fits(walkers.needed)
+        return (walkers.step < until) & ~ended & ~stuck
 
     def step(walkers: Walkers) -> Walkers:
-        return _step(potential, system, walkers, parameters, dt, skin, kind, room)
+        return _step(potential, system, walkers, schedules, dt, skin, kind, room)
 
     def with_these_lists(walkers: Walkers) -> Walkers:
         walkers = jax.lax.cond(walkers.stale, remade, lambda same: same, walkers)
@@ -134,23 +145,32 @@ def advance(
     return jax.lax.while_loop(wanted, with_these_lists, walkers)
 
 
-def _with_lists(potential: Potential, system: System, walkers: Walkers, skin: Any, room: Room) -> Walkers:
+def _with_lists(
+    potential: Potential, system: System, walkers: Walkers, skin: Any, kind: type[Ensemble], room: Room
+) -> Walkers:
     """The walkers with neighbour lists made at their present positions."""
     positions = walkers.state.position
     replicas, atoms, _ = positions.shape
+    cells = current_cells(system, walkers.state, kind)
+    inverses, narrow = system.inverses, jnp.zeros((), bool)
+    if kind.moves_cell:
+        inverses = geometry.inverses(cells)
+        narrow = (geometry.heights(cells) < system.lowest).any()
 
     def lists_of(replica: tuple[Any, Any, Any]) -> Any:
         return device_neighbors(*replica, potential.cutoff + skin, search=room.search, slots=room.listed)
 
     pairs = atoms * atoms * len(room.search.translations)
     at_once = max(1, min(replicas, PAIRS_AT_ONCE // pairs))
-    lists = jax.lax.map(lists_of, (positions, system.cells, system.inverses), batch_size=at_once)
+    lists = jax.lax.map(lists_of, (positions, cells, inverses), batch_size=at_once)
     return walkers.replace(
         neighbors=lists.neighbors,
         shifts=lists.shifts,
         origin=positions,
+        origin_cells=cells,
         stale=jnp.zeros((), bool),
         fresh=jnp.ones((), bool),
+        narrow=narrow,
         needed=jnp.zeros(3, jnp.int32).at[0].set(lists.needed.max()),
     )
 
@@ -159,37 +179,51 @@ def _step(
     potential: Potential,
     system: System,
     walkers: Walkers,
-    parameters: dict[str, Any],
+    schedules: dict[str, Schedule],
     dt: Any,
     skin: Any,
     kind: type[Ensemble],
     room: Room,
 ) -> Walkers:
     """One step of all replicas, kept only if the lists held for all of them."""
-    state = jax.vmap(kind.move, in_axes=(0, None, None))(walkers.state, dt, parameters)
+    numbers = {name: schedule.at((walkers.step + 1) * dt) for name, schedule in schedules.items()}
+    state = jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers)
+    cells = current_cells(system, state, kind)
     graph, needed = within_cutoff(
-        _as_one_graph(system, state.position, walkers),
+        _as_one_graph(system, state.position, cells, walkers),
         potential.cutoff,
         potential.inner_cutoff,
         slots=room.slots,
         inner=room.inner,
     )
-    prediction = evaluate(potential, graph)
+    prediction = evaluate(potential, graph, stress=kind.moves_cell)
     energy, forces = prediction.energy, prediction.forces.reshape(state.position.shape)
-    state = jax.vmap(kind.finish, in_axes=(0, 0, None, None))(state, forces, dt, parameters)
+    if kind.moves_cell:
+        state = state.replace(stress=prediction.stress)
+    state = jax.vmap(kind.finish, in_axes=(0, 0, None, 0))(state, forces, dt, numbers)
 
-    leap = _furthest(state.position, walkers.state.position)
-    away = _furthest(state.position, walkers.origin)
-    finite = jnp.isfinite(energy) & jnp.isfinite(state.momentum).all((1, 2)) & jnp.isfinite(state.force).all((1, 2))
+    old, origin = walkers.state.position, walkers.origin
+    leap_strain = strain = jnp.zeros(())
+    if kind.moves_cell:
+        # Displacements relative to the cell; what the cell adds to them is counted apart.
+        change, leap_strain = geometry.deformation(walkers.state.cell, cells)
+        old = old @ change
+        change, strain = geometry.deformation(walkers.origin_cells, cells)
+        origin = origin @ change
+    leap, away = _furthest(state.position, old), _furthest(state.position, origin)
     sound = walkers.failure == 0
-    failure = jnp.where(sound & (leap > MAX_STEP), EXPLODED, walkers.failure)
-    failure = jnp.where(sound & ~finite, NOT_FINITE, failure)
+    found, wild = failures(kind, schedules, system.bonds, state, energy, leap, leap_strain, cells, system.cells)
+    failure = jnp.where(sound, found, walkers.failure)
     moving = failure == 0
 
     # A potential may answer NaN to lists that lack room, so what is not finite has a say here; what exploded has not.
-    asking = sound & ~(leap > MAX_STEP)
+    asking = sound & ~wild
     needed = jnp.where(asking[:, None], needed.reshape(*state.position.shape[:2], 2).max(1), 0).max(0)
     needed = walkers.needed.at[1:].set(needed)
+    # A pair of the list's blind spot, once further than cutoff + skin apart, is now further than
+    # (1 − strain) (cutoff + skin) − 2 away, which must not be less than the cutoff.
+    half_reach = 0.5 * (potential.cutoff + skin)
+    away, leap = away + half_reach * strain, leap + half_reach * leap_strain
     within_skin = ~(moving & (away > 0.5 * skin)).any()
     held = within_skin & room.fits(needed)
     keep = held & moving
@@ -211,7 +245,12 @@ def _step(
     )
 
 
-def _as_one_graph(system: System, positions: Any, walkers: Walkers) -> Graph:
+def current_cells(system: System, state: Any, kind: type[Ensemble]) -> Any:
+    """Cells of all replicas now, [replicas, 3, 3]."""
+    return state.cell if kind.moves_cell else system.cells
+
+
+def _as_one_graph(system: System, positions: Any, cells: Any, walkers: Walkers) -> Graph:
     """All replicas as one batch, which a potential handles better than a mapped axis: it knows how to cut batches."""
     replicas, atoms, _ = positions.shape
     offset = (atoms * jnp.arange(replicas, dtype=jnp.int32))[:, None, None]
@@ -219,7 +258,7 @@ def _as_one_graph(system: System, positions: Any, walkers: Walkers) -> Graph:
     return Graph(
         positions=positions.reshape(-1, 3),
         species=jnp.tile(system.species, replicas),
-        cell=system.cells,
+        cell=cells,
         neighbors=neighbors.reshape(replicas * atoms, -1),
         shifts=walkers.shifts.reshape(replicas * atoms, -1, 3),
         owner=jnp.repeat(jnp.arange(replicas, dtype=jnp.int32), atoms),
@@ -232,7 +271,17 @@ def _furthest(here: Any, there: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="kind")
-def initial_state(positions: Any, masses: Any, key: Any, parameters: dict[str, Any], *, kind: type[Ensemble]) -> Any:
+def initial_state(
+    positions: Any, masses: Any, cells: Any, key: Any, schedules: dict[str, Schedule], *, kind: type[Ensemble]
+) -> Any:
     """States of all replicas; a replica's random numbers depend on the seed and its index alone."""
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(positions.shape[0]))
-    return jax.vmap(kind.init, in_axes=(0, 0, 0, None))(keys, positions, masses, parameters)
+    numbers = {name: schedule.at(0.0) for name, schedule in schedules.items()}
+    return jax.vmap(kind.init)(keys, positions, masses, cells, numbers)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def reservoirs(state: Any, schedules: dict[str, Schedule], time: Any, *, kind: type[Ensemble]) -> Any:
+    """Energies of the thermostats of all replicas, eV."""
+    numbers = {name: schedule.at(time) for name, schedule in schedules.items()}
+    return jax.vmap(kind.reservoir)(state, numbers)

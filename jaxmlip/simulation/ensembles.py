@@ -1,50 +1,133 @@
-"""Statistical ensembles as frozen descriptions, each with the functions that sample it.
+"""Statistical ensembles at constant volume as frozen descriptions, each with the functions that sample it.
 
 They are put together from the steps that jax-md's own simulators are made of. The ready-made `(init, apply)` of
-`jax_md.simulate.nvt_langevin` calls the force of one replica from within and drops the energy: here a step pauses where
-forces are needed, so that one call gives energies and forces of all replicas. A test holds the two to the same
-trajectory.
+`jax_md.simulate` call the force of one replica from within and drop the energy: here a step pauses where forces are
+needed, so that one call gives energies and forces of all replicas. Tests hold them to jax-md's trajectories.
+
+The centre of mass starts at rest. Where nothing but the potential could move it (NVE, Nosé–Hoover, velocity rescaling)
+it stays there, and temperatures are counted with 3N − 3 degrees of freedom; Langevin dynamics thermostats it with the
+other 3N − 3.
 """
 
 import abc
 import dataclasses
-import math
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxmlip.types import AnyArray, Vectors
+from jaxmlip.simulation.schedules import Number, PerReplica, Schedule, check_range, schedule
+from jaxmlip.types import AnyArray, Leaf, Vectors
 from jaxmlip.units import FS, KB
 
-Number: TypeAlias = float | int
+PS = 1000.0 * FS
+"""One picosecond in the internal unit of time."""
 
 
 class Ensemble(abc.ABC):
     """What the engine needs of an ensemble; the names follow jax-md.
 
-    The numbers in `parameters()` are traced, the class alone is static: runs at other temperatures share compiled code.
+    The numbers in `schedules` are traced, the class alone is static: runs at other temperatures share compiled code.
+    The functions treat one replica; `numbers` are the values of its schedules at the time of the step.
+
+    Attributes:
+        moves_cell: whether states have a `cell` that moves and want the `stress` for it.
+        conserves: whether total energy + `reservoir` is conserved while the numbers do not change.
     """
 
+    moves_cell: ClassVar[bool] = False
+    conserves: ClassVar[bool] = False
+
     @abc.abstractmethod
-    def parameters(self) -> dict[str, float]:
-        """The ensemble's numbers in internal units (eV, Å, amu)."""
+    def schedules(self, replicas: int) -> dict[str, Schedule]:
+        """The ensemble's numbers in internal units (eV, Å, amu), "kT" among them where there is a temperature.
+
+        Raises:
+            ValueError: if a field has several values, but not one for each replica.
+        """
+
+    @staticmethod
+    def degrees_of_freedom(atoms: int) -> int:
+        """With which temperatures are counted: 3N − 3, the centre of mass being at rest; 3 for a single atom."""
+        return max(3 * atoms - 3, 3)
 
     @staticmethod
     @abc.abstractmethod
-    def init(key: Any, positions: Any, masses: Any, parameters: dict[str, Any]) -> Any:
+    def init(key: Any, positions: Any, masses: Any, cell: Any, numbers: dict[str, Any]) -> Any:
         """State of one replica, with Maxwell–Boltzmann momenta and no forces yet."""
 
     @staticmethod
     @abc.abstractmethod
-    def move(state: Any, dt: Any, parameters: dict[str, Any]) -> Any:
+    def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
         """One replica's step up to the point where forces at new positions are needed."""
 
     @staticmethod
     @abc.abstractmethod
-    def finish(state: Any, forces: Any, dt: Any, parameters: dict[str, Any]) -> Any:
-        """The rest of the step, with the forces [atoms, 3] in eV/Å at the state's positions."""
+    def finish(state: Any, forces: Any, dt: Any, numbers: dict[str, Any]) -> Any:
+        """The rest of the step, with the forces [atoms, 3] in eV/Å at the state's positions.
+
+        A step of zero length changes nothing but the forces and the random key.
+        """
+
+    @staticmethod
+    def reservoir(state: Any, numbers: dict[str, Any]) -> Any:
+        """Energy in eV that the thermostat holds; only where `conserves`."""
+        del state, numbers
+        return jnp.zeros(())
+
+
+@dataclasses.dataclass(frozen=True)
+class NVE(Ensemble):
+    """Constant volume and energy (velocity Verlet).
+
+    Temperatures are counted with 3N − 3 degrees of freedom: the centre of mass starts at rest, and internal forces
+    leave it there. `Run.conserved` is the total energy.
+
+    Attributes:
+        temperature_K: of the velocities at the start, K; equilibration shares it with the potential energy.
+
+    Raises:
+        ValueError: for a temperature that is not positive and finite.
+    """
+
+    conserves: ClassVar[bool] = True
+
+    temperature_K: PerReplica
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be simulated."""
+        check_range("NVE", "temperature_K", self.temperature_K, 0.0, 1e5)
+
+    def schedules(self, replicas: int) -> dict[str, Schedule]:
+        """k_B T in eV."""
+        return {"kT": schedule("temperature_K", self.temperature_K, KB, replicas)}
+
+    @staticmethod
+    def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> Any:
+        """Momenta at kT with the centre of mass at rest."""
+        from jax_md import simulate
+
+        del cell
+        mass, momentum = maxwell_boltzmann(key, positions, masses, numbers["kT"])
+        return simulate.NVEState(positions, momentum, jnp.zeros_like(positions), mass)  # type: ignore[call-arg]
+
+    @staticmethod
+    def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
+        """Half a kick, and a drift."""
+        from jax_md import simulate
+
+        del numbers
+        return simulate.position_step(simulate.momentum_step(state, dt / 2), free_space, dt)
+
+    @staticmethod
+    def finish(state: Any, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> Any:
+        """Half a kick."""
+        from jax_md import simulate
+
+        del numbers
+        return simulate.momentum_step(state.set(force=forces), dt / 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,52 +146,257 @@ class NVT(Ensemble):
         ValueError: for values that are not positive and finite.
     """
 
-    temperature_K: Number
+    temperature_K: PerReplica
     friction_per_ps: Number = 2.0
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be simulated."""
-        limits = {"temperature_K": 1e5, "friction_per_ps": 1e6}
-        for name, most in limits.items():
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and 0 < value <= most):
-                raise ValueError(f"NVT needs 0 < {name} ≤ {most:g}, not {value!r}.")
+        check_range("NVT", "temperature_K", self.temperature_K, 0.0, 1e5)
+        check_range("NVT", "friction_per_ps", self.friction_per_ps, 0.0, 1e6)
 
-    def parameters(self) -> dict[str, float]:
+    def schedules(self, replicas: int) -> dict[str, Schedule]:
         """k_B T in eV and γ in internal units."""
-        return {"kT": KB * self.temperature_K, "friction": self.friction_per_ps / (1000.0 * FS)}
+        return {
+            "kT": schedule("temperature_K", self.temperature_K, KB, replicas),
+            "friction": schedule("friction_per_ps", self.friction_per_ps, 1.0 / PS, replicas),
+        }
 
     @staticmethod
-    def init(key: Any, positions: Vectors, masses: Float[AnyArray, " atoms"], parameters: dict[str, Any]) -> Any:
+    def degrees_of_freedom(atoms: int) -> int:
+        """3N."""
+        return 3 * atoms
+
+    @staticmethod
+    def init(
+        key: Any, positions: Vectors, masses: Float[AnyArray, " atoms"], cell: Any, numbers: dict[str, Any]
+    ) -> Any:
         """Maxwell–Boltzmann momenta at kT with the centre of mass at rest; forces are zero until the first step."""
         from jax_md import simulate
 
+        del cell
         key, split = jax.random.split(key)
-        mass = jnp.asarray(masses, positions.dtype)[:, None]
-        momentum = jnp.sqrt(mass * parameters["kT"]) * jax.random.normal(split, positions.shape, positions.dtype)
-        if positions.shape[0] > 1:
-            momentum -= mass * momentum.sum(axis=0) / mass.sum()
+        mass, momentum = maxwell_boltzmann(split, positions, masses, numbers["kT"])
         return simulate.NVTLangevinState(positions, momentum, jnp.zeros_like(positions), mass, key)  # type: ignore[call-arg]
 
     @staticmethod
-    def move(state: Any, dt: Any, parameters: dict[str, Any]) -> Any:
+    def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
         """B, A, O, A: half a kick, half a drift, the thermostat, half a drift."""
         from jax_md import simulate
 
         state = simulate.momentum_step(state, dt / 2)
-        state = simulate.position_step(state, _free_space, dt / 2)
-        state = simulate.stochastic_step(state, dt, parameters["kT"], parameters["friction"])
-        return simulate.position_step(state, _free_space, dt / 2)
+        state = simulate.position_step(state, free_space, dt / 2)
+        state = simulate.stochastic_step(state, dt, numbers["kT"], numbers["friction"])
+        return simulate.position_step(state, free_space, dt / 2)
 
     @staticmethod
-    def finish(state: Any, forces: Vectors, dt: Any, parameters: dict[str, Any]) -> Any:
-        """B: half a kick. A step of zero length thus changes nothing but the forces and the random key."""
+    def finish(state: Any, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> Any:
+        """B: half a kick."""
         from jax_md import simulate
 
-        del parameters
+        del numbers
         return simulate.momentum_step(state.set(force=forces), dt / 2)
 
 
-def _free_space(positions: Vectors, displacement: Vectors, **_: Any) -> Vectors:
+@dataclasses.dataclass(frozen=True)
+class NVTNoseHoover(Ensemble):
+    """Constant volume and temperature by a Nosé–Hoover chain of three, jax-md's.
+
+    Martyna, Klein and Tuckerman, J. Chem. Phys. 97, 2635 (1992), integrated as by Tuckerman et al., J. Phys. A 39, 5629
+    (2006), with two Suzuki–Yoshida steps of third order. Deterministic, and not ergodic for harmonic crystals near
+    their minimum. The thermostat acts on 3N − 3 degrees of freedom; the centre of mass is kept at rest. `Run.conserved`
+    is the extended Hamiltonian.
+
+    Attributes:
+        temperature_K: K.
+        temperature_time_ps: period τ of the chain, whose masses are 3(N − 1) kT τ² and kT τ².
+
+    Raises:
+        ValueError: for values that are not positive and finite.
+    """
+
+    conserves: ClassVar[bool] = True
+
+    temperature_K: PerReplica
+    temperature_time_ps: Number = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be simulated."""
+        check_range("NVTNoseHoover", "temperature_K", self.temperature_K, 0.0, 1e5)
+        check_range("NVTNoseHoover", "temperature_time_ps", self.temperature_time_ps, 0.0, 1e3)
+
+    def schedules(self, replicas: int) -> dict[str, Schedule]:
+        """k_B T in eV and τ in internal units."""
+        return {
+            "kT": schedule("temperature_K", self.temperature_K, KB, replicas),
+            "period": schedule("temperature_time_ps", self.temperature_time_ps, PS, replicas),
+        }
+
+    @staticmethod
+    def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> Any:
+        """Momenta at kT with the centre of mass at rest, and a chain at rest."""
+        from jax_md import simulate
+
+        del cell
+        mass, momentum = maxwell_boltzmann(key, positions, masses, numbers["kT"])
+        state: Any = simulate.NVTNoseHooverState(positions, momentum, jnp.zeros_like(positions), mass, None)  # type: ignore[call-arg]
+        degrees = NVTNoseHoover.degrees_of_freedom(positions.shape[0])
+        chain = nose_hoover_chain(0.0, numbers["period"]).initialize(
+            degrees, kinetic_energy(momentum, mass), numbers["kT"]
+        )
+        return state.set(chain=chain)
+
+    @staticmethod
+    def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
+        """The chain for half a step, half a kick, and a drift."""
+        chain = nose_hoover_chain(dt, numbers["period"])
+        # The chain's masses follow the temperature.
+        current = chain.update_mass(state.chain, numbers["kT"])
+        momentum, current = chain.half_step(state.momentum, current, numbers["kT"])
+        return NVE.move(state.set(momentum=momentum, chain=current), dt, numbers)
+
+    @staticmethod
+    def finish(state: Any, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> Any:
+        """Half a kick, and the chain for half a step."""
+        state = NVE.finish(state, forces, dt, numbers)
+        momentum = centred(state.momentum, state.mass)
+        current = state.chain.set(kinetic_energy=kinetic_energy(momentum, state.mass))
+        momentum, current = nose_hoover_chain(dt, numbers["period"]).half_step(momentum, current, numbers["kT"])
+        return state.set(momentum=momentum, chain=current)
+
+    @staticmethod
+    def reservoir(state: Any, numbers: dict[str, Any]) -> Any:
+        """Kinetic and potential energy of the chain, eV."""
+        return chain_energy(state.chain, numbers["kT"])
+
+
+class RescaledState(flax.struct.PyTreeNode):
+    """State of one replica under stochastic velocity rescaling.
+
+    Attributes:
+        position, momentum, force: [atoms, 3].
+        mass: [atoms, 1].
+        rng: random key.
+        given: [], energy in eV that the thermostat has taken from the atoms since the start.
+    """
+
+    position: Leaf
+    momentum: Leaf
+    force: Leaf
+    mass: Leaf
+    rng: Leaf
+    given: Leaf
+
+    def set(self, **changes: Any) -> Any:
+        """A copy with other values, as jax-md's steps want it."""
+        return self.replace(**changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class NVTVelocityRescaling(Ensemble):
+    """Constant volume and temperature by stochastic velocity rescaling (CSVR).
+
+    Bussi, Donadio and Parrinello, J. Chem. Phys. 126, 014101 (2007), eq. A7: the kinetic energy follows its canonical
+    distribution, and the dynamics is disturbed little. All velocities are scaled by one factor, so that independent
+    harmonic modes are not brought into equilibrium with each other. It acts on 3N − 3 degrees of freedom; the centre of
+    mass is kept at rest. `Run.conserved` is the total energy without what the thermostat gave.
+
+    Attributes:
+        temperature_K: K.
+        temperature_time_ps: relaxation time τ of the kinetic energy, ps.
+
+    Raises:
+        ValueError: for values that are not positive and finite.
+    """
+
+    conserves: ClassVar[bool] = True
+
+    temperature_K: PerReplica
+    temperature_time_ps: Number = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be simulated."""
+        check_range("NVTVelocityRescaling", "temperature_K", self.temperature_K, 0.0, 1e5)
+        check_range("NVTVelocityRescaling", "temperature_time_ps", self.temperature_time_ps, 0.0, 1e3)
+
+    def schedules(self, replicas: int) -> dict[str, Schedule]:
+        """k_B T in eV and 1/τ in internal units."""
+        return {
+            "kT": schedule("temperature_K", self.temperature_K, KB, replicas),
+            "rate": schedule("temperature_time_ps", 1.0 / self.temperature_time_ps, 1.0 / PS, replicas),
+        }
+
+    @staticmethod
+    def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> RescaledState:
+        """Momenta at kT with the centre of mass at rest."""
+        del cell
+        key, split = jax.random.split(key)
+        mass, momentum = maxwell_boltzmann(split, positions, masses, numbers["kT"])
+        none = jnp.zeros((), positions.dtype)
+        return RescaledState(positions, momentum, jnp.zeros_like(positions), mass, key, none)
+
+    @staticmethod
+    def move(state: RescaledState, dt: Any, numbers: dict[str, Any]) -> RescaledState:
+        """Half a kick, and a drift."""
+        return NVE.move(state, dt, numbers)
+
+    @staticmethod
+    def finish(state: RescaledState, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> RescaledState:
+        """Half a kick, and the thermostat for a whole step."""
+        state = NVE.finish(state, forces, dt, numbers)
+        momentum = centred(state.momentum, state.mass)
+        key, split = jax.random.split(state.rng)
+        degrees = NVTVelocityRescaling.degrees_of_freedom(momentum.shape[0])
+        noise = jax.random.normal(split, (degrees,), momentum.dtype)
+        kinetic = kinetic_energy(momentum, state.mass)
+        kept = jnp.exp(-dt * numbers["rate"])
+        renewed = (1.0 - kept) * numbers["kT"] / (2.0 * jnp.maximum(kinetic, 1e-30))
+        along = jnp.sqrt(kept) + jnp.sqrt(renewed) * noise[0]
+        squared = along**2 + renewed * (noise[1:] ** 2).sum()
+        # Eq. A8: the velocities turn round where the component along them changes sign.
+        factor = jnp.where(along < 0, -1.0, 1.0) * jnp.sqrt(squared)
+        return state.replace(momentum=factor * momentum, rng=key, given=state.given + kinetic * (1.0 - squared))
+
+    @staticmethod
+    def reservoir(state: RescaledState, numbers: dict[str, Any]) -> Any:
+        """What was taken from the atoms, eV."""
+        del numbers
+        return state.given
+
+
+def maxwell_boltzmann(
+    key: Any, positions: Vectors, masses: Float[AnyArray, " atoms"], kT: Any
+) -> tuple[Float[AnyArray, "atoms 1"], Vectors]:
+    """Masses [atoms, 1], and momenta at kT with the centre of mass at rest (unless there is but one atom)."""
+    mass = jnp.asarray(masses, positions.dtype)[:, None]
+    momentum = jnp.sqrt(mass * kT) * jax.random.normal(key, positions.shape, positions.dtype)
+    return mass, centred(momentum, mass)
+
+
+def centred(momentum: Vectors, mass: Float[AnyArray, "atoms 1"]) -> Vectors:
+    """Momenta without the velocity of the centre of mass; unchanged for a single atom."""
+    if momentum.shape[0] == 1:
+        return momentum
+    return momentum - mass * momentum.sum(axis=0) / mass.sum()
+
+
+def kinetic_energy(momentum: Vectors, mass: Float[AnyArray, "atoms 1"]) -> Float[AnyArray, ""]:
+    """Σ p²/2m, eV."""
+    return 0.5 * (momentum**2 / mass).sum()
+
+
+def free_space(positions: Vectors, displacement: Vectors, **_: Any) -> Vectors:
     """Positions stay unwrapped: periodicity is in the shifts of the neighbour list."""
     return positions + displacement
+
+
+def nose_hoover_chain(dt: Any, period: Any) -> Any:
+    """jax-md's functions of a chain of three, in two Suzuki–Yoshida steps of third order for each half step."""
+    from jax_md import simulate
+
+    return simulate.nose_hoover_chain(dt, chain_length=3, chain_steps=2, sy_steps=3, tau=period)
+
+
+def chain_energy(chain: Any, kT: Any) -> Any:
+    """Kinetic and potential energy of one of jax-md's chains, eV."""
+    kinetic = (0.5 * chain.momentum**2 / chain.mass).sum()
+    return kinetic + kT * (chain.degrees_of_freedom * chain.position[0] + chain.position[1:].sum())

@@ -5,29 +5,19 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
 from jaxmlip.progress import progress_bar
-from jaxmlip.simulation.engine import OUTCOMES, Room, System, Walkers, advance, initial_state
-from jaxmlip.simulation.ensembles import Ensemble, Number
-from jaxmlip.simulation.neighbors import cell_heights, image_search, pseudo_inverse
+from jaxmlip.simulation.driver import Driver
+from jaxmlip.simulation.engine import reservoirs
+from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.safety import OUTCOMES, bonds_to_watch, no_bonds
+from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.trajectory import Run
-from jaxmlip.systems.graph import GHOST, check_structure, periodic_cell
-from jaxmlip.systems.neighbors import dense_neighbors
-from jaxmlip.units import FS, KB
-
-RATTLE = 0.07
-"""Å, in each direction: about how much neighbouring atoms of ice move against each other at 250 K."""
-
-RATTLED = 8
-"""Rattled structures that the room for neighbour lists is found from."""
-
-
-class SimulationError(RuntimeError):
-    """A replica failed; the message names it, the step, and the likely causes."""
+from jaxmlip.systems.graph import check_structure, periodic_cell
+from jaxmlip.units import FS, GPA, KB
 
 
 def simulate(
@@ -44,6 +34,7 @@ def simulate(
     skin: Number = 0.5,
     progress: bool = True,
     on_failure: Literal["raise", "mark"] = "raise",
+    watch_bonds: bool = True,
 ) -> Run:
     """Molecular dynamics of replicas that differ in their random numbers, and in their start if several are given.
 
@@ -52,8 +43,10 @@ def simulate(
 
     Args:
         potential: any Potential. Runs of potentials with equal pytree structure share compiled code.
-        structure: the start of all replicas, or one start for each: equal atoms in equal order, any cells.
-        ensemble: for example `NVT(temperature_K=250)`.
+        structure: the start of all replicas, or one start for each: equal atoms in equal order, any cells. Masses are
+            those of the Atoms: hydrogen may be deuterium.
+        ensemble: for example `NVT(temperature_K=250)` or `NPT(temperature_K=250, pressure_GPa=0)`. Its temperature and
+            pressure may be sequences, a value for each replica, and ramps (`Ramp`).
         time_ps: length of the run in ps; this or `steps`.
         steps: length of the run in steps.
         timestep_fs: fs.
@@ -65,6 +58,8 @@ def simulate(
         progress: show a progress bar.
         on_failure: "raise" ends the run when a replica fails; "mark" lets the others go on and says so in
             `Run.outcomes`.
+        watch_bonds: whether a bond of hydrogen (to B, C, N, O, F, Si, P, S, Cl, Br or I) that becomes twice as long as
+            it was at the start is a failure; False where protons are meant to travel.
 
     Raises:
         ValueError: for elements the potential does not know, damaged or unequal structures, and settings that make no
@@ -81,14 +76,30 @@ def simulate(
     if on_failure not in ("raise", "mark"):
         raise ValueError(f'on_failure is "raise" or "mark", not {on_failure!r}.')
 
-    engine = _Engine(potential, starts, ensemble, timestep_fs, skin, seed, on_failure == "raise")
-    recorder = _Recorder(starts, reference_energy(potential, starts[0].numbers), total // every)
+    if ensemble.moves_cell and not starts[0].pbc.all():
+        raise ValueError(
+            f"{type(ensemble).__name__} needs a cell that is periodic in all three directions, not pbc "
+            f"{starts[0].pbc.tolist()}; put the atoms into a cell, or keep the volume constant."
+        )
+    engine = Driver(
+        potential,
+        starts,
+        type(ensemble),
+        ensemble.schedules(len(starts)),
+        masses=np.stack([atoms.get_masses() for atoms in starts]),
+        bonds=bonds_to_watch(starts) if watch_bonds else no_bonds(len(starts)),
+        timestep_fs=timestep_fs,
+        skin=skin,
+        seed=seed,
+        stop_at_failure=on_failure == "raise",
+    )
+    recorder = _Recorder(engine, starts, reference_energy(potential, starts[0].numbers), total // every)
     engine.prepare()
     moving_s = 0.0
     with progress_bar(total=total, unit_scale=timestep_fs / 1000, disable=not progress, bar_format=_BAR) as bar:
         for frame in range(total // every):
             moving_s += engine.advance((frame + 1) * every)
-            recorder.record(frame, engine.walkers)
+            recorder.record(frame, (frame + 1) * every)
             taken = (frame + 1) * every * timestep_fs * len(starts)
             bar.set_postfix_str(f"{_ns_per_day(taken, moving_s):.3g} ns/day", refresh=False)
             bar.update(every)
@@ -112,192 +123,58 @@ def simulate(
 _BAR = "{l_bar}{bar}| {n:.3f}/{total:.3f} ps [{elapsed}<{remaining}{postfix}]"
 
 
-class _Engine:
-    """The host's side of the loop: drives `advance`, gives it room, and turns failures into exceptions."""
-
-    def __init__(
-        self,
-        potential: Potential,
-        starts: list[Atoms],
-        ensemble: Ensemble,
-        timestep_fs: Number,
-        skin: Number,
-        seed: int,
-        stop_at_failure: bool,
-    ) -> None:
-        cells = np.stack([periodic_cell(atoms) for atoms in starts])
-        self.potential = jax.device_put(potential)
-        self.cutoff, self.inner_cutoff = potential.cutoff, potential.inner_cutoff
-        self.heights = np.atleast_2d(cell_heights(cells)).min(axis=0)
-        self.timestep_fs, self.skin, self.stop_at_failure = float(timestep_fs), float(skin), stop_at_failure
-        self.kind, self.parameters = type(ensemble), ensemble.parameters()
-        host_positions = np.stack([atoms.positions for atoms in starts])
-        positions = jnp.asarray(host_positions, float)
-        self.system = System(
-            species=jnp.asarray(starts[0].numbers, jnp.int32),
-            cells=jnp.asarray(cells, float),
-            inverses=jnp.asarray(np.stack([pseudo_inverse(cell) for cell in cells]), float),
-        )
-        needed = self._needed(host_positions, cells)
-        self.room = self._room_for(*map(int, needed))
-        masses = jnp.asarray(np.stack([atoms.get_masses() for atoms in starts]), float)
-        n = len(starts)
-        self.walkers = Walkers(
-            state=initial_state(positions, masses, jax.random.key(int(seed)), self.parameters, kind=self.kind),
-            energy=jnp.zeros(n, positions.dtype),
-            failure=jnp.zeros(n, jnp.int32),
-            failed_at=jnp.full(n, -1, jnp.int32),
-            step=jnp.full((), -1, jnp.int32),
-            neighbors=jnp.zeros(0),
-            shifts=jnp.zeros(0),
-            origin=positions,
-            stale=jnp.ones((), bool),
-            fresh=jnp.ones((), bool),
-            skin_broken=jnp.zeros((), bool),
-            needed=jnp.zeros(3, jnp.int32),
-        )
-        self._clear_lists()
-
-    @property
-    def all_failed(self) -> bool:
-        """Whether no replica is left."""
-        return bool((np.asarray(self.walkers.failure) > 0).all())
-
-    def _room_for(self, listed: int, slots: int, inner: int) -> Room:
-        """Room for the given needs, rounded up so that runs from similar structures share compiled code.
-
-        Little is added: a slot too many costs in every step (an inner one with the square of their number), a slot too
-        few costs one compilation.
-        """
-        listed, slots = (int(np.ceil(n / 4)) * 4 for n in (listed, slots))
-        slots = max(slots, inner)
-        return Room(image_search(self.heights, self.cutoff + self.skin), max(listed, slots), slots, inner)
-
-    def _clear_lists(self) -> None:
-        """Empty lists of the present size, to be made before the next step."""
-        replicas, atoms, _ = self.walkers.origin.shape
-        self.walkers = self.walkers.replace(
-            neighbors=jnp.full((replicas, atoms, self.room.listed), GHOST, jnp.int32),
-            shifts=jnp.zeros((replicas, atoms, self.room.listed, 3), jnp.int16),
-            stale=jnp.ones((), bool),
-            skin_broken=jnp.zeros((), bool),
-            needed=jnp.zeros(3, jnp.int32),
-        )
-
-    def prepare(self) -> None:
-        """Compute the forces at the start, by a step of zero length with the code that all others use."""
-        self._run(until=0, timestep_fs=0.0)
-
-    def advance(self, until: int) -> float:
-        """Take steps up to `until`; returns the seconds it took, compilation not included."""
-        return self._run(until, self.timestep_fs)
-
-    def _run(self, until: int, timestep_fs: Number) -> float:
-        """Advance, making room as often as needed."""
-        spent = 0.0
-        while True:
-            start = time.perf_counter()
-            self.walkers = self._advanced(until, timestep_fs)
-            w = self.walkers
-            flags = (w.step, w.failure, w.failed_at, w.needed, w.skin_broken)
-            step, failure, failed_at, needed, skin_broken = map(np.asarray, jax.device_get(flags))
-            spent += time.perf_counter() - start
-            if self.stop_at_failure and failure.any():
-                self._raise(failure, failed_at)
-            if step >= until or (failure > 0).all():
-                return spent
-            self._make_room(needed, bool(skin_broken))
-            # No steps: compiles for the new sizes outside the time that counts.
-            jax.block_until_ready(self._advanced(int(step), timestep_fs))
-
-    def _advanced(self, until: int, timestep_fs: Number) -> Walkers:
-        return advance(
-            self.potential,
-            self.system,
-            self.walkers,
-            self.parameters,
-            until,
-            timestep_fs * FS,
-            self.skin,
-            kind=self.kind,
-            room=self.room,
-            stop_at_failure=self.stop_at_failure,
-        )
-
-    def _make_room(self, needed: np.ndarray, skin_broken: bool) -> None:
-        """More slots for lists that need them, or a thicker skin for atoms that outran it in one step."""
-        if skin_broken:
-            self.skin *= 2.0
-            positions = np.asarray(self.walkers.state.position, np.float64)
-            needed = self._needed(positions, np.asarray(self.system.cells, np.float64))
-        listed, slots, inner = (int(n) for n in needed)
-        grown = self._room_for(listed + listed // 8, slots + slots // 8, inner + 1 + inner // 8)
-        self.room = Room(
-            grown.search,
-            max(grown.listed, self.room.listed),
-            max(grown.slots, self.room.slots),
-            max(grown.inner, self.room.inner) if self.inner_cutoff > 0 else 0,
-        )
-        self._clear_lists()
-
-    def _needed(self, positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Slots that the replicas' lists will need (listed, seen by the potential, inner), found on the host.
-
-        Structures at rest say little of the thermal motion to come: the most is taken over structures whose atoms are
-        displaced at random by `RATTLE`.
-        """
-        counts, rng = [], np.random.default_rng(0)
-        for where, cell in zip(positions, cells, strict=True):
-            # Wrapped: the host's lists have room for shifts of few cells.
-            where = where - np.floor(where @ pseudo_inverse(cell) + 1e-9) @ cell
-            for _ in range(-(-RATTLED // len(positions))):
-                moved = where + rng.normal(scale=RATTLE, size=where.shape)
-                listed, _, seen = dense_neighbors(moved, cell, self.cutoff + self.skin, self.cutoff)
-                _, _, inner = dense_neighbors(moved, cell, self.cutoff, self.inner_cutoff)
-                counts.append((listed.shape[1], seen, inner))
-        return np.max(counts, axis=0)
-
-    def _raise(self, failure: np.ndarray, failed_at: np.ndarray) -> None:
-        replica = int(np.flatnonzero(failure)[0])
-        step = int(failed_at[replica])
-        raise SimulationError(
-            f"Replica {replica} failed in step {step} ({step * self.timestep_fs:g} fs): "
-            f"{OUTCOMES[int(failure[replica])].value}. Likely causes: (a) atoms too close in the start structure; "
-            f"(b) a timestep of {self.timestep_fs:g} fs is too long for the lightest atoms; (c) the potential left the "
-            'range of its training data. With on_failure="mark" the other replicas go on.'
-        )
-
-
 class _Recorder:
     """Collects frames on the host."""
 
-    def __init__(self, starts: list[Atoms], reference: float, frames: int) -> None:
-        self.starts, self.reference = starts, reference
+    def __init__(self, engine: Driver, starts: list[Atoms], reference: float, frames: int) -> None:
+        self.engine, self.starts, self.reference = engine, starts, reference
+        self.kind = engine.kind
+        self.dof = self.kind.degrees_of_freedom(len(starts[0]))
         self.positions = np.full((len(starts), frames, len(starts[0]), 3), np.nan, np.float32)
         self.energy = np.full((len(starts), frames), np.nan)
         self.temperature = np.full((len(starts), frames), np.nan)
+        self.conserved = np.full((len(starts), frames), np.nan) if self.kind.conserves else None
+        self.pressure = np.full((len(starts), frames), np.nan) if self.kind.moves_cell else None
+        self.cells = np.stack([periodic_cell(atoms) for atoms in starts])
+        if self.kind.moves_cell:
+            self.cells = np.full((len(starts), frames, 3, 3), np.nan)
 
-    def record(self, frame: int, walkers: Walkers) -> None:
-        """Keep the present positions, energies and kinetic temperatures 2K/3Nk."""
-        state = walkers.state
-        position, momentum, mass, energy = jax.device_get((state.position, state.momentum, state.mass, walkers.energy))
+    def record(self, frame: int, step: int) -> None:
+        """Keep what `Run` holds of the present state; sums are taken in double precision."""
+        state = self.engine.walkers.state
+        position, momentum, mass, energy = jax.device_get(
+            (state.position, state.momentum, state.mass, self.engine.walkers.energy)
+        )
         kinetic = 0.5 * (np.asarray(momentum, np.float64) ** 2 / mass).sum((1, 2))
         self.positions[:, frame] = position
         self.energy[:, frame] = np.asarray(energy, np.float64) + self.reference
-        self.temperature[:, frame] = 2.0 * kinetic / (3 * position.shape[1] * KB)
+        self.temperature[:, frame] = 2.0 * kinetic / (self.dof * KB)
+        if self.conserved is not None:
+            time = step * self.engine.timestep_fs * FS
+            held = np.asarray(reservoirs(state, self.engine.schedules, time, kind=self.kind), np.float64)
+            self.conserved[:, frame] = self.energy[:, frame] + kinetic + held
+        if self.pressure is not None:
+            cells, stress = (np.asarray(each, np.float64) for each in jax.device_get((state.cell, state.stress)))
+            self.cells[:, frame] = cells
+            volumes = np.abs(np.linalg.det(cells))
+            self.pressure[:, frame] = (2.0 * kinetic / volumes - np.trace(stress, axis1=1, axis2=2)) / (3.0 * GPA)
 
     def run(self, lengths: np.ndarray, **rest: Any) -> Run:
         """The Run, with NaN where a replica had failed."""
         over = np.arange(self.energy.shape[1]) >= lengths[:, None]
-        for values in (self.positions, self.energy, self.temperature):
-            values[over] = np.nan
+        series = [self.positions, self.energy, self.temperature, self.conserved, self.pressure]
+        for values in (*series, self.cells if self.kind.moves_cell else None):
+            if values is not None:
+                values[over] = np.nan
         return Run(
             numbers=np.asarray(self.starts[0].numbers, np.int64),
             positions=self.positions,
-            cells=np.stack([periodic_cell(atoms) for atoms in self.starts]),
+            cells=self.cells,
             pbc=np.asarray(self.starts[0].pbc, bool),
             potential_energy=self.energy,
             temperature=self.temperature,
+            conserved=self.conserved,
+            pressure_GPa=self.pressure,
             lengths=lengths,
             **rest,
         )

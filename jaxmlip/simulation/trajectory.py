@@ -20,7 +20,11 @@ class Outcome(enum.Enum):
 
     COMPLETED = "ran to the end"
     NOT_FINITE = "its energy, forces or momenta ceased to be finite"
-    EXPLODED = "an atom moved further in one step than any sound dynamics does"
+    EXPLODED = "an atom or the cell moved further in one step than any sound dynamics does"
+    CELL_LOST = "its cell shrank to half of its width at the start, or grew to twice of it"
+    TOO_HOT = "its temperature rose above ten times the target"
+    BOND_BROKEN = "a covalent bond of hydrogen became twice as long as at the start"
+    NOT_CONVERGED = "it was not yet relaxed after the last step"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,22 +36,27 @@ class Run:
     Attributes:
         numbers: [atoms], atomic numbers.
         positions: [replicas, frames, atoms, 3], Å, unwrapped: differences in time are displacements.
-        cells: [replicas, 3, 3], lattice vectors as rows, Å; zero rows where not periodic.
+        cells: [replicas, 3, 3], lattice vectors as rows, Å; zero rows where not periodic. [replicas, frames, 3, 3]
+            where cells move; `frame_cells` is always of this shape.
         pbc: [3].
         potential_energy: [replicas, frames], total energies in eV, elemental references included.
-        temperature: [replicas, frames], kinetic temperature 2K/3Nk in K. With BAOAB it is low by about (ωh)²/4 in a
-            mode of frequency ω (3 % for an O–H stretch at h = 0.5 fs) although the configurations are right.
+        temperature: [replicas, frames], kinetic temperature in K: 2K/3Nk for Langevin dynamics (NVT, NPT), 2K/(3N − 3)k
+            where the centre of mass is at rest. With BAOAB it is low by about (ωh)²/4 in a mode of frequency ω (3 % for
+            an O–H stretch at h = 0.5 fs) although the configurations are right.
         time_fs: [frames], time since the start; the start structure itself is not a frame.
         timestep_fs: fs.
         outcomes: one per replica.
         lengths: [replicas], frames a replica completed before it failed; later ones are NaN.
         wall_s: wall time of the whole run, compilation included.
         ns_per_day: summed over replicas, compilation not included.
+        conserved: [replicas, frames], eV, the quantity that an exact integrator would conserve; None for ensembles
+            without one. See there.
+        pressure_GPa: [replicas, frames], instantaneous pressure, kinetic part included; None at constant volume.
     """
 
     numbers: Int[np.ndarray, " atoms"]
     positions: Float[np.ndarray, "replicas frames atoms 3"]
-    cells: Float[np.ndarray, "replicas 3 3"]
+    cells: Float[np.ndarray, "replicas *frames 3 3"]
     pbc: Bool[np.ndarray, " 3"]
     potential_energy: Float[np.ndarray, "replicas frames"]
     temperature: Float[np.ndarray, "replicas frames"]
@@ -57,6 +66,8 @@ class Run:
     lengths: Int[np.ndarray, " replicas"]
     wall_s: float
     ns_per_day: float
+    conserved: Float[np.ndarray, "replicas frames"] | None = None
+    pressure_GPa: Float[np.ndarray, "replicas frames"] | None = None
 
     @property
     def n_replicas(self) -> int:
@@ -67,6 +78,17 @@ class Run:
     def n_frames(self) -> int:
         """Frames per replica."""
         return self.positions.shape[1]
+
+    @property
+    def frame_cells(self) -> Float[np.ndarray, "replicas frames 3 3"]:
+        """The cell of every frame, Å, whether cells move or not."""
+        cells = self.cells if self.cells.ndim == 4 else self.cells[:, None]
+        return np.broadcast_to(cells, (self.n_replicas, self.n_frames, 3, 3))
+
+    @property
+    def volume(self) -> Float[np.ndarray, "replicas frames"]:
+        """Volumes in Å³; 0 unless periodic in all three directions."""
+        return np.abs(np.linalg.det(self.frame_cells))
 
     @property
     def completed(self) -> Bool[np.ndarray, " replicas"]:
@@ -114,7 +136,7 @@ class Run:
         return Atoms(
             self.numbers,
             self.positions[replica, frame].astype(np.float64),
-            cell=self.cells[replica],
+            cell=self.frame_cells[replica, frame],
             pbc=self.pbc,
             info=info,
         )
@@ -152,12 +174,19 @@ class Run:
             box = particles.create_group("box")
             box.attrs["dimension"] = 3
             box.attrs["boundary"] = np.array(["periodic" if p else "none" for p in self.pbc], dtype="S8")
-            box.create_dataset("edges", data=self.cells[replica]).attrs["unit"] = "Angstrom"
+            if self.cells.ndim == 4:
+                element(box, "edges", self.cells[replica], "Angstrom")
+            else:
+                box.create_dataset("edges", data=self.cells[replica]).attrs["unit"] = "Angstrom"
             particles["species"] = self.numbers
             element(particles, "position", self.positions[replica], "Angstrom")
             observables = file.create_group(f"observables/replica{replica}")
             element(observables, "potential_energy", self.potential_energy[replica], "eV")
             element(observables, "temperature", self.temperature[replica], "K")
+            if self.conserved is not None:
+                element(observables, "conserved", self.conserved[replica], "eV")
+            if self.pressure_GPa is not None:
+                element(observables, "pressure", self.pressure_GPa[replica], "GPa")
 
         meta = file.create_group("parameters")
         for name in ("timestep_fs", "wall_s", "ns_per_day", "n_replicas"):
@@ -194,11 +223,15 @@ def _read(file: h5py.File) -> Run:
     def stacked(template: str) -> np.ndarray:
         return np.stack([_array(file, template.format(replica)) for replica in replicas])
 
+    def if_there(template: str) -> np.ndarray | None:
+        return stacked(template) if template.format(0) in file else None
+
+    moves = isinstance(file["particles/replica0/box/edges"], h5py.Group)
     boundary = np.asarray(file["particles/replica0/box"].attrs["boundary"])
     return Run(
         numbers=_array(file, "particles/replica0/species"),
         positions=stacked("particles/replica{}/position/value"),
-        cells=stacked("particles/replica{}/box/edges"),
+        cells=stacked("particles/replica{}/box/edges" + ("/value" if moves else "")),
         pbc=np.array([bytes(b) == b"periodic" for b in boundary]),
         potential_energy=stacked("observables/replica{}/potential_energy/value"),
         temperature=stacked("observables/replica{}/temperature/value"),
@@ -208,6 +241,8 @@ def _read(file: h5py.File) -> Run:
         lengths=_array(file, "parameters/lengths"),
         wall_s=float(_array(file, "parameters/wall_s")),
         ns_per_day=float(_array(file, "parameters/ns_per_day")),
+        conserved=if_there("observables/replica{}/conserved/value"),
+        pressure_GPa=if_there("observables/replica{}/pressure/value"),
     )
 
 

@@ -1,9 +1,32 @@
 """One fluid and one compiled engine for most tests of the dynamics."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, lennard_jones
+
+from jaxmlip.simulation.ensembles import NVT, Ensemble
+from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.trajectory import Run
+
+DT = 0.005 * REDUCED_TIME_FS
+FLUID = NVT(temperature_K=REDUCED_K, friction_per_ps=1000.0 / REDUCED_TIME_FS)
+
+
+def run_fluid(structure: Any, potential: LennardJones | None = None, ensemble: Ensemble = FLUID, **options: Any) -> Run:
+    """A short run in reduced units, one frame every ten steps."""
+    options = {
+        "steps": 40,
+        "timestep_fs": DT,
+        "sample_every_fs": 10 * DT,
+        "skin": 0.3,
+        "progress": False,
+        **options,
+    }
+    return simulate(potential or lennard_jones(), structure, ensemble, **options)
 
 
 def fcc(repeats: int, rattle: float = 0.1) -> Atoms:

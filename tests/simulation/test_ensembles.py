@@ -7,9 +7,11 @@ import pytest
 from ase import Atoms
 from simple_potentials import Wells
 
-from jaxmlip.simulation.ensembles import NVT
+from jaxmlip.simulation.ensembles import NVT, Ensemble
 from jaxmlip.simulation.replicas import simulate
 from jaxmlip.units import FS, KB
+
+NO_CELL = jnp.zeros((3, 3), jnp.float32)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_is_the_langevin_integrator_of_jax_md() -> None:
     from jax_md import simulate as jax_md_simulate
 
     ensemble = NVT(temperature_K=300.0, friction_per_ps=20.0)
-    parameters = ensemble.parameters()
+    numbers = _numbers(ensemble)
     positions = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
     masses = jnp.asarray([1.0, 2.0, 12.0, 16.0, 40.0], jnp.float32)
     dt = 0.5 * FS
@@ -39,11 +41,12 @@ def test_is_the_langevin_integrator_of_jax_md() -> None:
         return 2.0 * (r**2).sum() + (r[1:] * r[:-1]).sum()
 
     def step(state, length):
-        state = NVT.move(state, length, parameters)
-        return NVT.finish(state, -jax.grad(energy)(state.position), length, parameters)
+        state = NVT.move(state, length, numbers)
+        return NVT.finish(state, -jax.grad(energy)(state.position), length, numbers)
 
-    init, apply = jax_md_simulate.nvt_langevin(energy, lambda r, dr, **_: r + dr, dt, **_jax_md_names(parameters))
-    ours = NVT.init(jax.random.key(3), positions, masses, parameters)
+    of_jax_md = {"kT": numbers["kT"], "gamma": numbers["friction"]}
+    init, apply = jax_md_simulate.nvt_langevin(energy, lambda r, dr, **_: r + dr, dt, **of_jax_md)
+    ours = NVT.init(jax.random.key(3), positions, masses, NO_CELL, numbers)
     theirs = init(ours.rng, positions, masses, momenta=ours.momentum).set(rng=ours.rng)
     before, ours = ours, step(ours, 0.0)
     np.testing.assert_array_equal(ours.position, before.position)
@@ -58,10 +61,10 @@ def test_is_the_langevin_integrator_of_jax_md() -> None:
 
 def test_initial_momenta() -> None:
     """Maxwell–Boltzmann for every mass, and the centre of mass at rest."""
-    parameters = NVT(temperature_K=300.0).parameters()
+    numbers = _numbers(NVT(temperature_K=300.0))
     masses = jnp.tile(jnp.asarray([1.008, 15.999], jnp.float32), 100)
     keys = jax.random.split(jax.random.key(0), 50)
-    make = jax.vmap(lambda key: NVT.init(key, jnp.zeros((200, 3), jnp.float32), masses, parameters).momentum)
+    make = jax.vmap(lambda key: NVT.init(key, jnp.zeros((200, 3), jnp.float32), masses, NO_CELL, numbers).momentum)
     momenta = np.asarray(make(keys), np.float64)
     assert np.abs(momenta.sum(axis=1)).max() < 1e-3
     for which in (0, 1):
@@ -105,5 +108,6 @@ def test_kinetic_temperature_has_the_error_of_baoab(wells_run) -> None:
     assert values.mean() / temperature == pytest.approx(1 - 0.8**2 / 4, abs=0.012)
 
 
-def _jax_md_names(parameters: dict) -> dict:
-    return {"kT": parameters["kT"], "gamma": parameters["friction"]}
+def _numbers(ensemble: Ensemble) -> dict:
+    """Its numbers for one replica, at the start."""
+    return {name: schedule.at(0.0)[0] for name, schedule in ensemble.schedules(1).items()}

@@ -5,34 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
-from conftest import fcc
+from conftest import DT, FLUID, fcc, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
 
 from jaxmlip.observables.observable import average
+from jaxmlip.observables.statistics import Estimate, correlated_mean
 from jaxmlip.observables.thermodynamics import PotentialEnergy
+from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.potential import evaluate
-from jaxmlip.simulation import replicas as module
+from jaxmlip.simulation.driver import Driver, SimulationError
 from jaxmlip.simulation.engine import Room, advance
 from jaxmlip.simulation.ensembles import NVT
-from jaxmlip.simulation.replicas import SimulationError, simulate
+from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.safety import no_bonds
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.systems.graph import Graph, graph_from_atoms
-
-DT = 0.005 * REDUCED_TIME_FS
-FLUID = NVT(temperature_K=REDUCED_K, friction_per_ps=1000.0 / REDUCED_TIME_FS)
-
-
-def run_fluid(structure, potential: LennardJones | None = None, **options) -> Run:
-    """A short run in reduced units, one frame every ten steps."""
-    options = {
-        "steps": 40,
-        "timestep_fs": DT,
-        "sample_every_fs": 10 * DT,
-        "skin": 0.3,
-        "progress": False,
-        **options,
-    }
-    return simulate(potential or lennard_jones(), structure, FLUID, **options)
 
 
 def _compiled() -> int:
@@ -45,24 +32,41 @@ def fluid_run(small_fluid: Atoms) -> Run:
     return run_fluid(small_fluid, replicas=3)
 
 
-def test_lennard_jones_energy() -> None:
-    """Total energy −2.9286 per atom at ρ = 0.75, T = 1, cut and shifted at 2.5 σ (equation of state of Thol et al.)."""
+def virial_pressure(run: Run, first: int, stride: int) -> Estimate:
+    """ρ kT − tr σ/3 over frames from `first` on, in reduced units at T = 1; averages of momenta are exact."""
+    frames = [run[replica * run.n_frames + at] for replica in range(run.n_replicas)
+              for at in range(first, run.n_frames, stride)]  # fmt: skip
+    stress = np.array([np.trace(frame.stress) for frame in label(frames, lennard_jones(), stress=True)])
+    return correlated_mean(0.75 - stress.reshape(run.n_replicas, -1) / 3.0)
+
+
+@pytest.mark.physics
+def test_lennard_jones_energy_and_pressure() -> None:
+    """E = −2.9286 per atom, P = 0.9897 at ρ = 0.75, T = 1, cut and shifted at 2.5 σ (equation of state of Thol et al.).
+
+    For many atoms; the 108 here differ by less than their statistical errors.
+    """
     run = run_fluid(fcc(3), replicas=4, steps=1000, timestep_fs=2 * DT, sample_every_fs=10 * DT, seed=2)
     energy = average(run, PotentialEnergy(), equilibration=0.003 * REDUCED_TIME_FS)
     value, error = float(energy.value) / 108 + 1.5, float(energy.error) / 108
     assert error < 0.02
     assert abs(value + 2.9286) < 3 * error, f"{value} ± {error}"
     assert run.temperature[:, 60:].mean() / REDUCED_K == pytest.approx(1.0, abs=0.03)
+    pressure = virial_pressure(run, first=60, stride=8)
+    assert abs(pressure.value - 0.9897) < 3 * pressure.error < 0.4, str(pressure)
 
 
 @pytest.mark.slow
-def test_lennard_jones_energy_precisely() -> None:
+@pytest.mark.physics
+def test_lennard_jones_energy_and_pressure_precisely() -> None:
     """As above to 0.1 %, with 500 atoms."""
     run = run_fluid(fcc(5), replicas=4, steps=8000, sample_every_fs=20 * DT, seed=3)
     energy = average(run, PotentialEnergy())
     value, error = float(energy.value) / 500 + 1.5, float(energy.error) / 500
     assert error < 0.004
     assert abs(value + 2.9286) < 3 * error, f"{value} ± {error}"
+    pressure = virial_pressure(run, first=100, stride=10)
+    assert abs(pressure.value - 0.9897) < 3 * pressure.error < 0.05, str(pressure)
 
 
 def test_energies_and_forces_are_those_of_a_direct_call(small_fluid: Atoms, fluid_run: Run) -> None:
@@ -71,7 +75,10 @@ def test_energies_and_forces_are_those_of_a_direct_call(small_fluid: Atoms, flui
         direct = evaluate(potential, graph_from_atoms(fluid_run[place], potential.cutoff))
         assert fluid_run[place].info["potential_energy"] == pytest.approx(float(direct.energy[0]), rel=2e-6)
 
-    engine = module._Engine(potential, [small_fluid] * 3, FLUID, DT, 0.3, 0, True)
+    engine = Driver(
+        potential, [small_fluid] * 3, NVT, FLUID.schedules(3), masses=np.ones((3, 32)), bonds=no_bonds(3),
+        timestep_fs=DT, skin=0.3, seed=0, stop_at_failure=True,
+    )  # fmt: skip
     engine.prepare()
     engine.advance(25)
     for replica in range(3):
@@ -150,25 +157,25 @@ def test_neither_skin_nor_room_matters(small_fluid: Atoms, monkeypatch: pytest.M
 
     rooms = []
 
-    def spy(self, needed, skin_broken, *, make_room=module._Engine._make_room):
-        make_room(self, needed, skin_broken)
+    def spy(self, needed, skin_broken, narrow, *, make_room=Driver._make_room):
+        make_room(self, needed, skin_broken, narrow)
         rooms.append((self.room, self.skin))
 
-    monkeypatch.setattr(module._Engine, "_make_room", spy)
+    monkeypatch.setattr(Driver, "_make_room", spy)
     thin = run_fluid(small_fluid, potential, replicas=2, skin=0.02)
     assert len(rooms) >= 1, "an atom outran the skin in one step"
     np.testing.assert_allclose(thin.potential_energy, ample.potential_energy, rtol=1e-9)
     np.testing.assert_allclose(thin.positions, ample.positions, atol=1e-6)
 
     rooms.clear()
-    rightly = module._Engine._room_for
+    rightly = Driver._room_for
     narrow = iter([0.5])
 
     def too_small(self, *needed):
         room, factor = rightly(self, *needed), next(narrow, 1.0)
         return Room(room.search, *(int(factor * n) for n in (room.listed, room.slots, room.inner)))
 
-    monkeypatch.setattr(module._Engine, "_room_for", too_small)
+    monkeypatch.setattr(Driver, "_room_for", too_small)
     cramped = run_fluid(small_fluid, potential, replicas=2, skin=0.8)
     assert len(rooms) >= 2, "too few listed, then too few seen"
     np.testing.assert_allclose(cramped.potential_energy, ample.potential_energy, rtol=1e-9)

@@ -1,0 +1,217 @@
+"""The host's side of the loop that advances replicas: it drives the compiled steps and gives them room."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.simulation.engine import Room, System, Walkers, advance, current_cells, initial_state
+from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.neighbors import cell_heights, image_search, pseudo_inverse
+from jaxmlip.simulation.safety import OUTCOMES, Bonds
+from jaxmlip.simulation.schedules import Number, Schedule
+from jaxmlip.systems.graph import GHOST, periodic_cell
+from jaxmlip.systems.neighbors import dense_neighbors
+from jaxmlip.units import FS
+
+RATTLE = 0.07
+"""Å, in each direction: about how much neighbouring atoms of ice move against each other at 250 K."""
+
+RATTLED = 8
+"""Rattled structures that the room for neighbour lists is found from."""
+
+SHRINKAGE = 0.95
+"""By how much a cell that moves may shrink before images are searched anew: mostly as many, then nothing compiles."""
+
+
+class SimulationError(RuntimeError):
+    """A replica failed; the message names it, the step, and the likely causes."""
+
+
+class Driver:
+    """The host's side of the loop: drives `advance`, gives it room, and turns failures into exceptions."""
+
+    def __init__(
+        self,
+        potential: Potential,
+        starts: list[Atoms],
+        kind: type[Ensemble],
+        schedules: dict[str, Schedule],
+        *,
+        masses: np.ndarray,
+        bonds: Bonds,
+        timestep_fs: Number,
+        skin: Number,
+        seed: int,
+        stop_at_failure: bool,
+    ) -> None:
+        """Set up replicas at their starts.
+
+        Args:
+            potential: any Potential.
+            starts: one structure for each replica, of equal atoms.
+            kind: the ensemble's functions.
+            schedules: its numbers.
+            masses: [replicas, atoms], amu.
+            bonds: that must not break.
+            timestep_fs: fs.
+            skin: Å.
+            seed: of velocities and noise.
+            stop_at_failure: whether the failure of one replica is an exception.
+        """
+        cells = np.stack([periodic_cell(atoms) for atoms in starts])
+        self.potential = jax.device_put(potential)
+        self.cutoff, self.inner_cutoff = potential.cutoff, potential.inner_cutoff
+        self.heights = self._search_heights(cells, kind)
+        self.timestep_fs, self.skin, self.stop_at_failure = float(timestep_fs), float(skin), stop_at_failure
+        self.kind, self.schedules = kind, schedules
+        host_positions = np.stack([atoms.positions for atoms in starts])
+        positions = jnp.asarray(host_positions, float)
+        self.system = System(
+            species=jnp.asarray(starts[0].numbers, jnp.int32),
+            cells=jnp.asarray(cells, float),
+            inverses=jnp.asarray(np.stack([pseudo_inverse(cell) for cell in cells]), float),
+            lowest=jnp.asarray(self.heights, float),
+            bonds=bonds,
+        )
+        needed = self._needed(host_positions, cells)
+        self.room = self._room_for(*map(int, needed))
+        n, key = len(starts), jax.random.key(int(seed))
+        self.walkers = Walkers(
+            state=initial_state(positions, jnp.asarray(masses, float), self.system.cells, key, schedules, kind=kind),
+            energy=jnp.zeros(n, positions.dtype),
+            failure=jnp.zeros(n, jnp.int32),
+            failed_at=jnp.full(n, -1, jnp.int32),
+            step=jnp.full((), -1, jnp.int32),
+            neighbors=jnp.zeros(0),
+            shifts=jnp.zeros(0),
+            origin=positions,
+            origin_cells=self.system.cells,
+            stale=jnp.ones((), bool),
+            fresh=jnp.ones((), bool),
+            skin_broken=jnp.zeros((), bool),
+            narrow=jnp.zeros((), bool),
+            needed=jnp.zeros(3, jnp.int32),
+        )
+        self._clear_lists()
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether no replica is left."""
+        return bool((np.asarray(self.walkers.failure) > 0).all())
+
+    def _room_for(self, listed: int, slots: int, inner: int) -> Room:
+        """Room for the given needs, rounded up so that runs from similar structures share compiled code.
+
+        Little is added: a slot too many costs in every step (an inner one with the square of their number), a slot too
+        few costs one compilation.
+        """
+        listed, slots = (int(np.ceil(n / 4)) * 4 for n in (listed, slots))
+        slots = max(slots, inner)
+        return Room(image_search(self.heights, self.cutoff + self.skin), max(listed, slots), slots, inner)
+
+    def _clear_lists(self) -> None:
+        """Empty lists of the present size, to be made before the next step."""
+        replicas, atoms, _ = self.walkers.origin.shape
+        self.walkers = self.walkers.replace(
+            neighbors=jnp.full((replicas, atoms, self.room.listed), GHOST, jnp.int32),
+            shifts=jnp.zeros((replicas, atoms, self.room.listed, 3), jnp.int16),
+            stale=jnp.ones((), bool),
+            skin_broken=jnp.zeros((), bool),
+            narrow=jnp.zeros((), bool),
+            needed=jnp.zeros(3, jnp.int32),
+        )
+
+    @staticmethod
+    def _search_heights(cells: np.ndarray, kind: type[Ensemble]) -> np.ndarray:
+        """The least heights of cells that images are searched for, Å; with a margin where cells move."""
+        lowest = np.atleast_2d(cell_heights(cells)).min(axis=0)
+        return SHRINKAGE * lowest if kind.moves_cell else lowest
+
+    def prepare(self) -> None:
+        """Compute the forces at the start, by a step of zero length with the code that all others use."""
+        self._run(until=0, timestep_fs=0.0)
+
+    def advance(self, until: int) -> float:
+        """Take steps up to `until`; returns the seconds it took, compilation not included."""
+        return self._run(until, self.timestep_fs)
+
+    def _run(self, until: int, timestep_fs: Number) -> float:
+        """Advance, making room as often as needed."""
+        spent = 0.0
+        while True:
+            start = time.perf_counter()
+            self.walkers = self._advanced(until, timestep_fs)
+            w = self.walkers
+            flags = (w.step, w.failure, w.failed_at, w.needed, w.skin_broken, w.narrow)
+            step, failure, failed_at, needed, skin_broken, narrow = map(np.asarray, jax.device_get(flags))
+            spent += time.perf_counter() - start
+            if self.stop_at_failure and failure.any():
+                self._raise(failure, failed_at)
+            if step >= until or (failure > 0).all():
+                return spent
+            self._make_room(needed, bool(skin_broken), bool(narrow))
+            # No steps: compiles for the new sizes outside the time that counts.
+            jax.block_until_ready(self._advanced(int(step), timestep_fs))
+
+    def _advanced(self, until: int, timestep_fs: Number) -> Walkers:
+        return advance(
+            self.potential,
+            self.system,
+            self.walkers,
+            self.schedules,
+            until,
+            timestep_fs * FS,
+            self.skin,
+            kind=self.kind,
+            room=self.room,
+            stop_at_failure=self.stop_at_failure,
+        )
+
+    def _make_room(self, needed: np.ndarray, skin_broken: bool, narrow: bool) -> None:
+        """More slots for lists that lack them, a thicker skin for atoms that outran it, more images in narrow cells."""
+        if skin_broken or narrow:
+            self.skin *= 2.0 if skin_broken else 1.0
+            cells = np.asarray(current_cells(self.system, self.walkers.state, self.kind), np.float64)
+            self.heights = self._search_heights(cells, self.kind)
+            self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
+            needed = self._needed(np.asarray(self.walkers.state.position, np.float64), cells)
+        listed, slots, inner = (int(n) for n in needed)
+        grown = self._room_for(listed + listed // 8, slots + slots // 8, inner + 1 + inner // 8)
+        self.room = Room(
+            grown.search,
+            max(grown.listed, self.room.listed),
+            max(grown.slots, self.room.slots),
+            max(grown.inner, self.room.inner) if self.inner_cutoff > 0 else 0,
+        )
+        self._clear_lists()
+
+    def _needed(self, positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Slots that the replicas' lists will need (listed, seen by the potential, inner), found on the host.
+
+        Structures at rest say little of the thermal motion to come: the most is taken over structures whose atoms are
+        displaced at random by `RATTLE`.
+        """
+        counts, rng = [], np.random.default_rng(0)
+        for where, cell in zip(positions, cells, strict=True):
+            # Wrapped: the host's lists have room for shifts of few cells.
+            where = where - np.floor(where @ pseudo_inverse(cell) + 1e-9) @ cell
+            for _ in range(-(-RATTLED // len(positions))):
+                moved = where + rng.normal(scale=RATTLE, size=where.shape)
+                listed, _, seen = dense_neighbors(moved, cell, self.cutoff + self.skin, self.cutoff)
+                _, _, inner = dense_neighbors(moved, cell, self.cutoff, self.inner_cutoff)
+                counts.append((listed.shape[1], seen, inner))
+        return np.max(counts, axis=0)
+
+    def _raise(self, failure: np.ndarray, failed_at: np.ndarray) -> None:
+        replica = int(np.flatnonzero(failure)[0])
+        step = int(failed_at[replica])
+        raise SimulationError(
+            f"Replica {replica} failed in step {step} ({step * self.timestep_fs:g} fs): "
+            f"{OUTCOMES[int(failure[replica])].value}. Likely causes: (a) atoms too close in the start structure; "
+            f"(b) a timestep of {self.timestep_fs:g} fs is too long for the lightest atoms; (c) the potential left the "
+            'range of its training data. With on_failure="mark" the other replicas go on.'
+        )

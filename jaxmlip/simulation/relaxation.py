@@ -1,0 +1,274 @@
+"""Relaxation of positions and cells by FIRE, on the engine of the dynamics: any Potential, lists that hold."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.simulation import cells as geometry
+from jaxmlip.simulation.driver import Driver
+from jaxmlip.simulation.engine import current_cells
+from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.safety import OUTCOMES, no_bonds
+from jaxmlip.simulation.schedules import Number, Schedule, schedule
+from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.systems.graph import check_structure
+from jaxmlip.types import HostMatrix, HostVectors, Leaf, Vectors
+from jaxmlip.units import FS, GPA
+
+START_DT, MAX_DT, MAX_MOVE = 0.1, 1.0, 0.2
+"""FIRE's first and longest timestep (unit masses, eV and Å), and the longest step of all coordinates together, Å."""
+
+MIXING, LESS_MIXING, LONGER, SHORTER, PATIENCE = 0.1, 0.99, 1.1, 0.5, 5
+"""FIRE's α at the start, its factor, those of the timestep, and the downhill steps that must come before them."""
+
+CHECK_EVERY = 20
+"""Steps between looks at whether the relaxation is done."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relaxed:
+    """A relaxed structure, and how far it came.
+
+    Attributes:
+        atoms: the structure, a copy; positions are not wrapped.
+        outcome: `COMPLETED` if it is relaxed, `NOT_CONVERGED`, or the failure that stopped it.
+        steps: steps taken.
+        energy: total energy, elemental references included, eV.
+        forces: [atoms, 3], eV/Å.
+        stress: [3, 3], eV/Å³, positive under tension; None if the cell was fixed.
+    """
+
+    atoms: Atoms
+    outcome: Outcome
+    steps: int
+    energy: float
+    forces: HostVectors
+    stress: HostMatrix | None
+
+    @property
+    def converged(self) -> bool:
+        """Whether forces, and stress if the cell moved, are below the limits."""
+        return self.outcome is Outcome.COMPLETED
+
+    def summary(self) -> str:
+        """Steps, energy and what remains of forces and stress, in one line."""
+        longest = np.linalg.norm(self.forces, axis=1).max()
+        left = f"{self.steps} steps, {self.energy:.6f} eV, longest force {longest:.2g} eV/Å"
+        if self.stress is None:
+            return f"{left}."
+        volume = self.atoms.get_volume()
+        return f"{left}, {volume:.2f} Å³, largest stress {np.abs(self.stress).max() / GPA:.2g} GPa."
+
+
+def relax(
+    potential: Potential,
+    structure: Atoms,
+    forces_eV_A: Number = 0.01,
+    stress_GPa: Number | None = None,
+    *,
+    pressure_GPa: Number = 0.0,
+    steps: int = 1000,
+    skin: Number = 0.5,
+) -> Relaxed:
+    """Relax positions, and the whole cell if `stress_GPa` is given, by FIRE.
+
+    Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), as in ASE: the velocity before the step is mixed, and one step
+    moves all coordinates together by at most 0.2 Å. The cell follows symmetric strains ε; as in ASE's UnitCellFilter
+    its coordinates are N ε for N atoms, with forces −V (σ + P 1)/N. Constraints of the Atoms are ignored.
+
+    Args:
+        potential: any Potential.
+        structure: where to start.
+        forces_eV_A: the longest force on an atom that is allowed to remain, eV/Å.
+        stress_GPa: the largest element of σ + P 1 that is allowed to remain, GPa; None keeps the cell.
+        pressure_GPa: external pressure P on a cell that moves.
+        steps: steps after which to give up.
+        skin: see `simulate`.
+
+    Raises:
+        ValueError: for elements the potential does not know, a damaged structure, settings that make no sense, or a
+            cell that is to move without being periodic in all three directions.
+    """
+    check_structure(structure)
+    check_species(potential, structure.numbers)
+    limits = {"forces_eV_A": forces_eV_A, "steps": steps, "skin": skin}
+    limits |= {} if stress_GPa is None else {"stress_GPa": stress_GPa}
+    for name, value in limits.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"A relaxation needs a positive {name}, not {value!r}.")
+    if stress_GPa is not None and not structure.pbc.all():
+        raise ValueError(
+            f"Only a cell that is periodic in all three directions can relax, not pbc {structure.pbc.tolist()}; leave "
+            "out stress_GPa."
+        )
+    engine = Driver(
+        potential,
+        [structure],
+        Fire if stress_GPa is None else FireWithCell,
+        {
+            "force": schedule("forces_eV_A", forces_eV_A, 1.0, 1),
+            "stress": schedule("stress_GPa", 0.0 if stress_GPa is None else stress_GPa, GPA, 1),
+            "pressure": schedule("pressure_GPa", pressure_GPa, GPA, 1),
+        },
+        masses=np.ones((1, len(structure))),
+        bonds=no_bonds(1),
+        timestep_fs=1.0 / FS,  # steps of length 1; FIRE has its own timestep
+        skin=skin,
+        seed=0,
+        stop_at_failure=False,
+    )
+    engine.prepare()
+    reached = 0
+    while reached < steps and not (bool(engine.walkers.state.done[0]) or engine.all_failed):
+        reached = min(reached + CHECK_EVERY, steps)
+        engine.advance(reached)
+    return _relaxed(engine, structure, reference_energy(potential, structure.numbers))
+
+
+def _relaxed(engine: Driver, structure: Atoms, reference: float) -> Relaxed:
+    walkers = engine.walkers
+    failure = int(walkers.failure[0])
+    outcome = OUTCOMES[failure] if failure else Outcome.COMPLETED if walkers.state.done[0] else Outcome.NOT_CONVERGED
+    state = jax.device_get(walkers.state)
+    atoms = structure.copy()
+    atoms.set_constraint()
+    if engine.kind.moves_cell:
+        atoms.set_cell(np.asarray(current_cells(engine.system, walkers.state, engine.kind)[0], np.float64))
+    atoms.positions = np.asarray(state.position[0], np.float64)
+    return Relaxed(
+        atoms=atoms,
+        outcome=outcome,
+        steps=int(state.steps[0]),
+        energy=float(walkers.energy[0]) + reference,
+        forces=np.asarray(state.force[0], np.float64),
+        stress=np.asarray(state.stress[0], np.float64) if engine.kind.moves_cell else None,
+    )
+
+
+class FireState(flax.struct.PyTreeNode):
+    """State of one relaxation.
+
+    Attributes:
+        position, momentum, force: [atoms, 3]; masses are 1.
+        mass: [atoms, 1].
+        cell, stress: [3, 3], as in `barostats.CellState`.
+        growth: [3, 3], velocity of the coordinates N ε.
+        dt, mixing: [], FIRE's present timestep and α.
+        downhill: [], steps since the force last pointed against the velocity.
+        steps: [], steps taken.
+        done: [], whether forces and stress are below the limits.
+    """
+
+    position: Leaf
+    momentum: Leaf
+    force: Leaf
+    mass: Leaf
+    cell: Leaf
+    stress: Leaf
+    growth: Leaf
+    dt: Leaf
+    mixing: Leaf
+    downhill: Leaf
+    steps: Leaf
+    done: Leaf
+
+
+class Fire(Ensemble):
+    """FIRE as the engine wants it. A step of zero length, or of what is relaxed, moves nothing."""
+
+    def schedules(self, replicas: int) -> dict[str, Schedule]:
+        """`relax` makes them."""
+        raise NotImplementedError
+
+    @staticmethod
+    def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> FireState:
+        """At rest."""
+        del key, numbers
+        real, none = positions.dtype, jnp.zeros((), jnp.int32)
+        return FireState(
+            position=positions,
+            momentum=jnp.zeros_like(positions),
+            force=jnp.zeros_like(positions),
+            mass=jnp.asarray(masses, real)[:, None],
+            cell=cell,
+            stress=jnp.zeros_like(cell),
+            growth=jnp.zeros_like(cell),
+            dt=jnp.full((), START_DT, real),
+            mixing=jnp.full((), MIXING, real),
+            downhill=none,
+            steps=none,
+            done=jnp.zeros((), bool),
+        )
+
+    @staticmethod
+    def move(state: FireState, dt: Any, numbers: dict[str, Any]) -> FireState:
+        """One step, forces being known."""
+        return _moved(state, dt, jnp.zeros_like(state.cell))
+
+    @staticmethod
+    def finish(state: FireState, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> FireState:
+        """Whether it is relaxed."""
+        del dt
+        return state.replace(force=forces, done=(forces**2).sum(1).max() < numbers["force"] ** 2)
+
+
+class FireWithCell(Fire):
+    """FIRE of positions and cell."""
+
+    moves_cell: ClassVar[bool] = True
+
+    @staticmethod
+    def move(state: FireState, dt: Any, numbers: dict[str, Any]) -> FireState:
+        """One step, forces and stress being known."""
+        force = -geometry.volumes(state.cell) * _excess(state, numbers) / len(state.position)
+        return _moved(state, dt, force)
+
+    @staticmethod
+    def finish(state: FireState, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> FireState:
+        """Whether it is relaxed."""
+        state = Fire.finish(state, forces, dt, numbers)
+        return state.replace(done=state.done & (jnp.abs(_excess(state, numbers)).max() < numbers["stress"]))
+
+
+def _excess(state: FireState, numbers: dict[str, Any]) -> Any:
+    """σ + P 1, [3, 3], eV/Å³."""
+    return state.stress + numbers["pressure"] * jnp.eye(3, dtype=state.stress.dtype)
+
+
+def _moved(state: FireState, dt: Any, of_cell: Any) -> FireState:
+    """FIRE's step with the forces on atoms and on the coordinates N ε of the cell."""
+    force, velocity, growth = state.force, state.momentum, state.growth
+    power = (force * velocity).sum() + (of_cell * growth).sum()
+    steepness = jnp.sqrt((force**2).sum() + (of_cell**2).sum())
+    speed = jnp.sqrt((velocity**2).sum() + (growth**2).sum())
+    down = power > 0
+    turned = state.mixing * speed / jnp.maximum(steepness, 1e-20)
+    velocity = jnp.where(down, (1.0 - state.mixing) * velocity + turned * force, 0.0)
+    growth = jnp.where(down, (1.0 - state.mixing) * growth + turned * of_cell, 0.0)
+    # At rest, as in the first step, there is nothing to slow down.
+    patient = down & (state.downhill > PATIENCE)
+    shorter = jnp.where(speed > 0, SHORTER * state.dt, state.dt)
+    longer = jnp.where(patient, jnp.minimum(LONGER * state.dt, MAX_DT), state.dt)
+    step = jnp.where(down, longer, shorter)
+    velocity, growth = velocity + step * force, growth + step * of_cell
+    length = step * jnp.sqrt((velocity**2).sum() + (growth**2).sum())
+    scaled = step * jnp.minimum(1.0, MAX_MOVE / jnp.maximum(length, 1e-20))
+    strain = scaled * growth / len(state.position)
+    moved = state.replace(
+        position=state.position + state.position @ strain + scaled * velocity,
+        momentum=velocity,
+        cell=state.cell + state.cell @ strain,
+        growth=growth,
+        dt=step,
+        mixing=jnp.where(down, jnp.where(patient, LESS_MIXING * state.mixing, state.mixing), MIXING),
+        downhill=jnp.where(down, state.downhill + 1, 0),
+        steps=state.steps + 1,
+    )
+    waits = state.done | (dt == 0)
+    return jax.tree.map(lambda new, old: jnp.where(waits, old, new), moved, state)

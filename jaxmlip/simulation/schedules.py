@@ -1,0 +1,103 @@
+"""Numbers of an ensemble that may differ between replicas and change in time."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.types import Leaf
+from jaxmlip.units import FS
+
+Number: TypeAlias = float | int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+    """A linear change from one value to another, which then stays.
+
+    Attributes:
+        start: value at the start of the run, in the unit of the field that the ramp is given to.
+        stop: value from `time_ps` on.
+        time_ps: how long the change takes, ps.
+
+    Raises:
+        ValueError: for a duration that is not positive and finite.
+    """
+
+    start: Number
+    stop: Number
+    time_ps: Number
+
+    def __post_init__(self) -> None:
+        """Refuse a change that takes no time."""
+        if not (math.isfinite(self.time_ps) and self.time_ps > 0):
+            raise ValueError(f"A ramp takes a positive time_ps, not {self.time_ps!r}.")
+
+
+PerReplica: TypeAlias = Number | Ramp | Sequence[Number | Ramp] | np.ndarray
+"""One value or ramp for all replicas, or one for each."""
+
+
+class Schedule(flax.struct.PyTreeNode):
+    """The values of one number in all replicas, in internal units; constants are ramps that lead nowhere.
+
+    Attributes:
+        start, stop: [replicas].
+        duration: [replicas], in Å √(amu/eV).
+    """
+
+    start: Leaf
+    stop: Leaf
+    duration: Leaf
+
+    def at(self, time: Any) -> Any:
+        """Values [replicas] at a time since the start of the run."""
+        return self.start + jnp.clip(time / self.duration, 0.0, 1.0) * (self.stop - self.start)
+
+    @property
+    def highest(self) -> Any:
+        """The largest value that each replica ever has, [replicas]."""
+        return jnp.maximum(self.start, self.stop)
+
+
+def schedule(name: str, value: PerReplica, scale: float, replicas: int) -> Schedule:
+    """The schedule of a number that is multiplied by `scale` to be in internal units.
+
+    Raises:
+        ValueError: if there are several values, but not one for each replica.
+    """
+    values = _each(value)
+    if isinstance(value, Number | Ramp):
+        values = values * replicas
+    if len(values) != replicas:
+        raise ValueError(
+            f"{name} has {len(values)} values for {replicas} replicas; give one value for all, or one for each."
+        )
+    ramps = [each if isinstance(each, Ramp) else Ramp(each, each, 1.0) for each in values]
+    return Schedule(
+        start=jnp.asarray([scale * ramp.start for ramp in ramps], float),
+        stop=jnp.asarray([scale * ramp.stop for ramp in ramps], float),
+        duration=jnp.asarray([1000.0 * FS * ramp.time_ps for ramp in ramps], float),
+    )
+
+
+def check_range(owner: str, name: str, value: PerReplica, least: float, most: float) -> None:
+    """Raise ValueError unless all values are numbers above `least` and at most `most`."""
+    for number in _numbers(value):
+        if not (isinstance(number, int | float) and math.isfinite(number) and least < number <= most):
+            raise ValueError(f"{owner} needs {least:g} < {name} ≤ {most:g}, not {number!r}.")
+
+
+def _each(value: PerReplica) -> list[Any]:
+    if isinstance(value, Number | Ramp):
+        return [value]
+    return np.asarray(value).tolist() if isinstance(value, np.ndarray) else list(value)
+
+
+def _numbers(value: PerReplica) -> Iterator[Any]:
+    for each in _each(value):
+        yield from (each.start, each.stop) if isinstance(each, Ramp) else (each,)
