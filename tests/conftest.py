@@ -1,5 +1,6 @@
 """Shapes are checked in every test: beartype enforces the package's jaxtyping annotations."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,20 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxmlip", "beartype.beartype")
+
+MOST_MAPPINGS = 25_000
+"""Of the 65,530 pieces of memory that Linux lets a process map by default: every compiled program takes several, and
+the compiler crashes when there are none left."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_to_compile() -> Iterator[None]:
+    """Forget compiled programs between modules when they have become too many."""
+    yield
+    mapped = Path("/proc/self/maps")
+    if mapped.exists() and len(mapped.read_text().splitlines()) > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
