@@ -222,7 +222,8 @@ class TestRefusals:
         rewrite(path, header | {"format": "a picture"}, arrays)
         self.refused(path, "not that of a jaxmlip potential")
         rewrite(path, header | {"potential": header["potential"] | {"kind": "oracle"}}, arrays)
-        self.refused(path, "it is of the kind 'oracle', but this version knows sum, equivariant, chgnet")
+        kinds = "sum, equivariant, linearized, pairs, chgnet"
+        self.refused(path, f"it is of the kind 'oracle', but this version knows {kinds}")
         rewrite(path, {key: value for key, value in header.items() if key != "potential"}, arrays)
         self.refused(path, "'potential' is missing")
         with zipfile.ZipFile(path, "w") as archive:
@@ -262,7 +263,7 @@ class TestRefusals:
             "NaN or infinite; the training has diverged": small.replace(scale=np.array([np.nan])),
             "values of references are NaN": small.replace(references=np.full(119, np.inf)),
             "references has shape": small.replace(references=np.zeros(5)),
-            "no file format for morse:Morse; the kinds are sum, equivariant, chgnet": morse(),
+            "no file format for morse:Morse; the kinds are sum, equivariant, linearized, pairs, chgnet": morse(),
             r"shape": stack([small, small]),
         }
         for reason, potential in unfit.items():

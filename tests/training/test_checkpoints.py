@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -161,10 +163,17 @@ def test_a_stack_goes_on_too(problem, tmp_path, vectorised):
         assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]
 
 
-def test_interrupted_by_hand(problem, tmp_path):
+@pytest.fixture
+def interruptible() -> Iterator[Any]:
+    """Python's own handler of Ctrl-C, which a shell takes from what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupted_by_hand(problem, tmp_path, interruptible):
     """Ctrl-C in a process that goes on: the checkpoint comes first, and Python's own handler is back afterwards."""
     rarely = SHORT.model_copy(update={"checkpoint_minutes": 1000.0})
-    before = signal.getsignal(signal.SIGINT)
 
     def interrupts(record):
         if record["epoch"] == 1:
@@ -173,7 +182,7 @@ def test_interrupted_by_hand(problem, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(problem, rarely, folder=tmp_path, progress=False, on_epoch=interrupts)
     assert saved(tmp_path) == [2 * (STEPS + 1)]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is interruptible
     same(train(problem, rarely, folder=tmp_path, progress=False), train(problem, SHORT, progress=False))
 
 
