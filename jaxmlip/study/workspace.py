@@ -60,13 +60,9 @@ class Workspace:
         Raises:
             RuntimeError: if another process holds it.
         """
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RuntimeError(
-                    f"Another run is at work in {self.folder}; wait for it, or give another --out."
-                ) from None
+        with self.claimed("all", wait=False) as mine:
+            if not mine:
+                raise RuntimeError(f"Another run is at work in {self.folder}; wait for it, or give another --out.")
             yield
 
     @contextlib.contextmanager

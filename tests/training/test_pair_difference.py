@@ -1,8 +1,6 @@
 """Pair functions come back from energies alone, with honest uncertainties; on real labels they give real forces."""
 
 import dataclasses
-import os
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +18,6 @@ from jaxmlip.training.trainer import TrainingProblem
 
 MODEL = Equivariant(channels=2, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(4,))
 STRATEGY = PairDifference(cutoffs=(4.0,))
-DATA = Path(os.environ.get("JAXMLIP_DATA", "nowhere")) / "ice_maceoff"
 
 pytestmark = pytest.mark.filterwarnings("ignore:H and O occur in one ratio only")
 
@@ -93,12 +90,11 @@ def test_bad_ranges_are_refused(problem):
         PairDifference(cutoffs=(0.5,)).posterior(problem)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="JAXMLIP_DATA names no folder with the published labels")
-def test_real_labels():
+def test_real_labels(ice_data):
     """MACE-MP-0 to MACE-OFF23 from 100 energies: forces of bulk ice far below the 541 meV/Å between the two."""
 
     def frames(file: str, kind: str, index: str) -> list[Frame]:
-        return read_frames(DATA / file, energy_key=f"{kind}_energy", forces_key=f"{kind}_forces", index=index)
+        return read_frames(ice_data / file, energy_key=f"{kind}_energy", forces_key=f"{kind}_forces", index=index)
 
     file = "clusters_5.0A.extxyz"
     low, high = frames(file, "mp0", ":100"), frames(file, "off23", ":100")
