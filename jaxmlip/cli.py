@@ -159,12 +159,16 @@ def md(
     replicas: Annotated[int, typer.Option(help="independent replicas, run as one program")] = 1,
     seed: Annotated[int, typer.Option(help="of velocities and noise")] = 0,
 ) -> None:
-    """Simulate a structure at constant energy, at constant temperature, or at constant temperature and pressure."""
+    """Simulate a structure at constant energy, at constant temperature, or at constant temperature and pressure.
+
+    Frames are appended to the file as they come. The same line again goes on where a run was stopped; with a longer
+    time it goes on from its end.
+    """
     with _mistakes_in_one_sentence():
         from jaxmlip.potentials.files import load_potential
         from jaxmlip.simulation.barostats import NPT, NPTNoseHoover, check_cell_motion
         from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
-        from jaxmlip.simulation.replicas import simulate
+        from jaxmlip.simulation.replicas import simulate_to_file
         from jaxmlip.systems.store import open_frames
 
         made = {
@@ -180,7 +184,8 @@ def md(
         chosen = made[ensemble]()
         model = load_potential(potential)
         start = open_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
-        result = simulate(
+        result = simulate_to_file(
+            out,
             model,
             start,
             chosen,
@@ -189,9 +194,30 @@ def md(
             sample_every_fs=sample_every_fs,
             replicas=replicas,
             seed=seed,
+            on_failure="mark",
         )
-        result.save(out)
-        typer.echo(f"Wrote {out}: {replicas} × {time_ps} ps at {result.ns_per_day:.3g} ns/day in total.")
+        since = f", {result.resumed} of them from before" if result.resumed else ""
+        typer.echo(
+            f"{out} has {result.frames} frames of {replicas} replicas{since}; {result.ns_per_day:.3g} ns/day in total."
+        )
+        failed = {n: each.value for n, each in enumerate(result.outcomes) if each.name != "COMPLETED"}
+        for replica, reason in failed.items():
+            typer.echo(f"Replica {replica} failed: {reason}.", err=True)
+        if len(failed) == replicas:
+            raise RuntimeError("No replica ran to the end.")
+
+
+@app.command()
+def export(
+    trajectory: Annotated[Path, typer.Argument(help="file of jaxmlip md")],
+    out: Annotated[Path, typer.Argument(help="extended XYZ file to write, replica by replica")],
+    every: Annotated[int, typer.Option(help="write every n-th frame of a replica only")] = 1,
+) -> None:
+    """Write the frames of a trajectory as extended XYZ."""
+    with _mistakes_in_one_sentence():
+        from jaxmlip.simulation.trajectory import export_extxyz
+
+        typer.echo(f"Wrote {export_extxyz(trajectory, out, every=every)} frames to {out}.")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load, save
 from jaxmlip.systems.dataset import read_frames, write_frames
 
-COMMANDS = ["run", "train", "label", "evaluate", "md", "relax", "convert-data", "tabulate", "config"]
+COMMANDS = ["run", "train", "label", "evaluate", "md", "relax", "export", "convert-data", "tabulate", "config"]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,30 @@ def test_md_at_constant_pressure(argon, tmp_path):
     assert "isotropic, orthorhombic, flexible, not 'cubic'" in sentence(
         "md", *argon, *options, "--ensemble", "npt", "--cell", "cubic"
     )
+
+
+def test_md_goes_on_where_it_was(argon, tmp_path):
+    from jaxmlip.simulation.trajectory import load_run
+
+    def options(time_ps, seed=0):
+        return ["--temperature_K", 10, "--time_ps", time_ps, "--sample_every_fs", 1, "--seed", seed]
+
+    stopped, whole = ["--out", tmp_path / "stopped.h5"], ["--out", tmp_path / "whole.h5"]
+    assert invoke("md", *argon, *options(0.002), *stopped).exit_code == 0
+    result = invoke("md", *argon, *options(0.005), *stopped)
+    assert result.exit_code == 0, result.output
+    assert "has 5 frames of 1 replicas, 2 of them from before" in result.stdout
+    assert invoke("md", *argon, *options(0.005), *whole).exit_code == 0
+    one, other = (load_run(tmp_path / f"{name}.h5") for name in ("stopped", "whole"))
+    np.testing.assert_array_equal(one.positions, other.positions)
+    assert "stopped.h5 holds another run: seed is 0 there and 1 here" in sentence(
+        "md", *argon, *options(0.005, seed=1), *stopped
+    )
+
+    result = invoke("export", tmp_path / "whole.h5", tmp_path / "whole.xyz", "--every", 2)
+    assert result.exit_code == 0, result.output
+    assert "Wrote 2 frames" in result.stdout
+    assert "There is no trajectory" in sentence("export", tmp_path / "absent.h5", tmp_path / "absent.xyz")
 
 
 def test_relax_says_whether_it_converged(argon, tmp_path):

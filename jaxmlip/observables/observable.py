@@ -5,39 +5,17 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
-import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Float
 
 from jaxmlip.observables.statistics import Estimate, Status, correlated_mean, equilibration_frames, worst
 from jaxmlip.simulation.neighbors import cell_heights
+from jaxmlip.simulation.observing import FrameState
 from jaxmlip.simulation.trajectory import Run
-from jaxmlip.types import Leaf
 
 FRAMES_AT_ONCE = 8
 """Frames that are evaluated side by side."""
-
-
-class FrameState(flax.struct.PyTreeNode):
-    """One frame, as observables see it.
-
-    Attributes:
-        positions: [atoms, 3], Å.
-        cell: [3, 3], lattice vectors as rows, Å; zero rows where not periodic.
-        potential_energy: [], eV.
-        temperature: [], kinetic temperature in K.
-        numbers: atomic numbers (static).
-        heights: distances in Å between the faces of the smallest cell to come (static), infinite where not periodic;
-            they fix how many periodic images are looked at.
-    """
-
-    positions: Leaf
-    cell: Leaf
-    potential_energy: Leaf
-    temperature: Leaf
-    numbers: tuple[int, ...] = flax.struct.field(pytree_node=False)
-    heights: tuple[float, ...] = flax.struct.field(pytree_node=False)
 
 
 class Observable(abc.ABC):
@@ -74,9 +52,14 @@ class Observable(abc.ABC):
         return correlated_mean(np.asarray(values), None if weights is None else np.asarray(weights))
 
     def over(self, run: Run, first: int = 0) -> Float[np.ndarray, "replicas frames *shape"]:
-        """Values in all frames from `first` on of the replicas that ran to the end."""
+        """Values in all frames from `first` on of the replicas that ran to the end.
+
+        Where the observable was observed on the way, these are its means since the frame before.
+        """
         self.check(run)
         kept = run.completed
+        if self.name in run.observed:
+            return run.observed[self.name][kept, first:]
         frames = frame_states(run, first)
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), frames)
         values = np.asarray(_map_frames(self, flat), np.float64)
@@ -94,6 +77,7 @@ def frame_states(run: Run, first: int = 0) -> FrameState:
         cell=cells.astype(np.float32),
         potential_energy=run.potential_energy[kept, first:],
         temperature=run.temperature[kept, first:],
+        mass=np.broadcast_to(run.masses[kept].sum(1)[:, None], run.temperature[kept, first:].shape),
         numbers=tuple(run.numbers.tolist()),
         heights=tuple(heights.tolist()),
     )

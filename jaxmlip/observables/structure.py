@@ -9,9 +9,10 @@ import numpy as np
 from ase.data import atomic_numbers
 from jaxtyping import Float
 
-from jaxmlip.observables.observable import FrameState, Observable
+from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.statistics import Estimate, Status, worst
 from jaxmlip.simulation.neighbors import image_search, squared_distances
+from jaxmlip.simulation.observing import FrameState
 from jaxmlip.simulation.trajectory import Run
 
 

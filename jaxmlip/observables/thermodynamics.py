@@ -5,10 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from ase.data import atomic_masses
 from jaxtyping import Float
 
-from jaxmlip.observables.observable import FrameState, Observable
+from jaxmlip.observables.observable import Observable
+from jaxmlip.simulation.observing import FrameState
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import G_PER_CM3
 
@@ -35,8 +35,8 @@ class PotentialEnergy(Observable):
         return frame.potential_energy
 
     def over(self, run: Run, first: int = 0) -> Float[np.ndarray, "replicas frames"]:
-        """Energies in double precision, as the run stores them."""
-        return run.potential_energy[run.completed, first:]
+        """Energies in double precision, as the run stores them; see `Observable.over`."""
+        return run.observed.get(self.name, run.potential_energy)[run.completed, first:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Temperature(Observable):
 
 @dataclasses.dataclass(frozen=True)
 class Density(Observable):
-    """Mass density in g/cm³, from standard atomic weights."""
+    """Mass density in g/cm³, with the masses of the simulation."""
 
     @property
     def name(self) -> str:
@@ -79,5 +79,4 @@ class Density(Observable):
 
     def per_frame(self, frame: FrameState) -> Any:
         """[], g/cm³; differentiable in the cell."""
-        mass = float(atomic_masses[list(frame.numbers)].sum())
-        return mass / (G_PER_CM3 * jnp.abs(jnp.linalg.det(frame.cell)))
+        return frame.mass / (G_PER_CM3 * jnp.abs(jnp.linalg.det(frame.cell)))

@@ -1,6 +1,8 @@
 """The host's side of the loop that advances replicas: it drives the compiled steps and gives them room."""
 
 import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,15 @@ SHRINKAGE = 0.95
 
 class SimulationError(RuntimeError):
     """A replica failed; the message names it, the step, and the likely causes."""
+
+
+class Place(NamedTuple):
+    """Where replicas are, with what decides how they go on."""
+
+    walkers: Walkers
+    room: Room
+    skin: float
+    heights: np.ndarray
 
 
 class Driver:
@@ -139,6 +150,35 @@ class Driver:
         """Take steps up to `until`; returns the seconds it took, compilation not included."""
         return self._run(until, self.timestep_fs)
 
+    @property
+    def place(self) -> Place:
+        """Where the replicas are now, for `snapshot`."""
+        return Place(self.walkers, self.room, self.skin, self.heights)
+
+    def snapshot(self, place: Place, notes: Sequence[Number]) -> list[np.ndarray]:
+        """What `restore` needs to go on from there to the same trajectory, bit for bit: neighbour lists included."""
+        room = [place.skin, *place.heights, place.room.listed, place.room.slots, place.room.inner]
+        leaves = [_plain(leaf) for leaf in jax.tree.leaves(place.walkers)]
+        return [np.array(notes, np.float64), np.array(room, np.float64), *leaves]
+
+    def restore(self, saved: list[np.ndarray]) -> list[float]:
+        """Go on from a snapshot of a driver that was set up as this one was; returns its notes.
+
+        Raises:
+            ValueError: if it is of another kind of run.
+        """
+        notes, room, *leaves = saved
+        old, structure = jax.tree.flatten(self.walkers)
+        if [leaf.ndim for leaf in map(_plain, old)] != [leaf.ndim for leaf in leaves]:
+            raise ValueError("what it keeps of the simulation is of another version of jaxmlip, or of another ensemble")
+        self.skin, self.heights = float(room[0]), room[1:4]
+        search = image_search(self.heights, self.cutoff + self.skin)
+        self.room = Room(search, *(int(number) for number in room[4:]))
+        self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
+        restored = [_as_before(new, leaf) for new, leaf in zip(leaves, old, strict=True)]
+        self.walkers = jax.tree.unflatten(structure, restored)
+        return notes.tolist()
+
     def _run(self, until: int, timestep_fs: Number) -> float:
         """Advance, making room as often as needed."""
         spent = 0.0
@@ -190,21 +230,7 @@ class Driver:
         self._clear_lists()
 
     def _needed(self, positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        """Slots that the replicas' lists will need (listed, seen by the potential, inner), found on the host.
-
-        Structures at rest say little of the thermal motion to come: the most is taken over structures whose atoms are
-        displaced at random by `RATTLE`.
-        """
-        counts, rng = [], np.random.default_rng(0)
-        for where, cell in zip(positions, cells, strict=True):
-            # Wrapped: the host's lists have room for shifts of few cells.
-            where = where - np.floor(where @ pseudo_inverse(cell) + 1e-9) @ cell
-            for _ in range(-(-RATTLED // len(positions))):
-                moved = where + rng.normal(scale=RATTLE, size=where.shape)
-                listed, _, seen = dense_neighbors(moved, cell, self.cutoff + self.skin, self.cutoff)
-                _, _, inner = dense_neighbors(moved, cell, self.cutoff, self.inner_cutoff)
-                counts.append((listed.shape[1], seen, inner))
-        return np.max(counts, axis=0)
+        return slots_needed(positions, cells, self.cutoff, self.inner_cutoff, self.skin)
 
     def _raise(self, failure: np.ndarray, failed_at: np.ndarray) -> None:
         replica = int(np.flatnonzero(failure)[0])
@@ -215,3 +241,37 @@ class Driver:
             f"(b) a timestep of {self.timestep_fs:g} fs is too long for the lightest atoms; (c) the potential left the "
             'range of its training data. With on_failure="mark" the other replicas go on.'
         )
+
+
+def slots_needed(
+    positions: np.ndarray, cells: np.ndarray, cutoff: float, inner_cutoff: float, skin: float
+) -> np.ndarray:
+    """Slots that the replicas' lists will need (listed, seen by the potential, inner), found on the host.
+
+    Structures at rest say little of the thermal motion to come: the most is taken over structures whose atoms are
+    displaced at random by `RATTLE`.
+    """
+    counts, rng = [], np.random.default_rng(0)
+    for where, cell in zip(positions, cells, strict=True):
+        # Wrapped: the host's lists have room for shifts of few cells.
+        where = where - np.floor(where @ pseudo_inverse(cell) + 1e-9) @ cell
+        for _ in range(-(-RATTLED // len(positions))):
+            moved = where + rng.normal(scale=RATTLE, size=where.shape)
+            listed, _, seen = dense_neighbors(moved, cell, cutoff + skin, cutoff)
+            _, _, inner = dense_neighbors(moved, cell, cutoff, inner_cutoff)
+            counts.append((listed.shape[1], seen, inner))
+    return np.max(counts, axis=0)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    """A leaf on the host; random keys as the integers that they are made of."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def _as_before(values: np.ndarray, leaf: Any) -> Any:
+    """Values of `_plain` as what they were, on the device."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(values))
+    return jnp.asarray(values, leaf.dtype)

@@ -190,7 +190,7 @@ def _step(
     state = jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers)
     cells = current_cells(system, state, kind)
     graph, needed = within_cutoff(
-        _as_one_graph(system, state.position, cells, walkers),
+        as_one_graph(system, state.position, cells, walkers.neighbors, walkers.shifts),
         potential.cutoff,
         potential.inner_cutoff,
         slots=room.slots,
@@ -250,17 +250,17 @@ def current_cells(system: System, state: Any, kind: type[Ensemble]) -> Any:
     return state.cell if kind.moves_cell else system.cells
 
 
-def _as_one_graph(system: System, positions: Any, cells: Any, walkers: Walkers) -> Graph:
+def as_one_graph(system: System, positions: Any, cells: Any, neighbors: Any, shifts: Any) -> Graph:
     """All replicas as one batch, which a potential handles better than a mapped axis: it knows how to cut batches."""
     replicas, atoms, _ = positions.shape
     offset = (atoms * jnp.arange(replicas, dtype=jnp.int32))[:, None, None]
-    neighbors = jnp.where(walkers.neighbors == GHOST, GHOST, walkers.neighbors + offset)
+    neighbors = jnp.where(neighbors == GHOST, GHOST, neighbors + offset)
     return Graph(
         positions=positions.reshape(-1, 3),
         species=jnp.tile(system.species, replicas),
         cell=cells,
         neighbors=neighbors.reshape(replicas * atoms, -1),
-        shifts=walkers.shifts.reshape(replicas * atoms, -1, 3),
+        shifts=shifts.reshape(replicas * atoms, -1, 3),
         owner=jnp.repeat(jnp.arange(replicas, dtype=jnp.int32), atoms),
     )
 

@@ -3,22 +3,42 @@
 import dataclasses
 import enum
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
 import h5py
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_masses
+from ase.io import write
 from jaxtyping import Bool, Float, Int
 
-LAYOUT = "jaxmlip-run-1"
+from jaxmlip.simulation.h5md import (
+    CONSTANTS,
+    MEAN,
+    PLACES,
+    Fixed,
+    Status,
+    TrajectoryFile,
+    opened,
+    prefixed,
+    read_fixed,
+    read_frames_number,
+    read_series,
+    read_status,
+    read_steps,
+)
+
+FRAMES_AT_ONCE = 256
+"""Frames in memory while a trajectory is exported."""
 
 
 class Outcome(enum.Enum):
     """How a replica ended; the value is the message for the user."""
 
     COMPLETED = "ran to the end"
+    UNFINISHED = "its run was stopped before the end; the same command goes on"
     NOT_FINITE = "its energy, forces or momenta ceased to be finite"
     EXPLODED = "an atom or the cell moved further in one step than any sound dynamics does"
     CELL_LOST = "its cell shrank to half of its width at the start, or grew to twice of it"
@@ -39,6 +59,7 @@ class Run:
         cells: [replicas, 3, 3], lattice vectors as rows, Å; zero rows where not periodic. [replicas, frames, 3, 3]
             where cells move; `frame_cells` is always of this shape.
         pbc: [3].
+        masses: [replicas, atoms], amu.
         potential_energy: [replicas, frames], total energies in eV, elemental references included.
         temperature: [replicas, frames], kinetic temperature in K: 2K/3Nk for Langevin dynamics (NVT, NPT), 2K/(3N − 3)k
             where the centre of mass is at rest. With BAOAB it is low by about (ωh)²/4 in a mode of frequency ω (3 % for
@@ -52,12 +73,15 @@ class Run:
         conserved: [replicas, frames], eV, the quantity that an exact integrator would conserve; None for ensembles
             without one. See there.
         pressure_GPa: [replicas, frames], instantaneous pressure, kinetic part included; None at constant volume.
+        observed: [replicas, frames, ...] by name, means since the frame before of what was observed on the way.
+        observed_units: their units.
     """
 
     numbers: Int[np.ndarray, " atoms"]
     positions: Float[np.ndarray, "replicas frames atoms 3"]
     cells: Float[np.ndarray, "replicas *frames 3 3"]
     pbc: Bool[np.ndarray, " 3"]
+    masses: Float[np.ndarray, "replicas atoms"]
     potential_energy: Float[np.ndarray, "replicas frames"]
     temperature: Float[np.ndarray, "replicas frames"]
     time_fs: Float[np.ndarray, " frames"]
@@ -68,6 +92,8 @@ class Run:
     ns_per_day: float
     conserved: Float[np.ndarray, "replicas frames"] | None = None
     pressure_GPa: Float[np.ndarray, "replicas frames"] | None = None
+    observed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    observed_units: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def n_replicas(self) -> int:
@@ -119,8 +145,7 @@ class Run:
         Raises:
             ValueError: for a stride below 1.
         """
-        if stride < 1:
-            raise ValueError(f"A stride is 1 or more, not {stride}.")
+        _check_stride(stride)
         return [
             self._atoms(replica, frame)
             for replica, length in enumerate(self.lengths)
@@ -136,119 +161,116 @@ class Run:
         return Atoms(
             self.numbers,
             self.positions[replica, frame].astype(np.float64),
+            masses=None if (self.masses[replica] == atomic_masses[self.numbers]).all() else self.masses[replica],
             cell=self.frame_cells[replica, frame],
             pbc=self.pbc,
             info=info,
         )
 
     def save(self, path: str | Path) -> None:
-        """Write an HDF5 file in the H5MD layout (de Buyl et al., Comput. Phys. Commun. 185, 1546 (2014)).
-
-        One group per replica in `particles` and `observables`. The file appears under its name only when it is whole.
-        """
+        """Write an HDF5 file in the H5MD layout, see `h5md`; it appears under its name only when it is whole."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.saved")
+        fixed = Fixed(
+            numbers=self.numbers,
+            pbc=self.pbc,
+            masses=self.masses,
+            cells=self.cells if self.cells.ndim == 3 else None,
+            timestep_fs=self.timestep_fs,
+            identity={},
+            observed=prefixed(self.observed_units),
+        )
+        names = PLACES.keys() - ({"numbers"} if fixed.cells is None else CONSTANTS)
+        series = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        series |= prefixed(self.observed)
+        status = Status([outcome.name for outcome in self.outcomes], self.lengths, self.wall_s, self.ns_per_day)
         try:
-            with h5py.File(partial, "w") as file:
-                self._write(file)
+            with TrajectoryFile.create(partial, fixed, series) as file:
+                file.append(np.rint(self.time_fs / self.timestep_fs).astype(np.int64), series, status)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
-    def _write(self, file: h5py.File) -> None:
-        h5md = file.create_group("h5md")
-        h5md.attrs["version"] = np.array([1, 1], np.int32)
-        h5md.create_group("author").attrs["name"] = "unknown"
-        creator = h5md.create_group("creator")
-        creator.attrs["name"], creator.attrs["version"] = "jaxmlip", LAYOUT
-        steps = np.rint(self.time_fs / self.timestep_fs).astype(np.int64)
 
-        def element(parent: h5py.Group, name: str, values: np.ndarray, unit: str) -> None:
-            group = parent.create_group(name)
-            group.create_dataset("value", data=values).attrs["unit"] = unit
-            group["step"] = steps
-            group.create_dataset("time", data=self.time_fs).attrs["unit"] = "fs"
+def load_run(path: str | Path, every: int = 1) -> Run:
+    """Read a trajectory, also one whose simulation is under way or was killed.
 
-        for replica in range(self.n_replicas):
-            particles = file.create_group(f"particles/replica{replica}")
-            box = particles.create_group("box")
-            box.attrs["dimension"] = 3
-            box.attrs["boundary"] = np.array(["periodic" if p else "none" for p in self.pbc], dtype="S8")
-            if self.cells.ndim == 4:
-                element(box, "edges", self.cells[replica], "Angstrom")
-            else:
-                box.create_dataset("edges", data=self.cells[replica]).attrs["unit"] = "Angstrom"
-            particles["species"] = self.numbers
-            element(particles, "position", self.positions[replica], "Angstrom")
-            observables = file.create_group(f"observables/replica{replica}")
-            element(observables, "potential_energy", self.potential_energy[replica], "eV")
-            element(observables, "temperature", self.temperature[replica], "K")
-            if self.conserved is not None:
-                element(observables, "conserved", self.conserved[replica], "eV")
-            if self.pressure_GPa is not None:
-                element(observables, "pressure", self.pressure_GPa[replica], "GPa")
-
-        meta = file.create_group("parameters")
-        for name in ("timestep_fs", "wall_s", "ns_per_day", "n_replicas"):
-            meta[name] = getattr(self, name)
-        meta["lengths"] = self.lengths
-        meta["outcomes"] = np.array([outcome.name for outcome in self.outcomes], dtype="S16")
-
-
-def load_run(path: str | Path) -> Run:
-    """Read what `Run.save` wrote.
+    Args:
+        path: a file of `Run.save` or `simulate_to_file`.
+        every: read each `every`-th frame only, as `Run.frames` does.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is truncated or holds something else.
+        ValueError: if the file is damaged or holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no trajectory {path}.")
+    _check_stride(every)
+    with opened(Path(path)) as file:
+        return _read(file, slice(every - 1, read_frames_number(file), every))
+
+
+def export_extxyz(path: str | Path, out: str | Path, *, every: int = 1) -> int:
+    """Write the frames of a trajectory as extended XYZ, replica by replica, a piece in memory at a time.
+
+    Args:
+        path: a file of `Run.save` or `simulate_to_file`.
+        out: file to write; it appears under its name when it is whole.
+        every: write each `every`-th frame of a replica only.
+
+    Returns:
+        How many frames were written.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or holds something else, or a stride is below 1.
+    """
+    _check_stride(every)
+    out = Path(out)
+    with opened(Path(path)) as file:
+        lengths = read_status(file).lengths
+    partial, written = out.with_name(f".{out.name}.{os.getpid()}.partial"), 0
     try:
-        with h5py.File(path, "r") as file:
-            return _read(file)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is not a trajectory saved by jaxmlip, or is damaged ({error}); run the simulation again."
-        ) from error
+        with partial.open("w") as text:
+            for replica, length in enumerate(lengths):
+                for start in range(0, int(length), FRAMES_AT_ONCE * every):
+                    end = min(start + FRAMES_AT_ONCE * every, int(length))
+                    with opened(Path(path)) as file:
+                        frames = [*_read(file, slice(start + every - 1, end, every), [replica])]
+                    for atoms in frames:
+                        atoms.info["replica"] = replica
+                    write(text, frames, format="extxyz")
+                    written += len(frames)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
 
 
-def _read(file: h5py.File) -> Run:
-    layout = str(file["h5md/creator"].attrs["version"])
-    if layout != LAYOUT:
-        raise ValueError(f"its layout is {layout}, not {LAYOUT}")
-    replicas = range(int(_array(file, "parameters/n_replicas")))
+def _check_stride(every: int) -> None:
+    if every < 1:
+        raise ValueError(f"A stride is 1 or more, not {every}.")
 
-    def stacked(template: str) -> np.ndarray:
-        return np.stack([_array(file, template.format(replica)) for replica in replicas])
 
-    def if_there(template: str) -> np.ndarray | None:
-        return stacked(template) if template.format(0) in file else None
-
-    moves = isinstance(file["particles/replica0/box/edges"], h5py.Group)
-    boundary = np.asarray(file["particles/replica0/box"].attrs["boundary"])
+def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None) -> Run:
+    """The frames of a slice, of all replicas or of some."""
+    fixed, status = read_fixed(file), read_status(file)
+    chosen = list(range(len(status.outcomes)) if replicas is None else replicas)
+    names = PLACES.keys() - CONSTANTS
+    series = {name: read_series(file, name, frames, chosen) for name in names}
+    observed = {name.removeprefix(MEAN): read_series(file, name, frames, chosen) for name in fixed.observed}
+    series["cells"] = read_series(file, "cells", frames, chosen) if fixed.cells is None else fixed.cells[chosen]
+    # Frames of the slice that come before a replica's end.
+    lengths = [len(range(*slice(frames.start, min(frames.stop, n), frames.step).indices(n))) for n in status.lengths]
     return Run(
-        numbers=_array(file, "particles/replica0/species"),
-        positions=stacked("particles/replica{}/position/value"),
-        cells=stacked("particles/replica{}/box/edges" + ("/value" if moves else "")),
-        pbc=np.array([bytes(b) == b"periodic" for b in boundary]),
-        potential_energy=stacked("observables/replica{}/potential_energy/value"),
-        temperature=stacked("observables/replica{}/temperature/value"),
-        time_fs=_array(file, "particles/replica0/position/time"),
-        timestep_fs=float(_array(file, "parameters/timestep_fs")),
-        outcomes=tuple(Outcome[name.decode()] for name in _array(file, "parameters/outcomes")),
-        lengths=_array(file, "parameters/lengths"),
-        wall_s=float(_array(file, "parameters/wall_s")),
-        ns_per_day=float(_array(file, "parameters/ns_per_day")),
-        conserved=if_there("observables/replica{}/conserved/value"),
-        pressure_GPa=if_there("observables/replica{}/pressure/value"),
+        numbers=fixed.numbers,
+        pbc=fixed.pbc,
+        masses=fixed.masses[chosen],
+        time_fs=fixed.timestep_fs * read_steps(file, frames),
+        timestep_fs=fixed.timestep_fs,
+        outcomes=tuple(Outcome[status.outcomes[n]] for n in chosen),
+        lengths=np.asarray(lengths, np.int64)[chosen],
+        wall_s=status.wall_s,
+        ns_per_day=status.ns_per_day,
+        observed=observed,  # type: ignore[arg-type]
+        observed_units={name.removeprefix(MEAN): unit for name, unit in fixed.observed.items()},
+        **series,  # type: ignore[arg-type]
     )
-
-
-def _array(file: h5py.File, name: str) -> np.ndarray:
-    """A dataset as an array; KeyError if something else has its name."""
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise KeyError(f"{name} is not a dataset")
-    return np.asarray(dataset[()])

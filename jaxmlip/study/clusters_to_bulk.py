@@ -21,7 +21,7 @@ from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.replicas import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.config import ClustersToBulk, ConfigError, Dynamics
-from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for, versions, write_json
+from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for, write_json
 from jaxmlip.systems.clusters import cut_clusters
 from jaxmlip.systems.dataset import Frame, read_frames, write_frames
 from jaxmlip.systems.ice import ice_ih
@@ -30,6 +30,7 @@ from jaxmlip.training.labels import Labels
 from jaxmlip.training.runs import CHECKPOINTS
 from jaxmlip.training.strategy import Strategy
 from jaxmlip.training.trainer import Trained, TrainingProblem, TrainingSettings, train
+from jaxmlip.versions import versions
 
 FOUNDATION = "foundation"
 """Name of the distilled student before it is lifted."""

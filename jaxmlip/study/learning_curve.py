@@ -24,7 +24,7 @@ from jaxmlip.study.frames import digest
 from jaxmlip.study.learning_curve_config import LearningCurve
 from jaxmlip.study.learning_curve_report import write_results
 from jaxmlip.study.section import ConfigError
-from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, content_digest, to_json, versions, write_json
+from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, content_digest, to_json, write_json
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.distill import distillation_problem, split_validation
@@ -33,6 +33,7 @@ from jaxmlip.training.runs import CHECKPOINTS
 from jaxmlip.training.strategy import Strategy
 from jaxmlip.training.trainer import Trained, TrainingDiverged, TrainingProblem, TrainingSettings, train, train_many
 from jaxmlip.validation.errors import compare
+from jaxmlip.versions import versions
 
 FOUNDATION = "foundation"
 

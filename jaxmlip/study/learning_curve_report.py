@@ -14,7 +14,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarForm
 
 from jaxmlip.study.learning_curve_config import LearningCurve
 from jaxmlip.study.plots import STRATEGY_COLORS, figure
-from jaxmlip.study.workspace import to_json, versions, write_json, write_text
+from jaxmlip.study.workspace import to_json, write_json, write_text
+from jaxmlip.versions import versions
 
 MEASURES = ("force_rmse_meV_A", "energy_std_meV_atom", "energy_std_meV_H2O", "energy_mean_meV_H2O")
 

@@ -15,7 +15,8 @@ from jaxmlip.study import plots
 from jaxmlip.study.clusters_to_bulk import FOUNDATION, Results
 from jaxmlip.study.config import ClustersToBulk
 from jaxmlip.study.summary import PAIRS, RDF_RANGE, Analysis
-from jaxmlip.study.workspace import versions, write_text
+from jaxmlip.study.workspace import write_text
+from jaxmlip.versions import versions
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1160px; margin: 2em auto; padding: 0 1em; }

@@ -10,7 +10,8 @@ from jaxmlip.study.clusters_to_bulk import run_stages
 from jaxmlip.study.config import ClustersToBulk
 from jaxmlip.study.report import write_report
 from jaxmlip.study.summary import analyse
-from jaxmlip.study.workspace import Workspace, versions, write_json
+from jaxmlip.study.workspace import Workspace, write_json
+from jaxmlip.versions import versions
 
 
 def run_study(config: ClustersToBulk, folder: Path, *, progress: bool = True) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from jaxmlip.potentials.files import load_potential
 from jaxmlip.simulation.trajectory import Outcome, Run, load_run
 from jaxmlip.study.clusters_to_bulk import FOUNDATION, Results
 from jaxmlip.study.config import ClustersToBulk, Verdict
-from jaxmlip.study.workspace import versions
 from jaxmlip.systems.dataset import Frame, read_frames
 from jaxmlip.validation.errors import compare
+from jaxmlip.versions import versions
 
 PAIRS = {"OO": ("O", "O"), "OH": ("O", "H"), "HH": ("H", "H")}
 """Pairs of elements whose radial distribution functions are compared."""

@@ -8,11 +8,12 @@ from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, load_potential, save
 from jaxmlip.study.config import TrainOne
 from jaxmlip.study.section import ConfigError
-from jaxmlip.study.workspace import versions, write_json
+from jaxmlip.study.workspace import write_json
 from jaxmlip.systems.dataset import split
 from jaxmlip.training.parallel import join_processes, writes_files
 from jaxmlip.training.strategies import Direct
 from jaxmlip.validation.errors import compare
+from jaxmlip.versions import versions
 
 
 def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> dict[str, Any]:

@@ -4,11 +4,9 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import importlib.util
 import json
 import math
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -168,13 +166,6 @@ def write_text(path: Path, content: str) -> None:
 def seed_for(seed: int, purpose: str) -> int:
     """An independent 32-bit seed for each purpose, from the one seed of a study."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4], "little")
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that decides the numbers."""
-    packages = ["jaxmlip", "jax", "jaxlib", "flax", "optax", "jax-md", "e3nn-jax", "numpy", "ase", "genice2", "pymbar"]
-    packages += ["chgnet"] * (importlib.util.find_spec("chgnet") is not None)
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
 def content_digest(content: Any) -> str:

@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.data import atomic_masses
 
-from jaxmlip.observables.observable import FrameState, average
+from jaxmlip.observables.observable import average
 from jaxmlip.observables.statistics import Estimate, Status
 from jaxmlip.observables.structure import RDF, rdf_error
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
 from jaxmlip.simulation.neighbors import cell_heights
+from jaxmlip.simulation.observing import FrameState
 from jaxmlip.simulation.trajectory import Outcome, Run
 
 TRICLINIC = np.array([[9.0, 0.0, 0.0], [2.0, 8.0, 0.0], [-1.5, 2.5, 8.5]])
@@ -29,6 +31,7 @@ def as_run(positions: np.ndarray, numbers: np.ndarray, cell: np.ndarray, **chang
         positions=positions.astype(np.float32),
         cells=np.repeat(cell[None], replicas, axis=0),
         pbc=np.array([True, True, True]),
+        masses=np.repeat(atomic_masses[numbers][None], replicas, axis=0),
         potential_energy=rng.normal(size=(replicas, frames)),
         temperature=rng.normal(300.0, 10.0, size=(replicas, frames)),
         time_fs=10.0 * np.arange(1, frames + 1),
@@ -48,6 +51,7 @@ def as_frame(atoms: Atoms) -> FrameState:
         cell=cell.astype(np.float32),
         potential_energy=0.0,
         temperature=0.0,
+        mass=atoms.get_masses().sum(),
         numbers=tuple(atoms.numbers.tolist()),
         heights=tuple(cell_heights(cell).tolist()),
     )
@@ -254,3 +258,6 @@ def test_scalars(gas: Run) -> None:
     expected = mass * 1.66053907 / abs(np.linalg.det(TRICLINIC))
     density = average(gas, Density())
     assert float(density.value) == pytest.approx(expected, rel=1e-5)
+    heavy = dataclasses.replace(gas, masses=np.where(gas.numbers == 1, 2.014, gas.masses))
+    expected *= (12 * 15.999 + 24 * 2.014) / mass
+    assert float(average(heavy, Density()).value) == pytest.approx(expected, rel=1e-5)

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from jaxmlip.simulation.h5md import TrajectoryFile
 from jaxmlip.simulation.trajectory import Outcome, Run, load_run
 
 
@@ -20,6 +21,7 @@ def run() -> Run:
         positions=positions,
         cells=np.stack([9.0 * np.eye(3), 10.0 * np.eye(3)]),
         pbc=np.array([True, True, True]),
+        masses=np.array([[15.999, 1.008, 1.008], [15.999, 2.014, 2.014]]),
         potential_energy=rng.normal(size=(2, 4)) - 1e4,
         temperature=rng.uniform(200, 300, size=(2, 4)),
         time_fs=5.0 * np.arange(1, 5),
@@ -67,7 +69,7 @@ def test_save_that_fails_leaves_the_old_file(run: Run, tmp_path: Path, monkeypat
     def fail(*_args):
         raise OSError("no space left")
 
-    monkeypatch.setattr(Run, "_write", fail)
+    monkeypatch.setattr(TrajectoryFile, "append", fail)
     with pytest.raises(OSError, match="no space left"):
         run.save(path)
     assert path.read_bytes() == before

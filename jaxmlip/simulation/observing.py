@@ -1,0 +1,231 @@
+"""Averages that accumulate on the device while a simulation runs, so that its frames need not be kept.
+
+What is observed is looked at more often than frames are kept; each frame carries the means since the one before.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmlip.potentials.potential import Potential, check_species, evaluate, reference_energy
+from jaxmlip.simulation import cells as geometry
+from jaxmlip.simulation.driver import Driver, slots_needed
+from jaxmlip.simulation.engine import PAIRS_AT_ONCE, System, as_one_graph, current_cells
+from jaxmlip.simulation.neighbors import ImageSearch, device_neighbors, image_search, within_cutoff
+from jaxmlip.simulation.recording import Sampler
+from jaxmlip.types import Leaf
+from jaxmlip.units import G_PER_CM3
+
+FORCE_ERROR = "squared force error"
+"""Mean squared difference of a force component to that of a second potential."""
+
+ENERGY_DIFFERENCE = "energy difference"
+"""Energy per atom minus that of a second potential."""
+
+SECOND_UNITS = {FORCE_ERROR: "eV2/Å2", ENERGY_DIFFERENCE: "eV"}
+"""Units of what comes of a second potential."""
+
+SCALAR_UNITS = {"potential energy": "eV", "temperature": "K", "density": "g/cm³", "pressure": "GPa"}
+"""Units of what is always observed, the last two where the cell moves; the names are those of the observables."""
+
+
+class FrameState(flax.struct.PyTreeNode):
+    """One frame, as observables see it.
+
+    Attributes:
+        positions: [atoms, 3], Å.
+        cell: [3, 3], lattice vectors as rows, Å; zero rows where not periodic.
+        potential_energy: [], eV.
+        temperature: [], kinetic temperature in K.
+        mass: [], of all atoms together, amu.
+        numbers: atomic numbers (static).
+        heights: distances in Å between the faces of the smallest cell to come (static), infinite where not periodic;
+            they fix how many periodic images are looked at.
+    """
+
+    positions: Leaf
+    cell: Leaf
+    potential_energy: Leaf
+    temperature: Leaf
+    mass: Leaf
+    numbers: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    heights: tuple[float, ...] = flax.struct.field(pytree_node=False)
+
+
+@runtime_checkable
+class PerFrame(Protocol):
+    """What can be observed: an `Observable` that looks at positions and cells alone, hashable."""
+
+    @property
+    def name(self) -> str:
+        """Of the series."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Of the values."""
+        ...
+
+    def per_frame(self, frame: FrameState) -> Any:
+        """Value of one frame."""
+        ...
+
+
+class Observer:
+    """Looks at the replicas that a driver moves, and averages what it sees until it is asked.
+
+    Attributes:
+        units: of the series, by name.
+    """
+
+    def __init__(
+        self, sampler: Sampler, observables: Sequence[PerFrame], against: Potential | None, numbers: np.ndarray
+    ) -> None:
+        """Begin to observe.
+
+        Args:
+            sampler: of the simulation.
+            observables: what to average, besides energy, temperature and, where the cell moves, density and pressure.
+            against: a second potential whose energies and forces the run's are compared with.
+            numbers: [atoms], atomic numbers.
+
+        Raises:
+            ValueError: if two observables have one name, or the second potential does not know the elements.
+        """
+        self._sampler, self._driver, self._second = sampler, sampler.driver, None
+        self._observables = tuple(each for each in observables if each.name not in SCALAR_UNITS)
+        self._numbers = tuple(int(number) for number in numbers)
+        names = [observable.name for observable in self._observables]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Observables need names of their own, but there are {', '.join(names)}.")
+        scalars = list(SCALAR_UNITS)[: None if sampler.kind.moves_cell else 2]
+        self.units = {name: SCALAR_UNITS[name] for name in scalars}
+        self.units |= {observable.name: observable.unit for observable in self._observables}
+        if against is not None:
+            check_species(against, numbers)
+            difference = sampler.reference - reference_energy(against, numbers)
+            self._second = _Second(self._driver, against, difference / len(numbers))
+            self.units |= SECOND_UNITS
+        self._sums: dict[str, Any] = {}
+        self._looks = 0
+
+    def look(self) -> None:
+        """Add the present state to the averages."""
+        seen = self._scalars() | self._seen()
+        if self._second is not None:
+            seen |= self._second.compared()
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in seen.items()}
+        self._looks += 1
+
+    def means(self) -> dict[str, np.ndarray]:
+        """Averages [replicas, ...] since this was last asked."""
+        found = {name: np.asarray(total, np.float64) / self._looks for name, total in self._sums.items()}
+        if self._second is not None:
+            found[ENERGY_DIFFERENCE] += self._second.references
+        self._sums, self._looks = {}, 0
+        return found
+
+    def _scalars(self) -> dict[str, np.ndarray]:
+        """In double precision: sums of energies would lose too much in single."""
+        scalars = self._sampler.scalars()
+        found = {"potential energy": scalars["potential_energy"], "temperature": scalars["temperature"]}
+        if self._driver.kind.moves_cell:
+            mass = np.asarray(self._driver.walkers.state.mass, np.float64).sum((1, 2))
+            found["density"] = mass / (G_PER_CM3 * np.abs(np.linalg.det(scalars["cells"])))
+            found["pressure"] = scalars["pressure_GPa"]
+        return found
+
+    def _seen(self) -> dict[str, Any]:
+        driver = self._driver
+        # A cell may be narrower than that which the search of images is made for by what the skin permits.
+        permitted = driver.skin / (driver.cutoff + driver.skin) if driver.kind.moves_cell else 0.0
+        heights = tuple(np.floor(10.0 * (1.0 - permitted) * driver.heights) / 10.0)
+        cells = current_cells(driver.system, driver.walkers.state, driver.kind)
+        state = driver.walkers.state
+        return _per_replica(self._observables, self._numbers, heights, state.position, cells, state.mass)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _per_replica(
+    observables: tuple[PerFrame, ...],
+    numbers: tuple[int, ...],
+    heights: tuple[float, ...],
+    positions: Any,
+    cells: Any,
+    masses: Any,
+) -> dict[str, Any]:
+    """Values of all observables, [replicas, ...] each."""
+
+    def one(replica: tuple[Any, Any, Any]) -> dict[str, Any]:
+        (position, cell, mass), scalar = replica, jnp.full((), jnp.nan)  # scalars are averaged by the host
+        frame = FrameState(position, cell, scalar, scalar, mass.sum(), numbers=numbers, heights=heights)
+        return {observable.name: observable.per_frame(frame) for observable in observables}
+
+    return jax.lax.map(one, (positions, cells, masses))
+
+
+class _Second:
+    """A second potential, and room for its own lists."""
+
+    def __init__(self, driver: Driver, potential: Potential, references: float) -> None:
+        self.potential, self.references = jax.device_put(potential), references
+        self._driver = driver
+        self._slots: tuple[int, int] | None = None
+
+    def compared(self) -> dict[str, Any]:
+        """Mean squared force difference and energy difference per atom, without references, [replicas]."""
+        driver = self._driver
+        walkers, potential = driver.walkers, self.potential
+        heights = driver.heights * (1.0 - driver.skin / (driver.cutoff + driver.skin) * driver.kind.moves_cell)
+        search = image_search(heights, potential.cutoff)
+        if self._slots is None:
+            cells = np.asarray(current_cells(driver.system, walkers.state, driver.kind), np.float64)
+            positions = np.asarray(walkers.state.position, np.float64)
+            _, slots, inner = slots_needed(positions, cells, potential.cutoff, potential.inner_cutoff, skin=0.0)
+            self._slots = int(slots), int(inner)
+        while True:
+            slots, inner = self._slots
+            seen, needed = _compared(
+                potential, driver.system, walkers, kind=driver.kind, search=search, slots=slots, inner=inner
+            )
+            needed = np.asarray(needed)
+            if needed[0] <= slots and (needed[1] <= inner or not potential.inner_cutoff):
+                return seen
+            self._slots = max(slots, int(needed[0] * 9 // 8)), max(inner, int(needed[1]) + 1)
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "search", "slots", "inner"))
+def _compared(
+    potential: Potential, system: System, walkers: Any, *, kind: Any, search: ImageSearch, slots: int, inner: int
+) -> tuple[dict[str, Any], Any]:
+    """Differences to the run's own energies and forces, and the slots and inner slots that are needed, [2]."""
+    positions = walkers.state.position
+    replicas, atoms, _ = positions.shape
+    cells = current_cells(system, walkers.state, kind)
+    inverses = geometry.inverses(cells) if kind.moves_cell else system.inverses
+
+    def lists_of(replica: tuple[Any, Any, Any]) -> Any:
+        return device_neighbors(*replica, potential.cutoff, search=search, slots=slots)
+
+    at_once = max(1, min(replicas, PAIRS_AT_ONCE // (atoms * atoms * len(search.translations))))
+    lists = jax.lax.map(lists_of, (positions, cells, inverses), batch_size=at_once)
+    graph = as_one_graph(system, positions, cells, lists.neighbors, lists.shifts)
+    has_inner = potential.inner_cutoff > 0
+    graph, needed = within_cutoff(
+        graph, potential.cutoff, potential.inner_cutoff, slots=slots, inner=inner if has_inner else 0
+    )
+    prediction = evaluate(potential, graph)
+    error = prediction.forces.reshape(positions.shape) - walkers.state.force
+    seen = {
+        FORCE_ERROR: (error**2).mean((1, 2)),
+        ENERGY_DIFFERENCE: (walkers.energy - prediction.energy) / atoms,
+    }
+    # Frozen replicas may be anything; what they need does not count.
+    alive = walkers.failure == 0
+    inner_needed = jnp.where(alive[:, None], needed[:, 1].reshape(replicas, atoms), 0).max()
+    return seen, jnp.stack([jnp.where(alive, lists.needed, 0).max(), inner_needed])

@@ -1,0 +1,255 @@
+"""What is kept of a simulation: samples of all replicas at one time, in memory or in a file that grows."""
+
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.potentials.potential import reference_energy
+from jaxmlip.simulation.driver import Driver
+from jaxmlip.simulation.engine import reservoirs
+from jaxmlip.simulation.h5md import Fixed, Status, TrajectoryFile
+from jaxmlip.simulation.safety import OUTCOMES
+from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.systems.graph import periodic_cell
+from jaxmlip.units import FS, GPA, KB
+from jaxmlip.versions import versions
+
+SECONDS_BETWEEN_WRITES = 10.0
+"""What a kill may cost, at most; frames that take longer are written one by one."""
+
+FRAMES_BETWEEN_WRITES = 256
+"""Most frames that wait in memory to be written."""
+
+Sample = dict[str, np.ndarray]
+"""Arrays [replicas, ...] of one time, by their names in `Run`; NaN for replicas that have failed."""
+
+
+class Sampler:
+    """Takes samples of the replicas that a driver moves; sums are taken in double precision."""
+
+    def __init__(self, driver: Driver, starts: list[Atoms]) -> None:
+        """For a driver of replicas that started at the given structures."""
+        self.driver, self.kind = driver, driver.kind
+        self.reference = reference_energy(driver.potential, starts[0].numbers)
+        self.degrees = self.kind.degrees_of_freedom(len(starts[0]))
+
+    def scalars(self) -> Sample:
+        """Energy, temperature and, where it moves, cell and pressure."""
+        walkers = self.driver.walkers
+        state = walkers.state
+        momentum, mass, energy = jax.device_get((state.momentum, state.mass, walkers.energy))
+        kinetic = 0.5 * (np.asarray(momentum, np.float64) ** 2 / mass).sum((1, 2))
+        found = {
+            "potential_energy": np.asarray(energy, np.float64) + self.reference,
+            "temperature": 2.0 * kinetic / (self.degrees * KB),
+        }
+        if self.kind.moves_cell:
+            cells, stress = (np.array(each, np.float64) for each in jax.device_get((state.cell, state.stress)))
+            volumes = np.abs(np.linalg.det(cells))
+            pressure = (2.0 * kinetic / volumes - np.trace(stress, axis1=1, axis2=2)) / (3.0 * GPA)
+            found |= {"cells": cells, "pressure_GPa": pressure}
+        return found
+
+    def sample(self, step: int) -> Sample:
+        """What `Run` holds of the present state."""
+        walkers, found = self.driver.walkers, self.scalars()
+        found["positions"] = np.array(walkers.state.position, np.float32)
+        if self.kind.conserves:
+            now = step * self.driver.timestep_fs * FS
+            held = np.asarray(reservoirs(walkers.state, self.driver.schedules, now, kind=self.kind), np.float64)
+            kinetic = 0.5 * self.degrees * KB * found["temperature"]
+            found["conserved"] = found["potential_energy"] + kinetic + held
+        return self.sound(found)
+
+    def sound(self, sample: Sample) -> Sample:
+        """A sample with NaN for replicas that have failed."""
+        failed = np.asarray(self.driver.walkers.failure) > 0
+        for values in sample.values():
+            values[failed] = np.nan
+        return sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What there is to say of a run whose frames are in a file.
+
+    Attributes:
+        path: of the file.
+        frames: per replica, in the file.
+        resumed: how many of them were there before.
+        outcomes: one per replica.
+        wall_s: wall time of the whole run so far, compilation included.
+        ns_per_day: summed over replicas, compilation not included.
+    """
+
+    path: Path
+    frames: int
+    resumed: int
+    outcomes: tuple[Outcome, ...]
+    wall_s: float
+    ns_per_day: float
+
+
+class Recorder:
+    """Appends samples to a trajectory file, with what a continuation needs; a context manager.
+
+    Attributes:
+        file: the trajectory.
+        resumed: frames that the file held when it was opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sampler: Sampler,
+        starts: list[Atoms],
+        every: int,
+        identity: dict[str, Any],
+        first: Sample,
+        observed: dict[str, str],
+    ) -> None:
+        """Open a file; one that is there must be of the same run, and the driver then goes on where it ended.
+
+        Args:
+            path: of the file.
+            sampler: of the simulation, whose driver is at its start.
+            starts: the structures it starts from.
+            every: steps between frames.
+            identity: plain data that tells the run from others.
+            first: a sample as those to come, for its shapes.
+            observed: units of what is in it beside the series of a run.
+
+        Raises:
+            ValueError: if the file is another run's, damaged, or being written by another process.
+        """
+        self._sampler, self._driver, self._every = sampler, sampler.driver, every
+        self._waiting: list[Sample] = []
+        self._written = time.monotonic()
+        self._moving_s = self._wall_s = 0.0
+        self._began = time.perf_counter()
+        self._here = self._driver.place
+        if path.exists():
+            self.file = TrajectoryFile.reopen(path)
+            try:
+                _check_identity(path, self.file.fixed.identity["run"], identity)
+            except ValueError:
+                self.file.close()
+                raise
+        else:
+            fixed = Fixed(
+                numbers=np.asarray(starts[0].numbers, np.int64),
+                pbc=np.asarray(starts[0].pbc, bool),
+                masses=np.stack([atoms.get_masses() for atoms in starts]),
+                cells=None if sampler.kind.moves_cell else np.stack([periodic_cell(atoms) for atoms in starts]),
+                timestep_fs=self._driver.timestep_fs,
+                identity={"run": identity, "versions": versions()},
+                observed=observed,
+            )
+            self.file = TrajectoryFile.create(
+                path, fixed, stacked([first]), self._driver.snapshot(self._here, [0.0, 0.0])
+            )
+        self.resumed = self.file.frames
+        if self.resumed:
+            self._moving_s, self._wall_s = self._driver.restore(self.file.snapshot())
+
+    def __enter__(self) -> "Recorder":
+        """The recorder."""
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        """Write what waits, unless writing is what failed, and close the file."""
+        try:
+            if kind is None or not issubclass(kind, OSError):
+                self.write()
+        finally:
+            self.file.close()
+
+    def record(self, sample: Sample, seconds: float) -> None:
+        """Take the next frame; `seconds` is what moving the replicas to it has taken."""
+        self._waiting.append(sample)
+        self._here = self._driver.place
+        self._moving_s += seconds
+        late = time.monotonic() - self._written > SECONDS_BETWEEN_WRITES
+        if late or len(self._waiting) >= FRAMES_BETWEEN_WRITES:
+            self.write()
+
+    def write(self) -> None:
+        """Append the frames that wait.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+        if not self._waiting:
+            return
+        first, number = self.file.frames, len(self._waiting)
+        steps = self._every * np.arange(first + 1, first + number + 1, dtype=np.int64)
+        status = self.status(first + number, finished=False)
+        # The driver may be on its way to the next frame, when an interrupt leads here.
+        snapshot = self._driver.snapshot(self._here, [self._moving_s, status.wall_s])
+        self.file.append(steps, stacked(self._waiting), status, snapshot)
+        self._waiting = []
+        self._written = time.monotonic()
+
+    def finish(self, frames: int) -> Status:
+        """Write what waits, and that the run has reached its end after so many frames."""
+        self.write()
+        status = self.status(frames, finished=True)
+        self.file.set_status(status)
+        return status
+
+    def status(self, frames: int, *, finished: bool) -> Status:
+        """How far the replicas have come with so many frames."""
+        outcomes, lengths, simulated_fs = endings(self._driver, frames, self._every)
+        if not finished:
+            outcomes = [Outcome.UNFINISHED if each is Outcome.COMPLETED else each for each in outcomes]
+        return Status(
+            outcomes=[outcome.name for outcome in outcomes],
+            lengths=lengths,
+            wall_s=self._wall_s + time.perf_counter() - self._began,
+            ns_per_day=ns_per_day(simulated_fs, self._moving_s),
+        )
+
+
+def stacked(samples: list[Sample]) -> dict[str, np.ndarray]:
+    """Series [replicas, frames, ...] of samples."""
+    return {name: np.stack([sample[name] for sample in samples], axis=1) for name in samples[0]}
+
+
+def endings(driver: Driver, frames: int, every: int) -> tuple[list[Outcome], np.ndarray, float]:
+    """Outcome and number of frames of each replica after a number of frames, and the time simulated by all, fs."""
+    failure, failed_at = np.asarray(driver.walkers.failure), np.asarray(driver.walkers.failed_at)
+    outcomes = [OUTCOMES[int(code)] for code in failure]
+    lengths = np.where(failure > 0, np.maximum(failed_at - 1, 0) // every, frames).astype(np.int64)
+    steps = np.where(failure > 0, np.maximum(failed_at, 0), frames * every).sum()
+    return outcomes, lengths, float(steps * driver.timestep_fs)
+
+
+def ns_per_day(simulated_fs: float, seconds: float) -> float:
+    """Speed of a simulation; 0 where no time has passed."""
+    return 1e-6 * simulated_fs * 86400.0 / seconds if seconds > 0 else 0.0
+
+
+def digest(*arrays: Any) -> str:
+    """SHA-256 of arrays, their shapes and types."""
+    found = hashlib.sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array)
+        found.update(f"{values.shape} {values.dtype} ".encode())
+        found.update(values.tobytes())
+    return found.hexdigest()
+
+
+def _check_identity(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    different = [name for name in wanted if there.get(name) != wanted[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{path} holds another run: {name} is {there.get(name)} there and {wanted[name]} here; choose another "
+            "file, or delete this one."
+        )

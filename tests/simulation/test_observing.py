@@ -1,0 +1,111 @@
+"""What is averaged on the way is what the frames would have given."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from conftest import DT, FLUID, fcc, run_fluid
+from simple_potentials import REDUCED_K, LennardJones, lennard_jones
+from test_recording import record
+
+from jaxmlip.observables.observable import average
+from jaxmlip.observables.structure import RDF
+from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
+from jaxmlip.potentials.evaluation import predict
+from jaxmlip.potentials.files import load
+from jaxmlip.simulation import observing
+from jaxmlip.simulation.barostats import NPT
+from jaxmlip.simulation.ensembles import NVT, Ensemble
+from jaxmlip.simulation.observing import ENERGY_DIFFERENCE, FORCE_ERROR
+from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.trajectory import load_run
+from jaxmlip.units import GPA
+
+AT_CONSTANT_PRESSURE = NPT(REDUCED_K, 0.5 / GPA, friction_per_ps=FLUID.friction_per_ps)
+PAIRS = RDF("Ar", "Ar", r_max=2.0, bins=20)
+
+
+@pytest.mark.parametrize("ensemble", [FLUID, AT_CONSTANT_PRESSURE], ids=["NVT", "NPT"])
+def test_means_are_those_of_the_frames(small_fluid: Atoms, tmp_path: Path, ensemble: Ensemble) -> None:
+    """Two frames carry the means of the six that another run keeps; observing changes nothing of the dynamics."""
+    everything = run_fluid(small_fluid, ensemble=ensemble, replicas=2, steps=60)
+    options = {"steps": 60, "replicas": 2, "sample_every_fs": 30 * DT, "observables": [PAIRS]}
+    run = run_fluid(small_fluid, ensemble=ensemble, observe_every_fs=10 * DT, **options)
+    np.testing.assert_array_equal(run.positions, everything.positions[:, 2::3])
+    for observable in (PAIRS, PotentialEnergy(), Temperature(), *([Density()] if ensemble.moves_cell else [])):
+        frames = observable.over(everything)
+        means = frames.reshape(2, 2, 3, *frames.shape[2:]).mean(2)
+        np.testing.assert_allclose(run.observed[observable.name], means, rtol=2e-6, atol=1e-6)
+        one, other = (average(each, observable, equilibration=0) for each in (run, everything))
+        np.testing.assert_allclose(one.value, other.value, rtol=2e-6, atol=1e-6)
+    assert run.observed_units["g_ArAr"] == ""
+    if ensemble.moves_cell:
+        assert everything.pressure_GPa is not None
+        means = everything.pressure_GPa.reshape(2, 2, 3).mean(2)
+        np.testing.assert_allclose(run.observed["pressure"], means, rtol=1e-9)
+
+    record(tmp_path / "run.h5", small_fluid, ensemble, observe_every_fs=10 * DT, **(options | {"steps": 30}))
+    record(tmp_path / "run.h5", small_fluid, ensemble, observe_every_fs=10 * DT, **options)
+    back = load_run(tmp_path / "run.h5")
+    assert back.observed_units == run.observed_units
+    for name, values in run.observed.items():
+        np.testing.assert_array_equal(back.observed[name], values, err_msg=name)
+    back.save(tmp_path / "saved.h5")
+    np.testing.assert_array_equal(load_run(tmp_path / "saved.h5").observed["g_ArAr"], run.observed["g_ArAr"])
+
+
+def test_second_potential_along_the_run() -> None:
+    """The errors of one teacher against the other, at the frames of a run and by themselves."""
+    gga, r2scan = load("chgnet:gga"), load("chgnet:r2scan")
+    water = molecule("H2O")
+    run = simulate(gga, water, NVT(300.0), steps=4, sample_every_fs=0.5, replicas=2, against=r2scan, progress=False)
+    ours, theirs = (predict(potential, [*run]) for potential in (gga, r2scan))
+    for frame, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        place = divmod(frame, run.n_frames)
+        squared = ((a.forces - b.forces) ** 2).mean()
+        assert run.observed[FORCE_ERROR][place] == pytest.approx(squared, rel=1e-4)
+        assert run.observed[ENERGY_DIFFERENCE][place] == pytest.approx((a.energy - b.energy) / 3, abs=1e-6)
+
+
+def test_second_potential_makes_room(small_fluid: Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too little room for its lists at first, with a longer cutoff than the run's, and where the cell moves."""
+    monkeypatch.setattr(observing, "slots_needed", lambda *_, **__: (1, 1, 1))
+    options = {"replicas": 2, "ensemble": AT_CONSTANT_PRESSURE}
+    longer = lennard_jones(range_=3.0)
+    run = run_fluid(small_fluid, against=longer, **options)
+    for replica, frame in ((0, 0), (1, 3)):
+        atoms = run[replica * run.n_frames + frame]
+        (short,), (far,) = predict(lennard_jones(), [atoms]), predict(longer, [atoms])
+        squared = ((short.forces - far.forces) ** 2).mean()
+        assert squared > 0
+        assert run.observed[FORCE_ERROR][replica, frame] == pytest.approx(squared, rel=1e-3)
+
+
+def test_failed_replicas_have_no_means() -> None:
+    starts = [fcc(2), fcc(2)]
+    starts[1].positions[0] = starts[1].positions[1] + 0.4
+    run = run_fluid(starts, observables=[PAIRS], on_failure="mark")
+    assert np.isfinite(run.observed["g_ArAr"][0]).all()
+    assert np.isnan(run.observed["g_ArAr"][1]).all()
+
+
+def test_looking_compiles_once(small_fluid: Atoms) -> None:
+    """Another run of the same kind, with another second potential of the same kind, compiles nothing."""
+    compiled = []
+    for epsilon in (0.9, 0.8):
+        second = LennardJones({"epsilon": np.float32(epsilon), "sigma": np.float32(1.0)})
+        run_fluid(small_fluid, observables=[PAIRS], against=second, replicas=2)
+        compiled.append((observing._per_replica._cache_size(), observing._compared._cache_size()))
+    assert compiled[0] == compiled[1]
+
+
+def test_refuses_what_cannot_be_observed(small_fluid: Atoms) -> None:
+    with pytest.raises(ValueError, match="names of their own, but there are g_ArAr, g_ArAr"):
+        run_fluid(small_fluid, observables=[PAIRS, RDF("Ar", "Ar")])
+    with pytest.raises(ValueError, match="observe_every_fs must be positive and at most the"):
+        run_fluid(small_fluid, observe_every_fs=11 * DT)
+    polonium, one_frame = Atoms("Po", cell=[9.0] * 3, pbc=True), {"steps": 1, "sample_every_fs": 0.5}
+    with pytest.raises(ValueError, match="Po"):
+        simulate(lennard_jones(), polonium, FLUID, against=load("chgnet:r2scan"), **one_frame)

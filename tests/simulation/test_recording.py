@@ -1,0 +1,257 @@
+"""Runs whose frames go to a file: the same trajectory, whatever happens on the way."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import h5py
+import numpy as np
+import pytest
+from ase import Atoms
+from conftest import DT, FLUID, fcc, run_fluid
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
+
+from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
+from jaxmlip.simulation.ensembles import NVE, Ensemble, NVTNoseHoover, NVTVelocityRescaling
+from jaxmlip.simulation.recording import FRAMES_BETWEEN_WRITES, Recorder
+from jaxmlip.simulation.replicas import simulate_to_file
+from jaxmlip.simulation.trajectory import Outcome, Run, export_extxyz, load_run
+from jaxmlip.units import GPA
+
+ARRAYS = ("positions", "cells", "potential_energy", "temperature", "conserved", "pressure_GPa", "time_fs", "lengths")
+
+
+def record(path: Path, structure: Any, ensemble: Ensemble = FLUID, **options: Any) -> Any:
+    """As `run_fluid`, to a file."""
+    options = {
+        "steps": 40,
+        "timestep_fs": DT,
+        "sample_every_fs": 10 * DT,
+        "skin": 0.3,
+        "progress": False,
+        **options,
+    }
+    return simulate_to_file(path, lennard_jones(), structure, ensemble, **options)
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """Bit for bit."""
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert one.outcomes == other.outcomes
+
+
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        FLUID,
+        NVE(REDUCED_K),
+        NVTNoseHoover(REDUCED_K, 1e-4 * REDUCED_TIME_FS),
+        NVTVelocityRescaling(REDUCED_K, 1e-4 * REDUCED_TIME_FS),
+        NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCED_TIME_FS),
+        NPTNoseHoover(REDUCED_K, 0.5 / GPA),
+    ],
+    ids=lambda ensemble: type(ensemble).__name__,
+)
+def test_stopped_and_resumed_is_undisturbed(small_fluid: Atoms, tmp_path: Path, ensemble: Ensemble) -> None:
+    """Thermostats, cells, random keys and neighbour lists all go on where they were."""
+    undisturbed = run_fluid(small_fluid, ensemble=ensemble, replicas=2, steps=80)
+    first = record(tmp_path / "run.h5", small_fluid, ensemble, replicas=2, steps=30)
+    assert (first.frames, first.resumed) == (3, 0)
+    second = record(tmp_path / "run.h5", small_fluid, ensemble, replicas=2, steps=80, skin=0.4)
+    assert (second.frames, second.resumed) == (8, 3)
+    assert_same(load_run(tmp_path / "run.h5"), undisturbed)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.h5"]
+    again = record(tmp_path / "run.h5", small_fluid, ensemble, replicas=2, steps=80)
+    assert (again.frames, again.resumed) == (8, 8), "a finished run does no work"
+    assert_same(load_run(tmp_path / "run.h5"), undisturbed)
+
+
+def test_frames_are_written_in_pieces(small_fluid: Atoms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in memory is bounded, so that memory does not grow with the length of the run."""
+    waiting = []
+    whole = Recorder.write
+
+    def counted(self: Recorder) -> None:
+        waiting.append(len(self._waiting))
+        whole(self)
+
+    monkeypatch.setattr(Recorder, "write", counted)
+    steps = 2 * FRAMES_BETWEEN_WRITES + 10
+    record(tmp_path / "run.h5", small_fluid, steps=steps, sample_every_fs=DT)
+    assert waiting[:3] == [FRAMES_BETWEEN_WRITES, FRAMES_BETWEEN_WRITES, 10]
+    assert load_run(tmp_path / "run.h5").n_frames == steps
+    assert_same(load_run(tmp_path / "run.h5"), run_fluid(small_fluid, steps=steps, sample_every_fs=DT))
+
+
+PROGRAM = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from conftest import DT, fcc
+from test_recording import record
+from jaxmlip.simulation import recording
+recording.SECONDS_BETWEEN_WRITES = 0.0
+{before}
+print("begins", flush=True)
+print(record({path!r}, fcc(2), replicas=2, steps={steps}, sample_every_fs=DT, on_failure="mark").frames)
+"""
+
+
+def program(path: Path, steps: int, before: str = "") -> list[str]:
+    """The command line of a process that records a run, writing every frame by itself."""
+    text = PROGRAM.format(tests=str(Path(__file__).parent), path=str(path), steps=steps, before=before)
+    return [sys.executable, "-c", textwrap.dedent(text)]
+
+
+def frames_in(path: Path) -> int:
+    return load_run(path).n_frames if path.exists() else 0
+
+
+def test_killed_in_the_middle_of_writing(tmp_path: Path) -> None:
+    """A process that writes all the time is killed, twice; what is there can be read, and the run goes on from it."""
+    path, steps = tmp_path / "run.h5", 1500
+    lengths = [0]
+    for _ in range(2):
+        process = subprocess.Popen(program(path, steps), stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
+        deadline = time.monotonic() + 120
+        while frames_in(path) < lengths[-1] + 20:  # read while it is written
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        run = load_run(path)
+        assert lengths[-1] < run.n_frames < steps
+        assert np.isfinite(run.positions).all()
+        assert run.outcomes == (Outcome.UNFINISHED,) * 2
+        lengths.append(run.n_frames)
+    structure = fcc(2)
+    finished = record(path, structure, replicas=2, steps=steps, sample_every_fs=DT)
+    assert finished.resumed == lengths[-1]
+    assert_same(load_run(path), run_fluid(structure, replicas=2, steps=steps, sample_every_fs=DT))
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """A limit on the size of files fails as a full disk does: the message says so, and no frame is lost."""
+    path, structure = tmp_path / "run.h5", fcc(2)
+    record(path, structure, replicas=2, steps=30, sample_every_fs=DT, on_failure="mark")
+    before = load_run(path)
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))"
+    failed = subprocess.run(program(path, 100, limit), capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    sentence = failed.stderr.strip().splitlines()[-1]
+    assert "is the disk full? It keeps its first 30 frames" in sentence
+    assert_same(load_run(path), before)
+    assert record(path, structure, replicas=2, steps=100, sample_every_fs=DT).resumed == 30
+    assert_same(load_run(path), run_fluid(structure, replicas=2, steps=100, sample_every_fs=DT))
+    assert [file.name for file in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_refuses_what_is_not_the_same_run(small_fluid: Atoms, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    record(path, small_fluid, seed=1)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"run.h5 holds another run: seed is 1 there and 0 here"):
+        record(path, small_fluid)
+    with pytest.raises(ValueError, match="another run: structure is"):
+        record(path, fcc(2, rattle=0.2), seed=1)
+    with pytest.raises(ValueError, match="another run: ensemble is"):
+        record(path, small_fluid, NVE(REDUCED_K), seed=1)
+    assert path.read_bytes() == before
+    path.write_bytes(before[: len(before) // 2])
+    with pytest.raises(ValueError, match=r"run.h5 is no trajectory that can go on, or is damaged"):
+        record(path, small_fluid, seed=1)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["something"] = 1
+    with pytest.raises(ValueError, match=r"other.h5 is no trajectory that can go on"):
+        record(tmp_path / "other.h5", small_fluid)
+
+
+def test_one_process_writes_at_a_time(small_fluid: Atoms, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    writer = subprocess.Popen(program(path, 10**6), stdout=subprocess.PIPE, text=True)
+    try:
+        while frames_in(path) < 1:
+            assert writer.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(ValueError, match=r"Another process is writing .*run.h5"):
+            record(path, small_fluid)
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_failure_is_in_the_file(tmp_path: Path) -> None:
+    """A replica that fails is marked, before and after another start of the same run."""
+    starts = [fcc(2), fcc(2)]
+    starts[1].positions[0] = starts[1].positions[1] + 0.4
+    for steps in (20, 40):
+        recorded = record(tmp_path / "run.h5", starts, steps=steps, on_failure="mark")
+        assert recorded.outcomes[0] is Outcome.COMPLETED
+        assert recorded.outcomes[1] in (Outcome.EXPLODED, Outcome.TOO_HOT, Outcome.NOT_FINITE)
+    run = load_run(tmp_path / "run.h5")
+    assert run.lengths.tolist() == [4, 0]
+    assert np.isnan(run.positions[1]).all()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run at constant pressure."""
+    path = tmp_path_factory.mktemp("recorded") / "run.h5"
+    barostat = NPT(REDUCED_K, 0.5 / GPA, friction_per_ps=1000.0 / REDUCED_TIME_FS)
+    record(path, fcc(2), barostat, replicas=2, steps=60)
+    return path
+
+
+def test_mdanalysis_reads_it(recorded: Path) -> None:
+    """Its reader takes the first replica."""
+    import MDAnalysis
+    from MDAnalysis.lib.mdamath import triclinic_vectors
+
+    run = load_run(recorded)
+    universe: Any = MDAnalysis.Universe.empty(run.positions.shape[2], trajectory=True)
+    universe.load_new(str(recorded), format="H5MD")
+    assert len(universe.trajectory) == 6
+    for frame, now in enumerate(universe.trajectory):
+        np.testing.assert_allclose(universe.atoms.positions, run.positions[0, frame], rtol=1e-6)
+        np.testing.assert_allclose(triclinic_vectors(now.dimensions), run.cells[0, frame], atol=1e-4)
+        assert now.time == pytest.approx(run.time_fs[frame] / 1000, rel=1e-6)  # ps
+
+
+def test_znh5md_reads_it(recorded: Path) -> None:
+    """As ASE's Atoms, any replica."""
+    import znh5md
+
+    run = load_run(recorded)
+    frames = znh5md.IO(str(recorded), particles_group="replica1")[:]
+    assert len(frames) == 6
+    for atoms, ours in zip(frames, run[6:], strict=True):
+        np.testing.assert_array_equal(atoms.numbers, ours.numbers)
+        np.testing.assert_allclose(atoms.positions, ours.positions, rtol=1e-6)
+        np.testing.assert_allclose(atoms.cell, ours.cell, rtol=1e-6)
+        assert atoms.pbc.all()
+
+
+def test_export_as_extended_xyz(recorded: Path, tmp_path: Path) -> None:
+    run = load_run(recorded)
+    assert export_extxyz(recorded, tmp_path / "run.xyz", every=2) == 6
+    frames: Any = ase.io.read(tmp_path / "run.xyz", ":")
+    for atoms, ours in zip(frames, run.frames(stride=2), strict=True):
+        np.testing.assert_allclose(atoms.positions, ours.positions, atol=1e-6)
+        np.testing.assert_allclose(atoms.cell, ours.cell, atol=1e-6)
+        assert {key: atoms.info[key] for key in ours.info} == pytest.approx(ours.info)
+    thinned = load_run(recorded, every=2)
+    np.testing.assert_array_equal(thinned.positions, run.positions[:, 1::2])
+    assert thinned.lengths.tolist() == [3, 3]
+    with pytest.raises(ValueError, match="A stride is 1 or more, not 0"):
+        load_run(recorded, every=0)
+    with pytest.raises(FileNotFoundError, match=r"There is no trajectory .*absent.h5"):
+        export_extxyz(tmp_path / "absent.h5", tmp_path / "absent.xyz")
+    assert [file.name for file in tmp_path.iterdir()] == ["run.xyz"]
