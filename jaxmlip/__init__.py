@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jaxmlip.simulation.relaxation import Relaxed as Relaxed
     from jaxmlip.simulation.relaxation import relax as relax
     from jaxmlip.simulation.replicas import simulate as simulate
+    from jaxmlip.simulation.replicas import simulate_models as simulate_models
     from jaxmlip.simulation.replicas import simulate_to_file as simulate_to_file
     from jaxmlip.simulation.schedules import Ramp as Ramp
     from jaxmlip.simulation.trajectory import Outcome as Outcome
@@ -84,6 +85,7 @@ _HOME = {
     "relax": "simulation.relaxation",
     "Ramp": "simulation.schedules",
     "simulate": "simulation.replicas",
+    "simulate_models": "simulation.replicas",
     "simulate_to_file": "simulation.replicas",
     "Outcome": "simulation.trajectory",
     "Run": "simulation.trajectory",

@@ -1,5 +1,6 @@
 """The host's side of the loop that advances replicas: it drives the compiled steps and gives them room."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,9 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.simulation.engine import Room, System, Walkers, advance, current_cells, initial_state
+from jaxmlip.simulation.cell_lists import Bins, bins_for, fullest_bin
+from jaxmlip.simulation.engine import (
+    ONE,
+    SHARED,
+    Layout,
+    Room,
+    System,
+    Walkers,
+    advance,
+    current_cells,
+    initial_state,
+)
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.neighbors import cell_heights, image_search, pseudo_inverse
 from jaxmlip.simulation.safety import OUTCOMES, Bonds
@@ -58,11 +71,13 @@ class Driver:
         skin: Number,
         seed: int,
         stop_at_failure: bool,
+        layout: Layout = ONE,
+        first: int = 0,
     ) -> None:
         """Set up replicas at their starts.
 
         Args:
-            potential: any Potential.
+            potential: any Potential, or a stack of them if the layout says so.
             starts: one structure for each replica, of equal atoms.
             kind: the ensemble's functions.
             schedules: its numbers.
@@ -72,7 +87,10 @@ class Driver:
             skin: Å.
             seed: of velocities and noise.
             stop_at_failure: whether the failure of one replica is an exception.
+            layout: see there; replicas of equal index in different models have equal random numbers.
+            first: index of the first replica, where others are simulated elsewhere.
         """
+        self.layout, self.atoms = layout, len(starts[0])
         cells = np.stack([periodic_cell(atoms) for atoms in starts])
         self.potential = jax.device_put(potential)
         self.cutoff, self.inner_cutoff = potential.cutoff, potential.inner_cutoff
@@ -91,21 +109,21 @@ class Driver:
         needed = self._needed(host_positions, cells)
         self.room = self._room_for(*map(int, needed))
         n, key = len(starts), jax.random.key(int(seed))
+        indices = first + np.arange(n) % (n // (jax.tree.leaves(potential)[0].shape[0] if layout.models else 1))
+        state = initial_state(
+            positions, jnp.asarray(masses, float), self.system.cells, key, indices, schedules, kind=kind
+        )
         self.walkers = Walkers(
-            state=initial_state(positions, jnp.asarray(masses, float), self.system.cells, key, schedules, kind=kind),
+            state=state,
             energy=jnp.zeros(n, positions.dtype),
             failure=jnp.zeros(n, jnp.int32),
             failed_at=jnp.full(n, -1, jnp.int32),
-            step=jnp.full((), -1, jnp.int32),
+            step=self._flag(jnp.full((), -1, jnp.int32)),
             neighbors=jnp.zeros(0),
             shifts=jnp.zeros(0),
             origin=positions,
             origin_cells=self.system.cells,
-            stale=jnp.ones((), bool),
-            fresh=jnp.ones((), bool),
-            skin_broken=jnp.zeros((), bool),
-            narrow=jnp.zeros((), bool),
-            needed=jnp.zeros(3, jnp.int32),
+            **self._flags(fresh=True),
         )
         self._clear_lists()
 
@@ -114,15 +132,21 @@ class Driver:
         """Whether no replica is left."""
         return bool((np.asarray(self.walkers.failure) > 0).all())
 
-    def _room_for(self, listed: int, slots: int, inner: int) -> Room:
+    def _room_for(self, listed: int, slots: int, inner: int, in_bin: int) -> Room:
         """Room for the given needs, rounded up so that runs from similar structures share compiled code.
 
         Little is added: a slot too many costs in every step (an inner one with the square of their number), a slot too
         few costs one compilation.
         """
-        listed, slots = (int(np.ceil(n / 4)) * 4 for n in (listed, slots))
+        listed, slots, in_bin = (int(np.ceil(n / 4)) * 4 for n in (listed, slots, in_bin))
         slots = max(slots, inner)
-        return Room(image_search(self.heights, self.cutoff + self.skin), max(listed, slots), slots, inner)
+        search = image_search(self.heights, self.cutoff + self.skin)
+        return Room(search, max(listed, slots), slots, inner, self._bins(in_bin))
+
+    def _bins(self, in_bin: int) -> Bins | None:
+        """Bins with room for so many atoms, if the cell is large enough for them."""
+        number = bins_for(self.atoms, self.heights, self.cutoff + self.skin)
+        return None if number is None else Bins(number, in_bin)
 
     def _clear_lists(self) -> None:
         """Empty lists of the present size, to be made before the next step."""
@@ -130,11 +154,21 @@ class Driver:
         self.walkers = self.walkers.replace(
             neighbors=jnp.full((replicas, atoms, self.room.listed), GHOST, jnp.int32),
             shifts=jnp.zeros((replicas, atoms, self.room.listed, 3), jnp.int16),
-            stale=jnp.ones((), bool),
-            skin_broken=jnp.zeros((), bool),
-            narrow=jnp.zeros((), bool),
-            needed=jnp.zeros(3, jnp.int32),
+            **self._flags(),
         )
+        if self.layout.mesh is not None:
+            self.walkers = jax.device_put(self.walkers, NamedSharding(self.layout.mesh, PartitionSpec(SHARED)))
+
+    def _flags(self, **others: bool) -> dict[str, Any]:
+        """Flags of walkers whose lists are to be made before the next step."""
+        wanted = {"stale": True, "skin_broken": False, "narrow": False} | others
+        flags = {name: self._flag(jnp.full((), value)) for name, value in wanted.items()}
+        return flags | {"needed": self._flag(jnp.zeros(4, jnp.int32))}
+
+    def _flag(self, value: Any) -> Any:
+        """A flag of each device, or the only one."""
+        mesh = self.layout.mesh
+        return value if mesh is None else jnp.broadcast_to(value, (mesh.size, *value.shape))
 
     @staticmethod
     def _search_heights(cells: np.ndarray, kind: type[Ensemble]) -> np.ndarray:
@@ -157,7 +191,8 @@ class Driver:
 
     def snapshot(self, place: Place, notes: Sequence[Number]) -> list[np.ndarray]:
         """What `restore` needs to go on from there to the same trajectory, bit for bit: neighbour lists included."""
-        room = [place.skin, *place.heights, place.room.listed, place.room.slots, place.room.inner]
+        here = place.room
+        room = [place.skin, *place.heights, here.listed, here.slots, here.inner, here.bins.room if here.bins else 0]
         leaves = [_plain(leaf) for leaf in jax.tree.leaves(place.walkers)]
         return [np.array(notes, np.float64), np.array(room, np.float64), *leaves]
 
@@ -172,11 +207,14 @@ class Driver:
         if [leaf.ndim for leaf in map(_plain, old)] != [leaf.ndim for leaf in leaves]:
             raise ValueError("what it keeps of the simulation is of another version of jaxmlip, or of another ensemble")
         self.skin, self.heights = float(room[0]), room[1:4]
+        listed, slots, inner, in_bin = (int(number) for number in room[4:])
         search = image_search(self.heights, self.cutoff + self.skin)
-        self.room = Room(search, *(int(number) for number in room[4:]))
+        self.room = Room(search, listed, slots, inner, self._bins(in_bin))
         self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
         restored = [_as_before(new, leaf) for new, leaf in zip(leaves, old, strict=True)]
         self.walkers = jax.tree.unflatten(structure, restored)
+        if self.layout.mesh is not None:
+            self.walkers = jax.device_put(self.walkers, NamedSharding(self.layout.mesh, PartitionSpec(SHARED)))
         return notes.tolist()
 
     def _run(self, until: int, timestep_fs: Number) -> float:
@@ -187,13 +225,16 @@ class Driver:
             self.walkers = self._advanced(until, timestep_fs)
             w = self.walkers
             flags = (w.step, w.failure, w.failed_at, w.needed, w.skin_broken, w.narrow)
-            step, failure, failed_at, needed, skin_broken, narrow = map(np.asarray, jax.device_get(flags))
+            steps, failure, failed_at, needed, skin_broken, narrow = map(np.asarray, jax.device_get(flags))
+            # A device whose replicas have all failed takes no more steps.
+            lost = (failure > 0).reshape(steps.size, -1).all(1)
+            step = np.where(lost, until, steps).min()
             spent += time.perf_counter() - start
             if self.stop_at_failure and failure.any():
                 self._raise(failure, failed_at)
-            if step >= until or (failure > 0).all():
+            if step >= until:
                 return spent
-            self._make_room(needed, bool(skin_broken), bool(narrow))
+            self._make_room(needed.reshape(-1, 4).max(0), bool(skin_broken.any()), bool(narrow.any()))
             # No steps: compiles for the new sizes outside the time that counts.
             jax.block_until_ready(self._advanced(int(step), timestep_fs))
 
@@ -209,6 +250,7 @@ class Driver:
             kind=self.kind,
             room=self.room,
             stop_at_failure=self.stop_at_failure,
+            layout=self.layout,
         )
 
     def _make_room(self, needed: np.ndarray, skin_broken: bool, narrow: bool) -> None:
@@ -219,18 +261,27 @@ class Driver:
             self.heights = self._search_heights(cells, self.kind)
             self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
             needed = self._needed(np.asarray(self.walkers.state.position, np.float64), cells)
-        listed, slots, inner = (int(n) for n in needed)
-        grown = self._room_for(listed + listed // 8, slots + slots // 8, inner + 1 + inner // 8)
+        listed, slots, inner, in_bin = (int(n) for n in needed)
+        grown = self._room_for(listed + listed // 8, slots + slots // 8, inner + 1 + inner // 8, in_bin + in_bin // 8)
+        old = self.room
+        if grown.bins is not None and old.bins is not None:
+            grown = dataclasses.replace(grown, bins=Bins(grown.bins.number, max(grown.bins.room, old.bins.room)))
         self.room = Room(
             grown.search,
-            max(grown.listed, self.room.listed),
-            max(grown.slots, self.room.slots),
-            max(grown.inner, self.room.inner) if self.inner_cutoff > 0 else 0,
+            max(grown.listed, old.listed),
+            max(grown.slots, old.slots),
+            max(grown.inner, old.inner) if self.inner_cutoff > 0 else 0,
+            grown.bins,
         )
         self._clear_lists()
 
     def _needed(self, positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
-        return slots_needed(positions, cells, self.cutoff, self.inner_cutoff, self.skin)
+        """Slots and, in large cells, atoms in a bin that the replicas will need, with some to spare."""
+        slots = slots_needed(positions, cells, self.cutoff, self.inner_cutoff, self.skin)
+        number = bins_for(self.atoms, self.heights, self.cutoff + self.skin)
+        if number is None:
+            return np.append(slots, 0)
+        return np.append(slots, max(fullest_bin(*each, number) for each in zip(positions, cells, strict=True)) * 5 // 4)
 
     def _raise(self, failure: np.ndarray, failed_at: np.ndarray) -> None:
         replica = int(np.flatnonzero(failure)[0])

@@ -22,11 +22,13 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxmlip.potentials.potential import Potential, evaluate
+from jaxmlip.potentials.potential import Potential, Prediction, evaluate
 from jaxmlip.simulation import cells as geometry
+from jaxmlip.simulation.cell_lists import Bins, binned_neighbors
 from jaxmlip.simulation.ensembles import Ensemble
-from jaxmlip.simulation.neighbors import ImageSearch, device_neighbors, within_cutoff
+from jaxmlip.simulation.neighbors import DeviceList, ImageSearch, device_neighbors, within_cutoff
 from jaxmlip.simulation.safety import Bonds, failures
 from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.systems.graph import GHOST, Graph
@@ -34,6 +36,12 @@ from jaxmlip.types import Leaf
 
 PAIRS_AT_ONCE = 2**24
 """Pairs whose distances are held in memory at once when lists are made; replicas take turns beyond."""
+
+SHARED = "replicas"
+"""Axis of a mesh along which replicas lie."""
+
+FLAGS = ("step", "stale", "fresh", "skin_broken", "narrow", "needed")
+"""Fields of `Walkers` that replicas of one device have in common."""
 
 
 class System(flax.struct.PyTreeNode):
@@ -70,7 +78,7 @@ class Walkers(flax.struct.PyTreeNode):
         fresh: [], whether no step has been taken with the lists.
         skin_broken: [], whether a single step led beyond the skin of fresh lists.
         narrow: [], whether a cell is too narrow for the search of images.
-        needed: [3], the slots that are needed, to be compared with those of `Room`; 0 where not known to be too few.
+        needed: [4], what is needed, to be compared with what `Room` has; 0 where not known to be too little.
     """
 
     state: Leaf
@@ -98,19 +106,38 @@ class Room:
         listed: neighbour slots of the lists, skin included.
         slots: neighbour slots the potential sees.
         inner: leading slots for the inner cutoff; 0 if the potential has none.
+        bins: of large cells, which then are looked through in place of all pairs.
     """
 
     search: ImageSearch
     listed: int
     slots: int
     inner: int
+    bins: Bins | None = None
 
     def fits(self, needed: Any) -> Any:
-        """Whether lists that need so many slots (listed, seen, inner) are complete."""
-        return (needed <= jnp.asarray([self.listed, self.slots, self.inner])).all()
+        """Whether lists that need so many slots (listed, seen, inner) and atoms in a bin are complete."""
+        return (needed <= jnp.asarray([self.listed, self.slots, self.inner, self.bins.room if self.bins else 0])).all()
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "room", "stop_at_failure"))
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the replicas are computed; static.
+
+    Attributes:
+        models: whether the potential is a stack of models, with as many replicas for each, one model's after another's.
+        mesh: devices that share the replicas, along its axis `SHARED`; None for one. Each looks after its own: the
+            flags of `Walkers` then have a leading axis of devices.
+    """
+
+    models: bool = False
+    mesh: Mesh | None = None
+
+
+ONE = Layout()
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "room", "stop_at_failure", "layout"))
 def advance(
     potential: Potential,
     system: System,
@@ -123,8 +150,40 @@ def advance(
     kind: type[Ensemble],
     room: Room,
     stop_at_failure: bool,
+    layout: Layout = ONE,
 ) -> Walkers:
     """Take steps until `until`, or until the lists do not fit, the skin is too thin, or a failure stops the run."""
+    local = functools.partial(_advance, kind=kind, room=room, stop_at_failure=stop_at_failure, models=layout.models)
+    if layout.mesh is None:
+        return local(potential, system, walkers, schedules, until, dt, skin)
+
+    def on_one_device(potential: Any, system: Any, walkers: Walkers, *rest: Any) -> Walkers:
+        flags = {name: getattr(walkers, name)[0] for name in FLAGS}
+        walkers = local(potential, system, walkers.replace(**flags), *rest)
+        return walkers.replace(**{name: getattr(walkers, name)[None] for name in FLAGS})
+
+    own, all_ = PartitionSpec(SHARED), PartitionSpec()
+    parts = System(species=all_, cells=own, inverses=own, lowest=all_, bonds=own)  # type: ignore[arg-type]
+    specs = (own if layout.models else all_, parts, own, own, all_, all_, all_)
+    shared = jax.shard_map(on_one_device, mesh=layout.mesh, in_specs=specs, out_specs=own, check_vma=False)
+    return shared(potential, system, walkers, schedules, until, dt, skin)
+
+
+def _advance(
+    potential: Potential,
+    system: System,
+    walkers: Walkers,
+    schedules: dict[str, Schedule],
+    until: Any,
+    dt: Any,
+    skin: Any,
+    *,
+    kind: type[Ensemble],
+    room: Room,
+    stop_at_failure: bool,
+    models: bool,
+) -> Walkers:
+    """`advance` for the replicas of one device."""
 
     def remade(walkers: Walkers) -> Walkers:
         return _with_lists(potential, system, walkers, skin, kind, room)
@@ -136,7 +195,7 @@ def advance(
         return (walkers.step < until) & ~ended & ~stuck
 
     def step(walkers: Walkers) -> Walkers:
-        return _step(potential, system, walkers, schedules, dt, skin, kind, room)
+        return _step(potential, system, walkers, schedules, dt, skin, kind, room, models)
 
     def with_these_lists(walkers: Walkers) -> Walkers:
         walkers = jax.lax.cond(walkers.stale, remade, lambda same: same, walkers)
@@ -150,19 +209,13 @@ def _with_lists(
 ) -> Walkers:
     """The walkers with neighbour lists made at their present positions."""
     positions = walkers.state.position
-    replicas, atoms, _ = positions.shape
     cells = current_cells(system, walkers.state, kind)
     inverses, narrow = system.inverses, jnp.zeros((), bool)
     if kind.moves_cell:
         inverses = geometry.inverses(cells)
         narrow = (geometry.heights(cells) < system.lowest).any()
 
-    def lists_of(replica: tuple[Any, Any, Any]) -> Any:
-        return device_neighbors(*replica, potential.cutoff + skin, search=room.search, slots=room.listed)
-
-    pairs = atoms * atoms * len(room.search.translations)
-    at_once = max(1, min(replicas, PAIRS_AT_ONCE // pairs))
-    lists = jax.lax.map(lists_of, (positions, cells, inverses), batch_size=at_once)
+    lists, fullest = lists_of_replicas(positions, cells, inverses, potential.cutoff + skin, room)
     return walkers.replace(
         neighbors=lists.neighbors,
         shifts=lists.shifts,
@@ -171,8 +224,28 @@ def _with_lists(
         stale=jnp.zeros((), bool),
         fresh=jnp.ones((), bool),
         narrow=narrow,
-        needed=jnp.zeros(3, jnp.int32).at[0].set(lists.needed.max()),
+        needed=jnp.zeros(4, jnp.int32).at[0].set(lists.needed.max()).at[3].set(fullest),
     )
+
+
+def lists_of_replicas(positions: Any, cells: Any, inverses: Any, reach: Any, room: Room) -> tuple[DeviceList, Any]:
+    """Lists of all replicas, made for as many at once as memory allows, and the atoms in the fullest bin."""
+    replicas, atoms, _ = positions.shape
+    if room.bins is not None:
+        bins = room.bins
+
+        def binned(replica: tuple[Any, Any, Any]) -> Any:
+            return binned_neighbors(*replica, reach, bins=bins, slots=room.listed)
+
+        lists, fullest = jax.lax.map(binned, (positions, cells, inverses))
+        return lists, fullest.max().astype(jnp.int32)
+
+    def lists_of(replica: tuple[Any, Any, Any]) -> Any:
+        return device_neighbors(*replica, reach, search=room.search, slots=room.listed)
+
+    pairs = atoms * atoms * len(room.search.translations)
+    at_once = max(1, min(replicas, PAIRS_AT_ONCE // pairs))
+    return jax.lax.map(lists_of, (positions, cells, inverses), batch_size=at_once), 0
 
 
 def _step(
@@ -184,20 +257,15 @@ def _step(
     skin: Any,
     kind: type[Ensemble],
     room: Room,
+    models: bool,
 ) -> Walkers:
     """One step of all replicas, kept only if the lists held for all of them."""
     numbers = {name: schedule.at((walkers.step + 1) * dt) for name, schedule in schedules.items()}
     state = jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers)
     cells = current_cells(system, state, kind)
-    graph, needed = within_cutoff(
-        as_one_graph(system, state.position, cells, walkers.neighbors, walkers.shifts),
-        potential.cutoff,
-        potential.inner_cutoff,
-        slots=room.slots,
-        inner=room.inner,
-    )
-    prediction = evaluate(potential, graph, stress=kind.moves_cell)
-    energy, forces = prediction.energy, prediction.forces.reshape(state.position.shape)
+    lists = walkers.neighbors, walkers.shifts
+    prediction, needed = _predicted(potential, system, state.position, cells, *lists, kind.moves_cell, room, models)
+    energy, forces = prediction.energy, prediction.forces
     if kind.moves_cell:
         state = state.replace(stress=prediction.stress)
     state = jax.vmap(kind.finish, in_axes=(0, 0, None, 0))(state, forces, dt, numbers)
@@ -218,8 +286,8 @@ def _step(
 
     # A potential may answer NaN to lists that lack room, so what is not finite has a say here; what exploded has not.
     asking = sound & ~wild
-    needed = jnp.where(asking[:, None], needed.reshape(*state.position.shape[:2], 2).max(1), 0).max(0)
-    needed = walkers.needed.at[1:].set(needed)
+    needed = jnp.where(asking[:, None], needed.max(1), 0).max(0)
+    needed = walkers.needed.at[1:3].set(needed)
     # A pair of the list's blind spot, once further than cutoff + skin apart, is now further than
     # (1 − strain) (cutoff + skin) − 2 away, which must not be less than the cutoff.
     half_reach = 0.5 * (potential.cutoff + skin)
@@ -243,6 +311,43 @@ def _step(
         skin_broken=~within_skin & walkers.fresh,
         needed=jnp.where(within_skin, needed, walkers.needed),
     )
+
+
+def _predicted(
+    potential: Potential,
+    system: System,
+    positions: Any,
+    cells: Any,
+    neighbors: Any,
+    shifts: Any,
+    stress: bool,
+    room: Room,
+    models: bool,
+) -> tuple[Prediction, Any]:
+    """Energies, forces [replicas, atoms, 3] and stress, and the slots that atoms need, [replicas, atoms, 2]."""
+
+    def of_one_model(potential: Potential, positions: Any, *of_replicas: Any) -> tuple[Prediction, Any]:
+        graph, needed = within_cutoff(
+            as_one_graph(system, positions, *of_replicas),
+            potential.cutoff,
+            potential.inner_cutoff,
+            slots=room.slots,
+            inner=room.inner,
+        )
+        prediction = evaluate(potential, graph, stress=stress)
+        forces = prediction.forces.reshape(positions.shape)
+        return prediction.replace(forces=forces), needed.reshape(*positions.shape[:2], 2)
+
+    replicas = positions, cells, neighbors, shifts
+    if not models:
+        return of_one_model(potential, *replicas)
+    number = jax.tree.leaves(potential)[0].shape[0]
+    by_model = potential, *(jnp.reshape(leaf, (number, -1, *leaf.shape[1:])) for leaf in replicas)
+    if jax.default_backend() == "cpu":  # where models side by side are slower than one after the other
+        found = jax.lax.map(lambda one: of_one_model(*one), by_model)
+    else:
+        found = jax.vmap(of_one_model)(*by_model)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
 
 def current_cells(system: System, state: Any, kind: type[Ensemble]) -> Any:
@@ -272,10 +377,17 @@ def _furthest(here: Any, there: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="kind")
 def initial_state(
-    positions: Any, masses: Any, cells: Any, key: Any, schedules: dict[str, Schedule], *, kind: type[Ensemble]
+    positions: Any,
+    masses: Any,
+    cells: Any,
+    key: Any,
+    indices: Any,
+    schedules: dict[str, Schedule],
+    *,
+    kind: type[Ensemble],
 ) -> Any:
-    """States of all replicas; a replica's random numbers depend on the seed and its index alone."""
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(positions.shape[0]))
+    """States of all replicas; a replica's random numbers depend on the seed and its index [replicas] alone."""
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     numbers = {name: schedule.at(0.0) for name, schedule in schedules.items()}
     return jax.vmap(kind.init)(keys, positions, masses, cells, numbers)
 

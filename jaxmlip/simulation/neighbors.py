@@ -1,8 +1,8 @@
 """Neighbour lists made on the device, for the inner loop of a simulation.
 
 Every pair is tried with every periodic image that can lie in range: O(images · atoms²), which is cheap beside the
-forces for the cells of a few hundred atoms that these simulations use, and needs no bookkeeping of cells. Positions
-may have diffused any number of cells away: the lattice shifts undo it.
+forces for cells of a few hundred atoms, and needs no bookkeeping; see `cell_lists` for large cells. Positions may have
+diffused any number of cells away: the lattice shifts undo it.
 """
 
 from typing import Any, NamedTuple
@@ -150,7 +150,7 @@ def device_neighbors(
     images = len(translations)
     not_itself = ~(jnp.eye(atoms, dtype=bool)[:, :, None] & jnp.asarray(~translations.any(axis=1)))
     squared = jnp.where(not_itself, squared, jnp.inf).reshape(atoms, atoms * images)
-    real, index, needed = _nearest(squared, cutoff, slots)
+    real, index, needed = nearest_pairs(squared, cutoff, slots)
 
     other = index // images
     shift = jnp.take_along_axis(own, other[:, :, None], axis=1) + jnp.asarray(translations, jnp.int32)[index % images]
@@ -180,7 +180,7 @@ def within_cutoff(graph: Graph, cutoff: float, inner_cutoff: float, *, slots: in
     """
     vectors, mask = edge_vectors(graph)
     squared = jnp.where(mask, (vectors**2).sum(-1), jnp.inf)
-    real, index, needed = _nearest(squared, cutoff, slots)
+    real, index, needed = nearest_pairs(squared, cutoff, slots)
     neighbors = jnp.take_along_axis(graph.neighbors, index, axis=1)
     shifts = jnp.take_along_axis(graph.shifts, index[:, :, None], axis=1)
     needed_inner = (squared < inner_cutoff**2).sum(axis=1, dtype=jnp.int32)
@@ -190,7 +190,7 @@ def within_cutoff(graph: Graph, cutoff: float, inner_cutoff: float, *, slots: in
     return nearby, jnp.stack([needed, needed_inner], axis=1)
 
 
-def _nearest(
+def nearest_pairs(
     squared: Float[AnyArray, "atoms pairs"], cutoff: float | Float[AnyArray, ""], slots: int
 ) -> tuple[Bool[AnyArray, "atoms slots"], Int[AnyArray, "atoms slots"], Int[AnyArray, " atoms"]]:
     """Each atom's nearest pairs: whether they are within the cutoff, which they are, and how many there are in all."""

@@ -14,9 +14,10 @@ import numpy as np
 
 from jaxmlip.potentials.potential import Potential, check_species, evaluate, reference_energy
 from jaxmlip.simulation import cells as geometry
+from jaxmlip.simulation.cell_lists import Bins, bins_for
 from jaxmlip.simulation.driver import Driver, slots_needed
-from jaxmlip.simulation.engine import PAIRS_AT_ONCE, System, as_one_graph, current_cells
-from jaxmlip.simulation.neighbors import ImageSearch, device_neighbors, image_search, within_cutoff
+from jaxmlip.simulation.engine import Room, System, as_one_graph, current_cells, lists_of_replicas
+from jaxmlip.simulation.neighbors import image_search, within_cutoff
 from jaxmlip.simulation.recording import Sampler
 from jaxmlip.types import Leaf
 from jaxmlip.units import G_PER_CM3
@@ -108,7 +109,7 @@ class Observer:
         self.units |= {observable.name: observable.unit for observable in self._observables}
         if against is not None:
             check_species(against, numbers)
-            difference = sampler.reference - reference_energy(against, numbers)
+            difference = sampler.references - reference_energy(against, numbers)
             self._second = _Second(self._driver, against, difference / len(numbers))
             self.units |= SECOND_UNITS
         self._sums: dict[str, Any] = {}
@@ -142,9 +143,7 @@ class Observer:
 
     def _seen(self) -> dict[str, Any]:
         driver = self._driver
-        # A cell may be narrower than that which the search of images is made for by what the skin permits.
-        permitted = driver.skin / (driver.cutoff + driver.skin) if driver.kind.moves_cell else 0.0
-        heights = tuple(np.floor(10.0 * (1.0 - permitted) * driver.heights) / 10.0)
+        heights = tuple(np.floor(10.0 * least_heights(driver)) / 10.0)
         cells = current_cells(driver.system, driver.walkers.state, driver.kind)
         state = driver.walkers.state
         return _per_replica(self._observables, self._numbers, heights, state.position, cells, state.mass)
@@ -172,53 +171,49 @@ def _per_replica(
 class _Second:
     """A second potential, and room for its own lists."""
 
-    def __init__(self, driver: Driver, potential: Potential, references: float) -> None:
+    def __init__(self, driver: Driver, potential: Potential, references: np.ndarray) -> None:
         self.potential, self.references = jax.device_put(potential), references
         self._driver = driver
-        self._slots: tuple[int, int] | None = None
+        self._sizes: np.ndarray | None = None
 
     def compared(self) -> dict[str, Any]:
         """Mean squared force difference and energy difference per atom, without references, [replicas]."""
-        driver = self._driver
-        walkers, potential = driver.walkers, self.potential
-        heights = driver.heights * (1.0 - driver.skin / (driver.cutoff + driver.skin) * driver.kind.moves_cell)
-        search = image_search(heights, potential.cutoff)
-        if self._slots is None:
+        driver, walkers, cutoff = self._driver, self._driver.walkers, self.potential.cutoff
+        if self._sizes is None:
             cells = np.asarray(current_cells(driver.system, walkers.state, driver.kind), np.float64)
             positions = np.asarray(walkers.state.position, np.float64)
-            _, slots, inner = slots_needed(positions, cells, potential.cutoff, potential.inner_cutoff, skin=0.0)
-            self._slots = int(slots), int(inner)
+            slots = slots_needed(positions, cells, cutoff, self.potential.inner_cutoff, skin=0.0)
+            self._sizes = np.append(slots, 0)
+        heights = least_heights(driver)
+        search, number = image_search(heights, cutoff), bins_for(driver.atoms, heights, cutoff)
         while True:
-            slots, inner = self._slots
-            seen, needed = _compared(
-                potential, driver.system, walkers, kind=driver.kind, search=search, slots=slots, inner=inner
-            )
-            needed = np.asarray(needed)
-            if needed[0] <= slots and (needed[1] <= inner or not potential.inner_cutoff):
+            _, slots, inner, in_bin = (int(size) for size in self._sizes)
+            inner = inner if self.potential.inner_cutoff > 0 else 0
+            room = Room(search, slots, slots, inner, None if number is None else Bins(number, max(in_bin, 1)))
+            seen, needed = _compared(self.potential, driver.system, walkers, kind=driver.kind, room=room)
+            if room.fits(needed):
                 return seen
-            self._slots = max(slots, int(needed[0] * 9 // 8)), max(inner, int(needed[1]) + 1)
+            self._sizes = np.maximum(self._sizes, np.asarray(needed) * 9 // 8 + 1)
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "search", "slots", "inner"))
+def least_heights(driver: Driver) -> np.ndarray:
+    """Heights in Å that cells have at least: those that lists are made for, less what the skin permits until then."""
+    permitted = driver.skin / (driver.cutoff + driver.skin) if driver.kind.moves_cell else 0.0
+    return (1.0 - permitted) * driver.heights
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "room"))
 def _compared(
-    potential: Potential, system: System, walkers: Any, *, kind: Any, search: ImageSearch, slots: int, inner: int
+    potential: Potential, system: System, walkers: Any, *, kind: Any, room: Room
 ) -> tuple[dict[str, Any], Any]:
-    """Differences to the run's own energies and forces, and the slots and inner slots that are needed, [2]."""
+    """Differences to the run's own energies and forces, and what is needed of `Room`, [4]."""
     positions = walkers.state.position
     replicas, atoms, _ = positions.shape
     cells = current_cells(system, walkers.state, kind)
     inverses = geometry.inverses(cells) if kind.moves_cell else system.inverses
-
-    def lists_of(replica: tuple[Any, Any, Any]) -> Any:
-        return device_neighbors(*replica, potential.cutoff, search=search, slots=slots)
-
-    at_once = max(1, min(replicas, PAIRS_AT_ONCE // (atoms * atoms * len(search.translations))))
-    lists = jax.lax.map(lists_of, (positions, cells, inverses), batch_size=at_once)
+    lists, fullest = lists_of_replicas(positions, cells, inverses, potential.cutoff, room)
     graph = as_one_graph(system, positions, cells, lists.neighbors, lists.shifts)
-    has_inner = potential.inner_cutoff > 0
-    graph, needed = within_cutoff(
-        graph, potential.cutoff, potential.inner_cutoff, slots=slots, inner=inner if has_inner else 0
-    )
+    graph, needed = within_cutoff(graph, potential.cutoff, potential.inner_cutoff, slots=room.slots, inner=room.inner)
     prediction = evaluate(potential, graph)
     error = prediction.forces.reshape(positions.shape) - walkers.state.force
     seen = {
@@ -227,5 +222,6 @@ def _compared(
     }
     # Frozen replicas may be anything; what they need does not count.
     alive = walkers.failure == 0
-    inner_needed = jnp.where(alive[:, None], needed[:, 1].reshape(replicas, atoms), 0).max()
-    return seen, jnp.stack([jnp.where(alive, lists.needed, 0).max(), inner_needed])
+    seen_and_inner = jnp.where(alive[:, None], needed.reshape(replicas, atoms, 2).max(1), 0).max(0)
+    listed = jnp.where(alive, lists.needed, 0).max()
+    return seen, jnp.stack([listed, *seen_and_inner, fullest])

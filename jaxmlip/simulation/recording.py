@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.potentials.potential import reference_energy
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.engine import reservoirs
-from jaxmlip.simulation.h5md import Fixed, Status, TrajectoryFile
+from jaxmlip.simulation.h5md import Fixed, Status
 from jaxmlip.simulation.safety import OUTCOMES
 from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.systems.graph import periodic_cell
 from jaxmlip.units import FS, GPA, KB
 from jaxmlip.versions import versions
@@ -33,11 +33,17 @@ Sample = dict[str, np.ndarray]
 class Sampler:
     """Takes samples of the replicas that a driver moves; sums are taken in double precision."""
 
-    def __init__(self, driver: Driver, starts: list[Atoms]) -> None:
-        """For a driver of replicas that started at the given structures."""
+    def __init__(self, driver: Driver, atoms: int, references: np.ndarray) -> None:
+        """Sample what a driver moves.
+
+        Args:
+            driver: of the replicas.
+            atoms: in each of them.
+            references: [replicas], sums of elemental reference energies, eV, in double precision.
+        """
         self.driver, self.kind = driver, driver.kind
-        self.reference = reference_energy(driver.potential, starts[0].numbers)
-        self.degrees = self.kind.degrees_of_freedom(len(starts[0]))
+        self.references = references
+        self.degrees = self.kind.degrees_of_freedom(atoms)
 
     def scalars(self) -> Sample:
         """Energy, temperature and, where it moves, cell and pressure."""
@@ -46,7 +52,7 @@ class Sampler:
         momentum, mass, energy = jax.device_get((state.momentum, state.mass, walkers.energy))
         kinetic = 0.5 * (np.asarray(momentum, np.float64) ** 2 / mass).sum((1, 2))
         found = {
-            "potential_energy": np.asarray(energy, np.float64) + self.reference,
+            "potential_energy": np.asarray(energy, np.float64) + self.references,
             "temperature": 2.0 * kinetic / (self.degrees * KB),
         }
         if self.kind.moves_cell:

@@ -20,7 +20,6 @@ from jaxmlip.simulation.h5md import (
     PLACES,
     Fixed,
     Status,
-    TrajectoryFile,
     opened,
     prefixed,
     read_fixed,
@@ -29,6 +28,7 @@ from jaxmlip.simulation.h5md import (
     read_status,
     read_steps,
 )
+from jaxmlip.simulation.trajectory_file import TrajectoryFile
 
 FRAMES_AT_ONCE = 256
 """Frames in memory while a trajectory is exported."""
@@ -45,6 +45,10 @@ class Outcome(enum.Enum):
     TOO_HOT = "its temperature rose above ten times the target"
     BOND_BROKEN = "a covalent bond of hydrogen became twice as long as at the start"
     NOT_CONVERGED = "it was not yet relaxed after the last step"
+
+
+PER_REPLICA = (*(name for name in PLACES if name != "numbers"), "masses", "outcomes", "lengths")
+"""Attributes of `Run` whose first axis is that of the replicas, besides what was observed; in a fixed order."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,6 +170,17 @@ class Run:
             pbc=self.pbc,
             info=info,
         )
+
+    def part(self, chosen: slice) -> "Run":
+        """The run of some of its replicas; wall time and speed remain those of all."""
+        changes = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "observed":
+                changes["observed"] = {name: values[chosen] for name, values in value.items()}
+            elif field.name in PER_REPLICA and value is not None:
+                changes[field.name] = value[chosen]
+        return dataclasses.replace(self, **changes)
 
     def save(self, path: str | Path) -> None:
         """Write an HDF5 file in the H5MD layout, see `h5md`; it appears under its name only when it is whole."""

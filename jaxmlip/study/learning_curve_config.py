@@ -8,6 +8,7 @@ from ase.data import atomic_numbers
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.study.frames import FileData
 from jaxmlip.study.section import Section, told_apart
+from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.strategies import AnyStrategy, Differential, Direct, MultiFidelity, SingleFidelity
 from jaxmlip.training.trainer import TrainingSettings
@@ -108,6 +109,15 @@ class LearningCurve(Section):
     def _are_told_apart(cls, value: list[AnyStrategy]) -> list[AnyStrategy]:
         told_apart([*value])
         return value
+
+    @pydantic.model_validator(mode="after")
+    def _has_runs(self) -> "LearningCurve":
+        if "energy" not in self.labels and all(isinstance(strategy, ClosedForm) for strategy in self.strategies):
+            raise ValueError(
+                f"{', '.join(strategy.called for strategy in self.strategies)}: strategies in closed form learn from "
+                "energies alone and run with labels energy, which is not in labels; add it"
+            )
+        return self
 
     @pydantic.field_validator("sizes", "labels", "seeds")
     @classmethod

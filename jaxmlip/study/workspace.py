@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jaxmlip.versions import versions
+
 RESUMABLE = "training"
 """Subfolder of a stage in which a killed build leaves what the next goes on from."""
 

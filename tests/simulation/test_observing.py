@@ -14,7 +14,7 @@ from jaxmlip.observables.observable import average
 from jaxmlip.observables.structure import RDF
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
 from jaxmlip.potentials.evaluation import predict
-from jaxmlip.potentials.files import load
+from jaxmlip.potentials.files import load_potential
 from jaxmlip.simulation import observing
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.ensembles import NVT, Ensemble
@@ -58,7 +58,7 @@ def test_means_are_those_of_the_frames(small_fluid: Atoms, tmp_path: Path, ensem
 
 def test_second_potential_along_the_run() -> None:
     """The errors of one teacher against the other, at the frames of a run and by themselves."""
-    gga, r2scan = load("chgnet:gga"), load("chgnet:r2scan")
+    gga, r2scan = load_potential("chgnet:gga"), load_potential("chgnet:r2scan")
     water = molecule("H2O")
     run = simulate(gga, water, NVT(300.0), steps=4, sample_every_fs=0.5, replicas=2, against=r2scan, progress=False)
     ours, theirs = (predict(potential, [*run]) for potential in (gga, r2scan))
@@ -97,7 +97,8 @@ def test_looking_compiles_once(small_fluid: Atoms) -> None:
     for epsilon in (0.9, 0.8):
         second = LennardJones({"epsilon": np.float32(epsilon), "sigma": np.float32(1.0)})
         run_fluid(small_fluid, observables=[PAIRS], against=second, replicas=2)
-        compiled.append((observing._per_replica._cache_size(), observing._compared._cache_size()))
+        sizes = [function._cache_size() for function in (observing._per_replica, observing._compared)]  # type: ignore[attr-defined]
+        compiled.append(sizes)
     assert compiled[0] == compiled[1]
 
 
@@ -108,4 +109,4 @@ def test_refuses_what_cannot_be_observed(small_fluid: Atoms) -> None:
         run_fluid(small_fluid, observe_every_fs=11 * DT)
     polonium, one_frame = Atoms("Po", cell=[9.0] * 3, pbc=True), {"steps": 1, "sample_every_fs": 0.5}
     with pytest.raises(ValueError, match="Po"):
-        simulate(lennard_jones(), polonium, FLUID, against=load("chgnet:r2scan"), **one_frame)
+        simulate(lennard_jones(), polonium, FLUID, against=load_potential("chgnet:r2scan"), **one_frame)

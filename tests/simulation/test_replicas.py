@@ -173,7 +173,8 @@ def test_neither_skin_nor_room_matters(small_fluid: Atoms, monkeypatch: pytest.M
 
     def too_small(self, *needed):
         room, factor = rightly(self, *needed), next(narrow, 1.0)
-        return Room(room.search, *(int(factor * n) for n in (room.listed, room.slots, room.inner)))
+        listed, slots, inner = (int(factor * n) for n in (room.listed, room.slots, room.inner))
+        return Room(room.search, listed, slots, inner)
 
     monkeypatch.setattr(Driver, "_room_for", too_small)
     cramped = run_fluid(small_fluid, potential, replicas=2, skin=0.8)

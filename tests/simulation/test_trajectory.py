@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from jaxmlip.simulation.h5md import TrajectoryFile
 from jaxmlip.simulation.trajectory import Outcome, Run, load_run
+from jaxmlip.simulation.trajectory_file import TrajectoryFile
 
 
 @pytest.fixture

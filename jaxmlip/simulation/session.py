@@ -1,0 +1,317 @@
+"""A simulation that was checked and set up, and the loop that takes it from frame to frame."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import Atoms
+from jax.sharding import Mesh
+
+from jaxmlip.potentials.potential import Potential, check_species, reference_energy, stack
+from jaxmlip.progress import progress_bar
+from jaxmlip.simulation.driver import Driver
+from jaxmlip.simulation.engine import SHARED, Layout
+from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.h5md import MEAN, prefixed
+from jaxmlip.simulation.observing import Observer, PerFrame
+from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, stacked
+from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
+from jaxmlip.simulation.schedules import Number
+from jaxmlip.simulation.trajectory import Run
+from jaxmlip.systems.graph import check_structure, periodic_cell
+from jaxmlip.units import G_PER_CM3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to simulate; see `simulate`."""
+
+    time_ps: Number | None
+    steps: int | None
+    timestep_fs: Number
+    replicas: int | None
+    seed: int
+    sample_every_fs: Number
+    skin: Number
+    on_failure: str
+    watch_bonds: bool
+    observables: Sequence[PerFrame]
+    against: Potential | None
+    observe_every_fs: Number | None
+    devices: int | None
+
+
+_BAR = "{l_bar}{bar}| {n:.3f}/{total:.3f} ps [{elapsed}<{remaining}{postfix}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A simulation that was checked and set up.
+
+    Attributes:
+        driver: at the start.
+        starts: one structure for each replica.
+        frames: how many there are to be.
+        every: steps between them.
+        stride: steps between observations.
+        sampler: of the driver.
+        observer: of the driver, if anything is to be observed.
+    """
+
+    driver: Driver
+    starts: list[Atoms]
+    frames: int
+    every: int
+    stride: int
+    sampler: Sampler
+    observer: Observer | None
+
+    @property
+    def observed_units(self) -> dict[str, str]:
+        """Units of what is observed, by name."""
+        return self.observer.units if self.observer else {}
+
+    def at_start(self) -> Sample:
+        """Compute the forces at the start; what a frame there would hold."""
+        self.driver.prepare()
+        if self.observer:
+            self.observer.look()
+        return self._sample(0)
+
+    def run(self, progress: bool) -> Run:
+        """Simulate from the start to the end, in memory."""
+        began = time.perf_counter()
+        self.driver.prepare()
+        samples, moving_s = [], 0.0
+        for sample, seconds in self.samples(0, progress):
+            samples.append(sample)
+            moving_s += seconds
+        if len(samples) < self.frames:  # all replicas have failed
+            lost = {name: np.full_like(values, np.nan) for name, values in self.at_start().items()}
+            samples += [lost] * (self.frames - len(samples))
+        outcomes, lengths, simulated_fs = endings(self.driver, self.frames, self.every)
+        series = stacked(samples)
+        observed = {name: series.pop(MEAN + name) for name in self.observed_units}
+        return Run(
+            numbers=np.asarray(self.starts[0].numbers, np.int64),
+            pbc=np.asarray(self.starts[0].pbc, bool),
+            masses=np.stack([atoms.get_masses() for atoms in self.starts]),
+            time_fs=(1.0 + np.arange(self.frames)) * self.every * self.driver.timestep_fs,
+            timestep_fs=self.driver.timestep_fs,
+            outcomes=tuple(outcomes),
+            lengths=lengths,
+            wall_s=time.perf_counter() - began,
+            ns_per_day=ns_per_day(simulated_fs, moving_s),
+            observed=observed,
+            observed_units=self.observed_units,
+            **({"cells": np.stack([periodic_cell(atoms) for atoms in self.starts])} | series),  # type: ignore[arg-type]
+        )
+
+    def _sample(self, step: int) -> Sample:
+        sample = self.sampler.sample(step)
+        return sample | prefixed(self.sampler.sound(self.observer.means())) if self.observer else sample
+
+    def samples(self, first: int, progress: bool) -> Iterator[tuple[Sample, float]]:
+        """The frames from `first` on, each with the seconds it took, until all replicas have failed."""
+        scale, moving_s = self.driver.timestep_fs / 1000, 0.0
+        shown = _Shown(self.starts, self.sampler.kind.conserves)
+        options = {"unit_scale": scale, "disable": not progress, "bar_format": _BAR}
+        with progress_bar(total=self.frames * self.every, initial=first * self.every, **options) as bar:
+            for frame in range(first, self.frames):
+                if self.driver.all_failed:
+                    break
+                seconds = 0.0
+                for step in range(frame * self.every + self.stride, (frame + 1) * self.every + 1, self.stride):
+                    seconds += self.driver.advance(step)
+                    if self.observer:
+                        self.observer.look()
+                step = (frame + 1) * self.every
+                sample = self._sample(step)
+                moving_s += seconds
+                speed = ns_per_day((step - first * self.every) * self.driver.timestep_fs, moving_s)
+                bar.set_postfix_str(shown.text(sample, step * scale, speed), refresh=False)
+                bar.update(self.every)
+                yield sample, seconds
+
+
+class _Shown:
+    """What the progress bar tells of a run."""
+
+    def __init__(self, starts: list[Atoms], conserves: bool) -> None:
+        self._replicas, self._atoms = len(starts), len(starts[0])
+        self._mass = float(starts[0].get_masses().sum()) if starts[0].pbc.all() else None
+        self._conserves = conserves
+        self._first: tuple[float, np.ndarray] | None = None
+
+    def text(self, sample: Sample, time_ps: float, speed: float) -> str:
+        """Means over the replicas that are sound; the drift is since the first frame that was shown."""
+        each = f" ({speed:.3g} each)" if self._replicas > 1 else ""
+        parts = [f"{speed * self._replicas:.3g} ns/day{each}", f"{_mean(sample['temperature']):.0f} K"]
+        if self._conserves:
+            self._first = self._first or (time_ps, sample["conserved"])
+            since, energy = self._first
+            drift = _mean(sample["conserved"] - energy) / (self._atoms * max(time_ps - since, 1e-9))
+            parts.append(f"drift {1000 * drift:.2g} meV/atom/ps")
+        if self._mass is not None and "cells" in sample:
+            density = self._mass / (G_PER_CM3 * np.abs(np.linalg.det(sample["cells"])))
+            parts.append(f"{_mean(density):.3f} g/cm³")
+        return ", ".join(parts)
+
+
+def _mean(values: np.ndarray) -> float:
+    sound = values[np.isfinite(values)]
+    return float(sound.mean()) if sound.size else float("nan")
+
+
+def make_session(
+    potentials: list[Potential],
+    structure: Atoms | Sequence[Atoms],
+    ensemble: Ensemble,
+    options: Options,
+    share: Callable[[int], slice] | None = None,
+) -> Session:
+    """Check what `simulate` was given, and set it up; of several potentials, each with the same replicas.
+
+    Args:
+        potentials: one or many.
+        structure: see `simulate`.
+        ensemble: see `simulate`.
+        options: see `simulate`.
+        share: which of so many replicas to simulate here; all by default.
+
+    Raises:
+        ValueError: see `simulate`.
+    """
+    if not potentials:
+        raise ValueError("There are no potentials to simulate.")
+    everywhere = _checked_starts(potentials[0], structure, options.replicas)
+    total, every = _checked_steps(options.time_ps, options.steps, options.timestep_fs, options.sample_every_fs)
+    if not 0 < options.skin < 10:
+        raise ValueError(f"The skin must lie between 0 and 10 Å, not {options.skin!r}.")
+    if options.seed != int(options.seed) or options.seed < 0:
+        raise ValueError(f"A seed is a non-negative integer, not {options.seed!r}.")
+    if options.on_failure not in ("raise", "mark"):
+        raise ValueError(f'on_failure is "raise" or "mark", not {options.on_failure!r}.')
+    if ensemble.moves_cell and not everywhere[0].pbc.all():
+        raise ValueError(
+            f"{type(ensemble).__name__} needs a cell that is periodic in all three directions, not pbc "
+            f"{everywhere[0].pbc.tolist()}; put the atoms into a cell, or keep the volume constant."
+        )
+
+    chosen = share(len(everywhere)) if share else slice(len(everywhere))
+    number = len(potentials)
+    starts = everywhere[chosen] * number
+    schedules = jax.tree.map(lambda each: jnp.tile(each[chosen], number), ensemble.schedules(len(everywhere)))
+    driver = Driver(
+        _as_stack(potentials) if number > 1 else potentials[0],
+        starts,
+        type(ensemble),
+        schedules,
+        masses=np.stack([atoms.get_masses() for atoms in starts]),
+        bonds=bonds_to_watch(starts) if options.watch_bonds else no_bonds(len(starts)),
+        timestep_fs=options.timestep_fs,
+        skin=options.skin,
+        seed=options.seed,
+        stop_at_failure=options.on_failure == "raise",
+        layout=Layout(number > 1, _mesh(options.devices, number if number > 1 else len(starts), number > 1)),
+        first=chosen.start or 0,
+    )
+    references = [reference_energy(potential, starts[0].numbers) for potential in potentials]
+    sampler = Sampler(driver, driver.atoms, np.repeat(references, len(starts) // number))
+    observer, stride = None, every
+    if options.observables or options.against is not None or options.observe_every_fs is not None:
+        stride = _checked_stride(every, options.timestep_fs, options.observe_every_fs)
+        observer = Observer(sampler, options.observables, options.against, starts[0].numbers)
+    return Session(driver, starts, total // every, every, stride, sampler, observer)
+
+
+def _as_stack(potentials: list[Potential]) -> Potential:
+    """Potentials as one; ValueError if they differ in more than their numbers."""
+    first = jax.tree.structure(potentials[0])
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(potentials[0])]
+    for number, potential in enumerate(potentials):
+        leaves, structure = jax.tree.flatten(potential)
+        if structure != first or [np.shape(leaf) for leaf in leaves] != shapes:
+            raise ValueError(
+                f"Potentials 0 and {number} cannot be simulated by one program: their kind, architecture or elements "
+                "differ; simulate them one after another."
+            )
+    return stack(potentials)
+
+
+def _mesh(devices: int | None, parts: int, models: bool) -> Mesh | None:
+    """The devices that share replicas or models, if there are to be several."""
+    if devices is None or devices == 1:
+        return None
+    there = jax.local_devices()
+    if not 1 <= devices <= len(there):
+        raise ValueError(f"devices is {devices}, but there are {len(there)} devices.")
+    if parts % devices:
+        what = "models" if models else "replicas"
+        raise ValueError(f"{parts} {what} cannot be shared evenly by {devices} devices; change one of the numbers.")
+    return Mesh(np.array(there[:devices]), (SHARED,))
+
+
+def _checked_stride(every: int, timestep_fs: Number, observe_every_fs: Number | None) -> int:
+    """Steps between observations: of the whole fractions of `every`, the nearest to what was asked for."""
+    if observe_every_fs is None:
+        return every
+    if not 0 < observe_every_fs <= every * timestep_fs * 1.001:
+        raise ValueError(
+            f"observe_every_fs must be positive and at most the {every * timestep_fs:g} fs between frames, not "
+            f"{observe_every_fs!r}."
+        )
+    wanted = observe_every_fs / timestep_fs
+    return min((n for n in range(1, every + 1) if every % n == 0), key=lambda n: abs(n - wanted))
+
+
+def _checked_starts(potential: Potential, structure: Atoms | Sequence[Atoms], replicas: int | None) -> list[Atoms]:
+    """One sound start per replica; ValueError says what is wrong."""
+    if isinstance(structure, Atoms):
+        count = 1 if replicas is None else replicas
+        if count < 1:
+            raise ValueError(f"A simulation needs at least one replica, not {count}.")
+        starts = [structure] * count
+    else:
+        starts = list(structure)
+        if not starts:
+            raise ValueError("No structure was given to start from.")
+        if replicas is not None and replicas != len(starts):
+            raise ValueError(f"{replicas} replicas were asked for, but {len(starts)} structures were given.")
+    for index, atoms in enumerate(starts if starts[0] is not starts[-1] else starts[:1]):
+        check_structure(atoms)
+        if not np.array_equal(atoms.numbers, starts[0].numbers) or not np.array_equal(atoms.pbc, starts[0].pbc):
+            raise ValueError(
+                f"Structure {index} ({atoms.symbols}, pbc {atoms.pbc.tolist()}) differs from structure 0 "
+                f"({starts[0].symbols}, pbc {starts[0].pbc.tolist()}): replicas need the same atoms in the same order "
+                "and the same periodic directions; sort the atoms, or run them one after another."
+            )
+    check_species(potential, starts[0].numbers)
+    return starts
+
+
+def _checked_steps(
+    time_ps: Number | None, steps: int | None, timestep_fs: Number, sample_every_fs: Number
+) -> tuple[int, int]:
+    """Number of steps of the run and between samples."""
+    if not 0 < timestep_fs <= 100:
+        raise ValueError(
+            f"The timestep must lie between 0 and 100 fs, not {timestep_fs!r}; with hydrogen, 0.5 fs is usual."
+        )
+    if (time_ps is None) == (steps is None):
+        raise ValueError("Give the length of the run either as time_ps or as steps.")
+    length = round(1000 * time_ps / timestep_fs) if time_ps is not None and np.isfinite(time_ps) else steps
+    if length is None or length < 1 or length != int(length) or length >= 2**31:
+        raise ValueError(f"The run needs a whole positive number of steps below 2³¹, not {length or time_ps!r}.")
+    if not sample_every_fs > 0 or not np.isfinite(sample_every_fs):
+        raise ValueError(f"sample_every_fs must be positive, not {sample_every_fs!r}.")
+    every = max(1, round(sample_every_fs / timestep_fs))
+    if every > length:
+        raise ValueError(
+            f"The run of {length * timestep_fs:g} fs ends before its first frame at {every * timestep_fs:g} fs; "
+            "make it longer, or sample_every_fs shorter."
+        )
+    return int(length), every

@@ -1,0 +1,84 @@
+"""Lists from bins are the lists from all pairs."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from conftest import fcc, run_fluid
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
+from test_device_neighbors import _as_sets
+
+from jaxmlip.simulation import cell_lists, driver
+from jaxmlip.simulation.barostats import NPT
+from jaxmlip.simulation.cell_lists import Bins, binned_neighbors, bins_for, fullest_bin
+from jaxmlip.simulation.driver import Driver
+from jaxmlip.simulation.neighbors import cell_heights, pseudo_inverse
+from jaxmlip.systems.neighbors import dense_neighbors
+from jaxmlip.units import GPA
+
+CUTOFF = 2.0
+CELLS = {
+    "right-angled": np.diag([6.1, 7.0, 9.5]),
+    "sheared": np.array([[7.0, 0.0, 0.0], [2.5, 8.0, 0.0], [-2.0, 3.0, 9.0]]),
+    "left-handed": np.array([[0.0, 8.0, 0.0], [7.0, 1.0, 0.0], [1.0, 1.0, 8.0]]),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_equals_host_list(name: str) -> None:
+    cell = CELLS[name]
+    number = bins_for(10**6, cell_heights(cell), CUTOFF)
+    assert number is not None
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(size=(200, 3)) @ cell + rng.integers(-4, 5, (200, 3)) @ cell
+    positions = positions.astype(np.float32)
+    most = fullest_bin(positions.astype(float), cell, number)
+    inverse, cell32 = pseudo_inverse(cell).astype(np.float32), cell.astype(np.float32)
+    make = functools.partial(binned_neighbors, slots=40)
+    lists, fullest = jax.jit(functools.partial(make, bins=Bins(number, most)))(positions, cell32, inverse, CUTOFF)
+    neighbors, shifts, _ = dense_neighbors(positions.astype(np.float64), cell, CUTOFF)
+    assert _as_sets(lists.neighbors, lists.shifts) == _as_sets(neighbors, shifts)
+    assert (int(lists.needed), int(fullest)) == (neighbors.shape[1], most)
+    lists, fullest = jax.jit(functools.partial(make, bins=Bins(number, 2)))(positions, cell32, inverse, CUTOFF)
+    assert int(fullest) == most, "what is needed is known although there is no room for it"
+
+
+def test_small_and_open_cells_have_no_bins() -> None:
+    assert bins_for(10**6, np.array([6.1, 7.0, 5.9]), CUTOFF) is None
+    assert bins_for(10**6, np.array([6.1, 7.0, np.inf]), CUTOFF) is None
+    assert bins_for(100, np.array([60.0, 60.0, 60.0]), CUTOFF) is None
+    assert bins_for(10**6, np.array([6.1, 8.1, 60.0]), CUTOFF) == (3, 4, 29)
+
+
+@pytest.fixture
+def large_fluid(monkeypatch: pytest.MonkeyPatch) -> Atoms:
+    """864 atoms in a cell of 10.5 σ, as if they were many."""
+    monkeypatch.setattr(cell_lists, "BINNED_FROM", 400)
+    return fcc(6)
+
+
+def test_the_same_trajectory(large_fluid: Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bins, with bins that are too small at first, and without; also where the cell moves."""
+    for ensemble in (None, NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCED_TIME_FS)):
+        options = {"ensemble": ensemble} if ensemble else {}
+        rooms = []
+
+        def spy(self, *needed, make_room=Driver._make_room, rooms=rooms):
+            make_room(self, *needed)
+            rooms.append(self.room.bins)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "fullest_bin", lambda *_: 2)
+            patch.setattr(Driver, "_make_room", spy)
+            cramped = run_fluid(large_fluid, lennard_jones(), steps=20, **options)
+        assert rooms
+        assert rooms[0].room > 3
+        binned = run_fluid(large_fluid, lennard_jones(), steps=20, **options)
+        monkeypatch.setattr(cell_lists, "BINNED_FROM", 10**6)
+        pairs = run_fluid(large_fluid, lennard_jones(), steps=20, **options)
+        monkeypatch.setattr(cell_lists, "BINNED_FROM", 400)
+        for other in (cramped, binned):
+            np.testing.assert_allclose(other.positions, pairs.positions, atol=3e-5)
+            np.testing.assert_allclose(other.potential_energy, pairs.potential_energy, rtol=1e-5)

@@ -1,0 +1,104 @@
+"""Replicas on several devices and in several processes, and several models: the same trajectories."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simulate_here
+from ase import Atoms
+from conftest import DT, FLUID, run_fluid
+from simple_potentials import LennardJones
+
+from jaxmlip.simulation.replicas import simulate_models
+from jaxmlip.simulation.trajectory import Outcome, Run, load_run
+
+
+@pytest.fixture(scope="module")
+def alone() -> Run:
+    """On one device."""
+    return simulate_here.simulated()
+
+
+def started(out: Path, devices: int, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, simulate_here.__file__, str(out), str(devices)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        stderr=subprocess.PIPE,
+    )
+
+
+def ended(*processes: subprocess.Popen) -> None:
+    for process in processes:
+        said = process.communicate(timeout=300)[1].decode()
+        assert process.returncode == 0, said
+
+
+def assert_same(run: Run, alone: Run) -> None:
+    """But for the rounding of sums over neighbours in another order: devices make lists when they need them."""
+    np.testing.assert_allclose(run.positions, alone.positions, atol=2e-5)
+    np.testing.assert_allclose(run.cells, alone.cells, rtol=1e-6)
+    np.testing.assert_allclose(run.potential_energy, alone.potential_energy, atol=1e-4)
+    assert run.pressure_GPa is not None
+    assert alone.pressure_GPa is not None
+    np.testing.assert_allclose(run.pressure_GPa, alone.pressure_GPa, rtol=1e-3)
+    np.testing.assert_allclose(run.observed["g_ArAr"], alone.observed["g_ArAr"], atol=0.02)
+    assert run.outcomes == alone.outcomes
+    np.testing.assert_array_equal(run.lengths, alone.lengths)
+
+
+def test_four_devices(alone: Run, tmp_path: Path) -> None:
+    ended(started(tmp_path / "four.h5", 4, XLA_FLAGS="--xla_force_host_platform_device_count=4"))
+    assert_same(load_run(tmp_path / "four.h5"), alone)
+
+
+def test_two_processes(alone: Run, tmp_path: Path) -> None:
+    """Of two devices each; both return the whole run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = "--xla_force_host_platform_device_count=2"
+    group = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags}
+    ended(*(started(tmp_path / f"{rank}.h5", 2, JAX_PROCESS_ID=str(rank), **group) for rank in range(2)))
+    for rank in range(2):
+        assert_same(load_run(tmp_path / f"{rank}.h5"), alone)
+
+
+def test_models_are_simulated_as_if_alone(small_fluid: Atoms) -> None:
+    """Each with its own references, from the same random numbers."""
+    models = [LennardJones({"epsilon": np.float32(e), "sigma": np.float32(1.0)}, np.full(119, e)) for e in (0.9, 1.1)]
+    options = {"steps": 40, "timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
+    runs = simulate_models(models, small_fluid, FLUID, replicas=2, against=models[0], **options)
+    assert len(runs) == 2
+    for model, run in zip(models, runs, strict=True):
+        single = run_fluid(small_fluid, model, replicas=2, against=models[0])
+        np.testing.assert_allclose(run.positions, single.positions, atol=2e-5)
+        np.testing.assert_allclose(run.potential_energy, single.potential_energy, atol=1e-4)
+        for name, values in single.observed.items():
+            np.testing.assert_allclose(run.observed[name], values, rtol=1e-3, atol=1e-5, err_msg=name)
+    assert runs[0].observed["squared force error"].max() < 1e-8
+    assert runs[1].observed["squared force error"].min() > 1e-3
+    np.testing.assert_array_equal(runs[0].positions[:, 0] == runs[1].positions[:, 0], False)
+
+
+def test_a_model_that_fails_leaves_the_others(small_fluid: Atoms) -> None:
+    broken = LennardJones({"epsilon": np.float32(np.nan), "sigma": np.float32(1.0)})
+    sound = LennardJones({"epsilon": np.float32(1.0), "sigma": np.float32(1.0)})
+    options = {"steps": 40, "timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
+    runs = simulate_models([broken, sound], small_fluid, FLUID, **options)
+    assert runs[0].outcomes == (Outcome.NOT_FINITE,)
+    assert np.isnan(runs[0].positions).all()
+    np.testing.assert_allclose(runs[1].positions, run_fluid(small_fluid, sound).positions, atol=2e-5)
+
+
+def test_refuses_what_cannot_be_shared(small_fluid: Atoms) -> None:
+    one, other = (LennardJones({"epsilon": np.float32(1.0), "sigma": np.float32(1.0)}, range_=r) for r in (2.5, 3.0))
+    with pytest.raises(ValueError, match="Potentials 0 and 1 cannot be simulated by one program"):
+        simulate_models([one, other], small_fluid, FLUID, steps=1, sample_every_fs=0.5)
+    with pytest.raises(ValueError, match="There are no potentials"):
+        simulate_models([], small_fluid, FLUID, steps=1, sample_every_fs=0.5)
+    with pytest.raises(ValueError, match="devices is 9, but there are 1 devices"):
+        run_fluid(small_fluid, devices=9)
