@@ -12,8 +12,8 @@ batch, neighbour lists made beforehand), so that the difference is what the engi
 with our calculator.
 
 Random weights bind nothing: atoms fly. At the 10 K that all start from and are kept at they move between two
-neighbour lists about as far as those of ice at 250 K. (jax-md's lists, which mlip's engine uses, see the nearest image
-only, of 96 atoms therefore too few neighbours: its work is less there than it should be.) Usage:
+neighbour lists about as far as those of ice at 250 K. mlip's engine refuses cells narrower than two cutoffs, such as
+those of 96 atoms: it takes part where one box is large. Usage:
 
     uv run experiments/benchmarks/replica_md.py [--channels 128] [--L 0] [--replicas 1 8 32 128]
         [--peer-replicas 1 8] [--large 768] [--steps 20] [--calls 5] [--cores N] [--json] [--out FOLDER]
@@ -52,6 +52,7 @@ from contenders import (
 )
 
 ATOMS = 96
+CUTOFF = 5.0
 TIMESTEP_FS = 0.5
 ATOM_STEPS = 2000 * ATOMS
 """Atoms × steps in a call, beyond which calls have fewer steps."""
@@ -184,7 +185,7 @@ def main() -> None:
         for replicas, atoms in tasks:
             task = f"{replicas} × {atoms}"
             steps = max(1, min(options.steps, ATOM_STEPS // (replicas * atoms)))
-            those = {who: each for who, each in contenders.items() if _takes_part(who, replicas, atoms, options)}
+            those = {who: each for who, each in contenders.items() if _takes_part(who, replicas, boxes[atoms], options)}
             for contender in those.values():
                 more = {"structure": boxes[atoms], "neighbors": boxes[ATOMS]["neighbors"], "replicas": replicas}
                 contender.ask("prepare", task, weights=weights, steps=steps, **more, **order)
@@ -227,10 +228,13 @@ def main() -> None:
         print(json.dumps(result | {"same_weights": weights is not None, "machine": here} | order))
 
 
-def _takes_part(who: str, replicas: int, atoms: int, options: argparse.Namespace) -> bool:
+def _takes_part(who: str, replicas: int, box: dict, options: argparse.Namespace) -> bool:
     """Whether a contender has this task: ASE has one replica only, and peers would take hours for many."""
+    atoms, lengths = len(box["numbers"]), [sum(x**2 for x in vector) ** 0.5 for vector in box["cell"]]
     if who == ASE_NAME:
         return replicas == 1
+    if who == "mlip" and min(lengths) < 2.0 * CUTOFF:
+        return False
     return who.startswith("jaxmlip") or (replicas in options.peer_replicas and atoms <= 8 * ATOMS)
 
 
@@ -255,7 +259,8 @@ def _plot(path: Path, ms: dict[str, dict[str, float]], replicas: list[int], titl
     colors = COLORS | {"torch-sim": COLORS["mace-torch"], FORCES_NAME: "0.6", ASE_NAME: COLORS["jaxmlip, tables"]}
     for who in dict.fromkeys(who for found in ms.values() for who in found):
         points = [(r, 1e3 * r / ms[f"{r} × {ATOMS}"][who]) for r in replicas if who in ms[f"{r} × {ATOMS}"]]
-        ax.plot(*zip(*points, strict=True), "o-", label=who, color=colors[who])
+        if points:
+            ax.plot(*zip(*points, strict=True), "o-", label=who, color=colors[who])
     ax.set(xscale="log", yscale="log", xlabel=f"replicas of {ATOMS} atoms", ylabel="replica-steps per second")
     ax.set_xticks(replicas, [str(each) for each in replicas])
     ax.minorticks_off()
