@@ -16,17 +16,15 @@ DT = 0.005 * REDUCED_TIME_FS
 FLUID = NVT(temperature_K=REDUCED_K, friction_per_ps=1000.0 / REDUCED_TIME_FS)
 
 
-def run_fluid(structure: Any, potential: LennardJones | None = None, ensemble: Ensemble = FLUID, **options: Any) -> Run:
+def fluid_options(**changes: Any) -> dict[str, Any]:
     """A short run in reduced units, one frame every ten steps."""
-    options = {
-        "steps": 40,
-        "timestep_fs": DT,
-        "sample_every_fs": 10 * DT,
-        "skin": 0.3,
-        "progress": False,
-        **options,
-    }
-    return simulate(potential or lennard_jones(), structure, ensemble, **options)
+    short = {"steps": 40, "timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
+    return short | changes
+
+
+def run_fluid(structure: Any, potential: LennardJones | None = None, ensemble: Ensemble = FLUID, **options: Any) -> Run:
+    """A simulation with `fluid_options`."""
+    return simulate(potential or lennard_jones(), structure, ensemble, **fluid_options(**options))
 
 
 def fcc(repeats: int, rattle: float = 0.1) -> Atoms:

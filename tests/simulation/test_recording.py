@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from ase import Atoms
-from conftest import DT, FLUID, fcc, run_fluid
+from conftest import DT, FLUID, fcc, fluid_options, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
 
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
@@ -28,15 +28,7 @@ ARRAYS = ("positions", "cells", "potential_energy", "temperature", "conserved", 
 
 def record(path: Path, structure: Any, ensemble: Ensemble = FLUID, **options: Any) -> Any:
     """As `run_fluid`, to a file."""
-    options = {
-        "steps": 40,
-        "timestep_fs": DT,
-        "sample_every_fs": 10 * DT,
-        "skin": 0.3,
-        "progress": False,
-        **options,
-    }
-    return simulate_to_file(path, lennard_jones(), structure, ensemble, **options)
+    return simulate_to_file(path, lennard_jones(), structure, ensemble, **fluid_options(**options))
 
 
 def assert_same(one: Run, other: Run) -> None:
