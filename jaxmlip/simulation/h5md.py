@@ -6,7 +6,8 @@ H5MD is de Buyl et al., Comput. Phys. Commun. 185, 1546 (2014); there is a group
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ LAYOUT = "jaxmlip-run-2"
 
 CLOCK = "particles/replica0/position"
 """Where steps and times of the frames are; all other series have links to them."""
+
+
+LOCK_PATIENCE_S = 30.0
+"""Readers lock out a writer that opens the file, and it them for a moment: how long one waits for the other."""
 
 
 class Place(NamedTuple):
@@ -90,24 +95,45 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged or something else.
+        ValueError: if it is damaged or something else, or kept open in a way that shuts out others.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no trajectory {path}.")
     try:
-        try:
-            file = h5py.File(path, "r")
-        except OSError as error:
-            if not being_written(error):
-                raise
-            file = h5py.File(path, "r", swmr=True)
-        with file:
+        with patiently(lambda: _open_to_read(path)) as file:
             check_layout(file)
             yield file
+    except BlockingIOError as error:
+        raise ValueError(f"{path} is kept open by another program ({error}); close it there.") from error
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} is not a trajectory saved by jaxmlip, or is damaged ({error}); run the simulation again."
         ) from error
+
+
+def patiently(open_file: Callable[[], h5py.File]) -> h5py.File:
+    """What a function opens, tried again while another process has the lock of the file.
+
+    Raises:
+        BlockingIOError: if that takes longer than `LOCK_PATIENCE_S`.
+    """
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            return open_file()
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _open_to_read(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if not being_written(error):
+            raise
+        return h5py.File(path, "r", swmr=True)
 
 
 def check_layout(file: h5py.File) -> None:

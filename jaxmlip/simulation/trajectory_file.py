@@ -29,6 +29,7 @@ from jaxmlip.simulation.h5md import (
     dataset_at,
     group_at,
     opened,
+    patiently,
     place_of,
     read_fixed,
     read_series,
@@ -64,7 +65,6 @@ class TrajectoryFile:
         self._file, self._lock, self._broken = file, lock, False
         self._replicas = len(group_at(file, "particles"))
         self.frames, self._slot = (int(n) for n in array_at(file, "parameters/progress"))
-        file.swmr_mode = True
 
     @classmethod
     def create(
@@ -90,7 +90,7 @@ class TrajectoryFile:
         try:
             file = h5py.File(partial, "w", libver=FORMAT)
             _lay_out(file, fixed, _with_constants(fixed, first), snapshot)
-            file.flush()
+            file.swmr_mode = True
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -103,19 +103,23 @@ class TrajectoryFile:
         """Go on with a file, whole or left by a writer that was killed.
 
         Raises:
-            ValueError: if another process is writing it, or it is damaged, or no trajectory that can go on.
+            ValueError: if another process is writing it or keeps it open, or it is damaged, or no trajectory that
+                can go on.
         """
         lock = _locked(path)
         try:
             try:
-                file = h5py.File(path, "r+", libver=FORMAT)
+                file = patiently(lambda: _open_to_append(path))
             except OSError as error:
                 if not being_written(error):
                     raise
                 _rewrite(path)  # the writer is no more, or it would have the lock
-                file = h5py.File(path, "r+", libver=FORMAT)
+                file = patiently(lambda: _open_to_append(path))
             check_layout(file)
             return cls(path, file, read_fixed(file), lock)
+        except BlockingIOError as error:
+            _unlock(path, lock)
+            raise ValueError(f"{path} is kept open by another program ({error}); close it there.") from error
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             _unlock(path, lock)
             raise ValueError(
@@ -200,6 +204,14 @@ class TrajectoryFile:
         for name, value in values.items():
             dataset_at(self._file, f"parameters/{name}")[...] = value
         self._file.flush()
+
+
+def _open_to_append(path: Path) -> h5py.File:
+    """In single-writer mode from the first: killed between two modes, it would leave a file that nobody can read."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    return h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE, access))
 
 
 def _lay_out(file: h5py.File, fixed: Fixed, first: dict[str, np.ndarray], snapshot: Sequence[np.ndarray]) -> None:

@@ -1,5 +1,7 @@
 """Runs whose frames go to a file: the same trajectory, whatever happens on the way."""
 
+import fcntl
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +18,13 @@ from ase import Atoms
 from conftest import DT, FLUID, fcc, fluid_options, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
 
+from jaxmlip.simulation import h5md
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.ensembles import NVE, Ensemble, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.recording import FRAMES_BETWEEN_WRITES, Recorder
 from jaxmlip.simulation.replicas import simulate_to_file
 from jaxmlip.simulation.trajectory import Outcome, Run, export_extxyz, load_run
+from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.units import GPA
 
 ARRAYS = ("positions", "cells", "potential_energy", "temperature", "conserved", "pressure_GPa", "time_fs", "lengths")
@@ -128,6 +132,37 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path) -> None:
     finished = record(path, structure, replicas=2, steps=steps, sample_every_fs=DT)
     assert finished.resumed == lengths[-1]
     assert_same(load_run(path), run_fluid(structure, replicas=2, steps=steps, sample_every_fs=DT))
+
+
+def test_readers_and_writers_wait_for_each_other(recorded: Path, tmp_path: Path) -> None:
+    """One process opens the file to write and closes it, again and again, while another reads it."""
+    path = Path(shutil.copy(recorded, tmp_path))
+    text = f"""
+        from pathlib import Path
+        from jaxmlip.simulation.trajectory_file import TrajectoryFile
+        for _ in range(300):
+            with TrajectoryFile.reopen(Path({str(path)!r})):
+                pass
+    """
+    writer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)])
+    frames = set()
+    while writer.poll() is None:
+        frames.add(load_run(path).n_frames)
+    assert writer.returncode == 0
+    assert frames == {load_run(recorded).n_frames}
+
+
+def test_who_keeps_the_file_open_is_told(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h5md, "LOCK_PATIENCE_S", 0.1)
+    path = Path(shutil.copy(recorded, tmp_path))
+    before = path.read_bytes()
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for attempt in (load_run, TrajectoryFile.reopen):
+            with pytest.raises(ValueError, match="kept open by another program"):
+                attempt(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_full_disk(tmp_path: Path) -> None:
