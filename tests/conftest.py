@@ -2,10 +2,12 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -43,3 +45,35 @@ def ice_data() -> Path:
             "ice_maceoff/ under a folder and set JAXMLIP_DATA to that folder"
         )
     return folder
+
+
+@pytest.fixture
+def agrees(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Assert that a value is what is known of it, within so many combined σ; the table after the tests shows it.
+
+    Called with the quantity in words, its value and standard error, and what it should be, with the standard error
+    of that if it is not exact.
+    """
+
+    def compare(
+        quantity: str, value: Any, error: Any, known: float, *, known_error: float = 0.0, most: float = 3.0
+    ) -> None:
+        combined = float(np.hypot(error, known_error))
+        deviation = (float(value) - known) / combined
+        record_property("physics", [quantity, float(value), float(error), float(known), known_error, deviation])
+        assert abs(deviation) < most, f"{quantity}: {value} ± {error}, not {known} ± {known_error}"
+
+    return compare
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """All that was held against statistical mechanics, in σ."""
+    reports = [report for word in ("passed", "failed") for report in terminalreporter.stats.get(word, [])]
+    rows = [row for report in reports for name, row in report.user_properties if name == "physics"]
+    if not rows:
+        return
+    terminalreporter.section("physics")
+    terminalreporter.write_line("| quantity | measured | known | σ |\n|---|---|---|---|")
+    for quantity, value, error, known, known_error, deviation in rows:
+        exact = f"{known:.5g} ± {known_error:.2g}" if known_error else f"{known:.5g}"
+        terminalreporter.write_line(f"| {quantity} | {value:.5g} ± {error:.2g} | {exact} | {deviation:+.1f} |")

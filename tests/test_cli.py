@@ -1,8 +1,10 @@
 """The command line: help without imports, machine-readable results, and mistakes in one sentence each."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -160,6 +162,34 @@ def test_md_goes_on_where_it_was(argon, tmp_path):
     assert result.exit_code == 0, result.output
     assert "Wrote 2 frames" in result.stdout
     assert "There is no trajectory" in sentence("export", tmp_path / "absent.h5", tmp_path / "absent.xyz")
+
+
+def test_md_ends_cleanly_at_ctrl_c(argon, tmp_path):
+    """What was simulated is kept, one sentence says how to go on, and so it does."""
+    from jaxmlip.simulation.trajectory import load_run
+
+    out = tmp_path / "run.h5"
+    options = ["--temperature_K", 10, "--sample_every_fs", 1, "--out", out]
+    # A shell that runs the tests in the background has SIGINT ignored, and children inherit that.
+    text = "import signal; signal.signal(2, signal.default_int_handler); from jaxmlip.cli import app; app()"
+    program = [sys.executable, "-c", text, "md", *argon, *options, "--time_ps", 1000]
+    process = subprocess.Popen([str(word) for word in program], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not out.exists() or load_run(out).n_frames == 0:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert stderr.strip().splitlines()[-1] == (
+        "Interrupted; what was finished is kept, and the same command goes on from there."
+    )
+    kept = load_run(out).n_frames
+    assert kept > 0
+    result = invoke("md", *argon, *options, "--time_ps", (kept + 3) / 1000)
+    assert f"has {kept + 3} frames of 1 replicas, {kept} of them from before" in result.stdout
 
 
 def test_relax_says_whether_it_converged(argon, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlip.observables.observable import Observable
-from jaxmlip.simulation.observing import FrameState
+from jaxmlip.simulation.observing import PRESSURE_TENSOR, FrameState
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import G_PER_CM3
 
@@ -80,3 +80,33 @@ class Density(Observable):
     def per_frame(self, frame: FrameState) -> Any:
         """[], g/cm³; differentiable in the cell."""
         return frame.mass / (G_PER_CM3 * jnp.abs(jnp.linalg.det(frame.cell)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PressureTensor(Observable):
+    """The pressure tensor Σ p pᵀ/m / V − σ in GPa, kinetic part included, whether the cell moves or not.
+
+    It costs a derivative of the energy by strain, and so must be asked for: `simulate(observables=[PressureTensor()])`.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name for tables and plots."""
+        return PRESSURE_TENSOR
+
+    @property
+    def unit(self) -> str:
+        """Unit."""
+        return "GPa"
+
+    def check(self, run: Run) -> None:
+        """Raise ValueError unless the run has observed it."""
+        if self.name not in run.observed:
+            raise ValueError(
+                f"Frames hold no momenta, so that the {self.name} must be observed while the simulation runs: give "
+                "simulate observables=[PressureTensor()]."
+            )
+
+    def per_frame(self, frame: FrameState) -> Any:
+        """Frames do not have it; see `check`."""
+        raise NotImplementedError(f"The {self.name} is observed on the way, not computed from frames.")

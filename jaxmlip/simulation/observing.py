@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.potentials.potential import Potential, check_species, evaluate, reference_energy
+from jaxmlip.potentials.potential import Potential, Prediction, check_species, evaluate, reference_energy
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.cell_lists import Bins, bins_for
 from jaxmlip.simulation.driver import Driver, slots_needed
@@ -20,13 +20,16 @@ from jaxmlip.simulation.engine import Room, System, as_one_graph, current_cells,
 from jaxmlip.simulation.neighbors import image_search, within_cutoff
 from jaxmlip.simulation.recording import Sampler
 from jaxmlip.types import Leaf
-from jaxmlip.units import G_PER_CM3
+from jaxmlip.units import G_PER_CM3, GPA
 
 FORCE_ERROR = "squared force error"
 """Mean squared difference of a force component to that of a second potential."""
 
 ENERGY_DIFFERENCE = "energy difference"
 """Energy per atom minus that of a second potential."""
+
+PRESSURE_TENSOR = "pressure tensor"
+"""Name of the observable that asks for the derivative of the run's own energy by strain."""
 
 SECOND_UNITS = {FORCE_ERROR: "eV2/Å2", ENERGY_DIFFERENCE: "eV"}
 """Units of what comes of a second potential."""
@@ -96,10 +99,12 @@ class Observer:
             numbers: [atoms], atomic numbers.
 
         Raises:
-            ValueError: if two observables have one name, or the second potential does not know the elements.
+            ValueError: if two observables have one name, the second potential does not know the elements, or a
+                pressure is asked for where there is none.
         """
-        self._sampler, self._driver, self._second = sampler, sampler.driver, None
-        self._observables = tuple(each for each in observables if each.name not in SCALAR_UNITS)
+        self._sampler, self._driver, self._second, self._own = sampler, sampler.driver, None, None
+        elsewhere = (*SCALAR_UNITS, PRESSURE_TENSOR)
+        self._observables = tuple(each for each in observables if each.name not in elsewhere)
         self._numbers = tuple(int(number) for number in numbers)
         names = [observable.name for observable in self._observables]
         if len(set(names)) < len(names):
@@ -107,10 +112,17 @@ class Observer:
         scalars = list(SCALAR_UNITS)[: None if sampler.kind.moves_cell else 2]
         self.units = {name: SCALAR_UNITS[name] for name in scalars}
         self.units |= {observable.name: observable.unit for observable in self._observables}
+        if any(each.name == PRESSURE_TENSOR for each in observables):
+            if self._driver.layout.models:
+                raise ValueError(f"The {PRESSURE_TENSOR} is observed of one model alone; simulate them by themselves.")
+            if not np.isfinite(self._driver.heights).all():
+                raise ValueError(f"The {PRESSURE_TENSOR} needs a cell that is periodic in all three directions.")
+            self._own = _Evaluator(self._driver, self._driver.potential, stress=True)
+            self.units[PRESSURE_TENSOR] = "GPa"
         if against is not None:
             check_species(against, numbers)
-            difference = sampler.references - reference_energy(against, numbers)
-            self._second = _Second(self._driver, against, difference / len(numbers))
+            self._difference = (sampler.references - reference_energy(against, numbers)) / len(numbers)
+            self._second = _Evaluator(self._driver, against, stress=False)
             self.units |= SECOND_UNITS
         self._sums: dict[str, Any] = {}
         self._looks = 0
@@ -118,8 +130,10 @@ class Observer:
     def look(self) -> None:
         """Add the present state to the averages."""
         seen = self._scalars() | self._seen()
+        if self._own is not None:
+            seen[PRESSURE_TENSOR] = _pressures(self._own.evaluated(), self._driver.walkers, self._cells())
         if self._second is not None:
-            seen |= self._second.compared()
+            seen |= _compared(self._second.evaluated(), self._driver.walkers)
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in seen.items()}
         self._looks += 1
 
@@ -127,7 +141,7 @@ class Observer:
         """Averages [replicas, ...] since this was last asked."""
         found = {name: np.asarray(total, np.float64) / self._looks for name, total in self._sums.items()}
         if self._second is not None:
-            found[ENERGY_DIFFERENCE] += self._second.references
+            found[ENERGY_DIFFERENCE] += self._difference
         self._sums, self._looks = {}, 0
         return found
 
@@ -144,9 +158,11 @@ class Observer:
     def _seen(self) -> dict[str, Any]:
         driver = self._driver
         heights = tuple(np.floor(10.0 * least_heights(driver)) / 10.0)
-        cells = current_cells(driver.system, driver.walkers.state, driver.kind)
         state = driver.walkers.state
-        return _per_replica(self._observables, self._numbers, heights, state.position, cells, state.mass)
+        return _per_replica(self._observables, self._numbers, heights, state.position, self._cells(), state.mass)
+
+    def _cells(self) -> Any:
+        return current_cells(self._driver.system, self._driver.walkers.state, self._driver.kind)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -168,16 +184,15 @@ def _per_replica(
     return jax.lax.map(one, (positions, cells, masses))
 
 
-class _Second:
-    """A second potential, and room for its own lists."""
+class _Evaluator:
+    """A potential, evaluated where the replicas are, and room for its own lists."""
 
-    def __init__(self, driver: Driver, potential: Potential, references: np.ndarray) -> None:
-        self.potential, self.references = jax.device_put(potential), references
-        self._driver = driver
+    def __init__(self, driver: Driver, potential: Potential, *, stress: bool) -> None:
+        self.potential, self._driver, self._stress = jax.device_put(potential), driver, stress
         self._sizes: np.ndarray | None = None
 
-    def compared(self) -> dict[str, Any]:
-        """Mean squared force difference and energy difference per atom, without references, [replicas]."""
+    def evaluated(self) -> Prediction:
+        """Energies without references [replicas], forces [replicas × atoms, 3], and stresses if asked for."""
         driver, walkers, cutoff = self._driver, self._driver.walkers, self.potential.cutoff
         if self._sizes is None:
             cells = np.asarray(current_cells(driver.system, walkers.state, driver.kind), np.float64)
@@ -190,9 +205,11 @@ class _Second:
             _, slots, inner, in_bin = (int(size) for size in self._sizes)
             inner = inner if self.potential.inner_cutoff > 0 else 0
             room = Room(search, slots, slots, inner, None if number is None else Bins(number, max(in_bin, 1)))
-            seen, needed = _compared(self.potential, driver.system, walkers, kind=driver.kind, room=room)
+            prediction, needed = _evaluated(
+                self.potential, driver.system, walkers, kind=driver.kind, room=room, stress=self._stress
+            )
             if room.fits(needed):
-                return seen
+                return prediction
             self._sizes = np.maximum(self._sizes, np.asarray(needed) * 9 // 8 + 1)
 
 
@@ -202,11 +219,11 @@ def least_heights(driver: Driver) -> np.ndarray:
     return (1.0 - permitted) * driver.heights
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "room"))
-def _compared(
-    potential: Potential, system: System, walkers: Any, *, kind: Any, room: Room
-) -> tuple[dict[str, Any], Any]:
-    """Differences to the run's own energies and forces, and what is needed of `Room`, [4]."""
+@functools.partial(jax.jit, static_argnames=("kind", "room", "stress"))
+def _evaluated(
+    potential: Potential, system: System, walkers: Any, *, kind: Any, room: Room, stress: bool
+) -> tuple[Prediction, Any]:
+    """What a potential says of the replicas, and what is needed of `Room`, [4]."""
     positions = walkers.state.position
     replicas, atoms, _ = positions.shape
     cells = current_cells(system, walkers.state, kind)
@@ -214,14 +231,26 @@ def _compared(
     lists, fullest = lists_of_replicas(positions, cells, inverses, potential.cutoff, room)
     graph = as_one_graph(system, positions, cells, lists.neighbors, lists.shifts)
     graph, needed = within_cutoff(graph, potential.cutoff, potential.inner_cutoff, slots=room.slots, inner=room.inner)
-    prediction = evaluate(potential, graph)
-    error = prediction.forces.reshape(positions.shape) - walkers.state.force
-    seen = {
-        FORCE_ERROR: (error**2).mean((1, 2)),
-        ENERGY_DIFFERENCE: (walkers.energy - prediction.energy) / atoms,
-    }
     # Frozen replicas may be anything; what they need does not count.
     alive = walkers.failure == 0
     seen_and_inner = jnp.where(alive[:, None], needed.reshape(replicas, atoms, 2).max(1), 0).max(0)
     listed = jnp.where(alive, lists.needed, 0).max()
-    return seen, jnp.stack([listed, *seen_and_inner, fullest])
+    return evaluate(potential, graph, stress=stress), jnp.stack([listed, *seen_and_inner, fullest])
+
+
+@jax.jit
+def _compared(prediction: Prediction, walkers: Any) -> dict[str, Any]:
+    """Differences to the run's own energies, per atom and without references, and forces, [replicas]."""
+    force = walkers.state.force
+    return {
+        FORCE_ERROR: ((prediction.forces.reshape(force.shape) - force) ** 2).mean((1, 2)),
+        ENERGY_DIFFERENCE: (walkers.energy - prediction.energy) / force.shape[1],
+    }
+
+
+@jax.jit
+def _pressures(prediction: Prediction, walkers: Any, cells: Any) -> Any:
+    """Pressure tensors Σ p pᵀ/m / V − σ in GPa, [replicas, 3, 3]."""
+    momentum, mass = walkers.state.momentum, walkers.state.mass
+    kinetic = jnp.einsum("rai,raj->rij", momentum / mass, momentum)
+    return (kinetic / jnp.abs(jnp.linalg.det(cells))[:, None, None] - prediction.stress) / GPA

@@ -27,9 +27,9 @@ def run_fluid(structure: Any, potential: LennardJones | None = None, ensemble: E
     return simulate(potential or lennard_jones(), structure, ensemble, **fluid_options(**options))
 
 
-def fcc(repeats: int, rattle: float = 0.1) -> Atoms:
-    """Face-centred cubic lattice of unit masses at ρ = 0.75 in reduced Lennard-Jones units, rattled."""
-    atoms = bulk("Ar", "fcc", a=(4.0 / 0.75) ** (1.0 / 3.0), cubic=True).repeat(repeats)
+def fcc(repeats: int, rattle: float = 0.1, density: float = 0.75) -> Atoms:
+    """Face-centred cubic lattice of unit masses in reduced Lennard-Jones units, rattled."""
+    atoms = bulk("Ar", "fcc", a=(4.0 / density) ** (1.0 / 3.0), cubic=True).repeat(repeats)
     atoms.set_masses(np.ones(len(atoms)))
     atoms.rattle(rattle, seed=1)
     return atoms

@@ -1,26 +1,29 @@
 """What is averaged on the way is what the frames would have given."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
 from conftest import DT, FLUID, fcc, run_fluid
-from simple_potentials import REDUCED_K, LennardJones, lennard_jones
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, lennard_jones
 from test_recording import record
 
 from jaxmlip.observables.observable import average
 from jaxmlip.observables.structure import RDF
-from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
+from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, PressureTensor, Temperature
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential
+from jaxmlip.potentials.potential import evaluate
 from jaxmlip.simulation import observing
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.ensembles import NVT, Ensemble
 from jaxmlip.simulation.observing import ENERGY_DIFFERENCE, FORCE_ERROR
 from jaxmlip.simulation.replicas import simulate
 from jaxmlip.simulation.trajectory import load_run
+from jaxmlip.systems.graph import graph_from_atoms
 from jaxmlip.units import GPA
 
 AT_CONSTANT_PRESSURE = NPT(REDUCED_K, 0.5 / GPA, friction_per_ps=FLUID.friction_per_ps)
@@ -54,6 +57,39 @@ def test_means_are_those_of_the_frames(small_fluid: Atoms, tmp_path: Path, ensem
         np.testing.assert_array_equal(back.observed[name], values, err_msg=name)
     back.save(tmp_path / "saved.h5")
     np.testing.assert_array_equal(load_run(tmp_path / "saved.h5").observed["g_ArAr"], run.observed["g_ArAr"])
+
+
+def test_pressure_at_constant_volume(small_fluid: Atoms, agrees) -> None:
+    """Its virial is that of a direct call in a frame; its kinetic part is ρkT; the mean is that of the fluid."""
+    options: dict[str, Any] = {"replicas": 4, "steps": 600, "seed": 2, "observables": [PressureTensor()]}
+    run = run_fluid(fcc(3), timestep_fs=2 * DT, sample_every_fs=20 * DT, **options)
+    tensor = run.observed["pressure tensor"] * GPA
+    assert tensor.shape == (4, 60, 3, 3)
+    np.testing.assert_allclose(tensor, tensor.swapaxes(-1, -2), atol=1e-4)
+    pressure = np.trace(tensor, axis1=-2, axis2=-1) / 3.0
+    for place in (0, 239):
+        frame, at = run[place], divmod(place, 60)
+        stress = evaluate(lennard_jones(), graph_from_atoms(frame, 2.5), stress=True).stress[0]
+        virial = -float(np.trace(np.asarray(stress))) / 3.0
+        assert pressure[at] == pytest.approx(0.75 * run.temperature[at] / REDUCED_K + virial, abs=2e-3)
+    mean = average(run, PressureTensor(), equilibration=0.003 * REDUCED_TIME_FS)
+    agrees(
+        "Lennard-Jones, ρ = 0.75, T = 1, observed on the way: P", mean.value[0, 0] * GPA, mean.error[0, 0] * GPA, 0.9897
+    )
+    with pytest.raises(ValueError, match="must be observed while the simulation runs"):
+        average(run_fluid(small_fluid), PressureTensor())
+
+
+def test_moving_cells_have_the_same_pressure(small_fluid: Atoms) -> None:
+    run = run_fluid(small_fluid, ensemble=AT_CONSTANT_PRESSURE, replicas=2, observables=[PressureTensor()])
+    assert run.pressure_GPa is not None
+    traces = np.trace(run.observed["pressure tensor"], axis1=-2, axis2=-1) / 3.0
+    np.testing.assert_allclose(traces, run.pressure_GPa, rtol=1e-4, atol=1e-3 / GPA)
+
+
+def test_no_pressure_without_a_cell() -> None:
+    with pytest.raises(ValueError, match="pressure tensor needs a cell that is periodic in all three directions"):
+        run_fluid(Atoms("Ar2", positions=[[0, 0, 0], [1.1, 0, 0]]), observables=[PressureTensor()])
 
 
 def test_second_potential_along_the_run() -> None:
@@ -97,7 +133,7 @@ def test_looking_compiles_once(small_fluid: Atoms) -> None:
     for epsilon in (0.9, 0.8):
         second = LennardJones({"epsilon": np.float32(epsilon), "sigma": np.float32(1.0)})
         run_fluid(small_fluid, observables=[PAIRS], against=second, replicas=2)
-        sizes = [function._cache_size() for function in (observing._per_replica, observing._compared)]  # type: ignore[attr-defined]
+        sizes = [function._cache_size() for function in (observing._per_replica, observing._evaluated)]  # type: ignore[attr-defined]
         compiled.append(sizes)
     assert compiled[0] == compiled[1]
 

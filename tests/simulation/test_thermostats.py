@@ -99,7 +99,7 @@ def runs(small_fluid: Atoms) -> dict[str, Run]:
 
 
 @pytest.mark.parametrize("name", THERMOSTATS)
-def test_kinetic_energy_is_canonical(runs: dict[str, Run], name: str) -> None:
+def test_kinetic_energy_is_canonical(runs: dict[str, Run], name: str, agrees) -> None:
     """χ² law of the thermostatted degrees of freedom: 3N for Langevin dynamics, 3N − 3 where the centre is at rest."""
     ensemble, run = THERMOSTATS[name], runs[name]
     degrees = ensemble.degrees_of_freedom(32)
@@ -109,14 +109,16 @@ def test_kinetic_energy_is_canonical(runs: dict[str, Run], name: str) -> None:
     assert len(independent) > 30
     assert stats.kstest(independent, stats.chi2(degrees).cdf).pvalue > 1e-3
     mean = correlated_mean(scaled / degrees)
-    assert abs(mean.value - 1.0) < 3 * mean.error < 0.09
+    assert mean.error < 0.03
+    agrees(f"kinetic energy per degree of freedom, {name}, in kT/2", mean.value, mean.error, 1.0)
 
 
 @pytest.mark.parametrize("name", ["Nosé–Hoover", "velocity rescaling"])
-def test_potential_energy_is_that_of_langevin_dynamics(runs: dict[str, Run], name: str) -> None:
+def test_potential_energy_is_that_of_langevin_dynamics(runs: dict[str, Run], name: str, agrees) -> None:
     reference, mean = (correlated_mean(runs[which].potential_energy[:, 20:] / 32) for which in ("Langevin", name))
-    error = np.hypot(reference.error, mean.error)
-    assert abs(mean.value - reference.value) < 3 * error < 0.15
+    assert np.hypot(reference.error, mean.error) < 0.05
+    known, known_error = float(reference.value), float(reference.error)
+    agrees(f"potential energy, {name}, against Langevin's", mean.value, mean.error, known, known_error=known_error)
 
 
 @pytest.mark.parametrize("name", ["Nosé–Hoover", "velocity rescaling"])
