@@ -60,7 +60,8 @@ def agrees(record_property: Callable[[str, object], None]) -> Callable[..., None
     ) -> None:
         combined = float(np.hypot(error, known_error))
         deviation = (float(value) - known) / combined
-        record_property("physics", [quantity, float(value), float(error), float(known), known_error, deviation])
+        numbers = [float(number) for number in (value, error, known, known_error, deviation)]
+        record_property("physics", [quantity, *numbers])  # workers can send plain numbers only
         assert abs(deviation) < most, f"{quantity}: {value} ± {error}, not {known} ± {known_error}"
 
     return compare

@@ -1,7 +1,6 @@
 """What is kept of a simulation: samples of all replicas at one time, in memory or in a file that grows."""
 
 import dataclasses
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -239,16 +238,6 @@ def endings(driver: Driver, frames: int, every: int) -> tuple[list[Outcome], np.
 def ns_per_day(simulated_fs: float, seconds: float) -> float:
     """Speed of a simulation; 0 where no time has passed."""
     return 1e-6 * simulated_fs * 86400.0 / seconds if seconds > 0 else 0.0
-
-
-def digest(*arrays: Any) -> str:
-    """SHA-256 of arrays, their shapes and types."""
-    found = hashlib.sha256()
-    for array in arrays:
-        values = np.ascontiguousarray(array)
-        found.update(f"{values.shape} {values.dtype} ".encode())
-        found.update(values.tobytes())
-    return found.hexdigest()
 
 
 def _check_identity(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:

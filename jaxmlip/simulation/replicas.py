@@ -7,12 +7,13 @@ from typing import Literal
 import jax
 from ase import Atoms
 
+from jaxmlip.digests import digest
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import prefixed
 from jaxmlip.simulation.observing import PerFrame
 from jaxmlip.simulation.processes import run_in_processes
-from jaxmlip.simulation.recording import Recorded, Recorder, digest
+from jaxmlip.simulation.recording import Recorded, Recorder
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.session import Options, Session, make_session
 from jaxmlip.simulation.trajectory import Outcome, Run

@@ -1,7 +1,6 @@
 """Checkpoints: a training that is killed at any time goes on where its last one was made."""
 
 import contextlib
-import hashlib
 import re
 import signal
 import threading
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxmlip.digests import digest
 from jaxmlip.systems.batches import Sample
 from jaxmlip.training.parallel import on_host, writes_files
 from jaxmlip.training.problem import HARMLESS_SETTINGS, TrainingProblem, TrainingSettings
@@ -78,7 +78,7 @@ class Checkpoints:
         if not writes_files():
             return
         leaves = {f"{place:05d}": leaf for place, leaf in enumerate(jax.tree.leaves(on_host(arrays)))}
-        notes = {"fingerprint": self.fingerprint, "digest": _digest(leaves.values()), "training": notes}
+        notes = {"fingerprint": self.fingerprint, "digest": digest(*leaves.values()), "training": notes}
         save = self._orbax.args
         self._manager.save(
             number, args=save.Composite(arrays=save.StandardSave(leaves), notes=save.JsonSave(notes)), force=True
@@ -119,7 +119,7 @@ class Checkpoints:
                 template = {f"{place:05d}": leaf for place, leaf in enumerate(leaves)}
                 restored = self._manager.restore(number, args=read.Composite(arrays=read.StandardRestore(template)))
                 found = [np.asarray(restored["arrays"][name]) for name in template]
-                if _digest(found) != notes["digest"]:
+                if digest(*found) != notes["digest"]:
                     raise ValueError("its numbers are not those that were written")
                 return number, (jax.tree.unflatten(structure, found), notes["training"])
             except _Foreign:
@@ -188,7 +188,7 @@ def fingerprint(problems: Sequence[TrainingProblem], settings: Sequence[Training
             if id(samples) not in known:
                 known[id(samples)] = _of_samples(samples)
             parts.append(known[id(samples)])
-    return _digest(parts)
+    return digest(*parts)
 
 
 def _of_samples(samples: Sequence[Sample]) -> str:
@@ -200,18 +200,7 @@ def _of_samples(samples: Sequence[Sample]) -> str:
         graph = sample.graph
         parts += [graph.positions, graph.species, graph.cell, sample.forces, sample.stress]
         parts += [sample.energy, sample.head, sample.weight]
-    return _digest(parts)
-
-
-def _digest(parts: Any) -> str:
-    total = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            total.update(f"{part.dtype}{part.shape}".encode())
-            total.update(np.ascontiguousarray(part).tobytes())
-        else:
-            total.update(repr(part).encode())
-    return total.hexdigest()
+    return digest(*parts)
 
 
 class _Foreign(Exception):

@@ -165,6 +165,35 @@ def test_who_keeps_the_file_open_is_told(recorded: Path, tmp_path: Path, monkeyp
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+LONG_RUN = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from ase import Atoms
+from simple_potentials import Wells
+from jaxmlip.simulation.ensembles import NVT
+from jaxmlip.simulation.replicas import simulate_to_file
+atoms = Atoms("O8", positions=4.0 * np.indices((2, 2, 2)).reshape(3, -1).T)
+wells = Wells({{"k": np.float32(10.0), "centres": atoms.positions.astype(np.float32)}})
+run = simulate_to_file({path!r}, wells, atoms, NVT(300.0), time_ps={time_ps}, replicas=10, progress=False)
+print(run.frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    """Peak memory of ten replicas over 10 and over 100 ps, a frame every 10 fs."""
+    peaks = []
+    for time_ps in (10, 100):
+        path = tmp_path / f"{time_ps}.h5"
+        text = LONG_RUN.format(tests=str(Path(__file__).parent), path=str(path), time_ps=time_ps)
+        printed = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout
+        frames, peak = map(int, printed.split())
+        assert frames == 100 * time_ps
+        peaks.append(peak / 1024)
+    assert peaks[1] < peaks[0] + 20.0, "MiB"
+
+
 def test_full_disk(tmp_path: Path) -> None:
     """A limit on the size of files fails as a full disk does: the message says so, and no frame is lost."""
     path, structure = tmp_path / "run.h5", fcc(2)
