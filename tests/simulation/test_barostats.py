@@ -131,10 +131,16 @@ def test_pressure_and_volume_are_canonical(npt_run: Run, agrees) -> None:
     assert mean.error < 0.1
     agrees("Lennard-Jones, cell rescaling at P = 0.9897, T = 1: ⟨P⟩", mean.value, mean.error, 0.9897)
     work = correlated_mean(volume * (pressure - 0.9897))
-    agrees("the same: ⟨V (P − P₀)⟩/kT", work.value, work.error, -1.0)
+    agrees("Lennard-Jones, cell rescaling: ⟨V (P − P₀)⟩/kT", work.value, work.error, -1.0)
     density = correlated_mean(32 / volume)
     # The equation of state is for many atoms: 0.01 is for the size of 32.
-    agrees("the same: ρ, where NVT at ρ = 0.75 has that P", density.value, density.error, 0.75, known_error=0.01)
+    agrees(
+        "Lennard-Jones, cell rescaling: ρ, where NVT at ρ = 0.75 has P",
+        density.value,
+        density.error,
+        0.75,
+        known_error=0.01,
+    )
     assert npt_run.temperature[:, 40:].mean() / REDUCED_K == pytest.approx(1.0, abs=0.03)
 
 
@@ -154,7 +160,13 @@ def test_extended_dynamics(small_fluid: Atoms, npt_run: Run, agrees) -> None:
     ours, theirs = correlated_mean(run.volume[:, 20:]), correlated_mean(npt_run.volume[:, 40:])
     # Without the motion of the centre of mass volumes have one factor of 1/V more: smaller by their variance over V.
     known = float(theirs.value) - npt_run.volume[:, 40:].var() / float(theirs.value)
-    agrees("the same: ⟨V⟩, against cell rescaling", ours.value, ours.error, known, known_error=float(theirs.error))
+    agrees(
+        "Lennard-Jones, Martyna–Tobias–Klein: ⟨V⟩, against cell rescaling",
+        ours.value,
+        ours.error,
+        known,
+        known_error=float(theirs.error),
+    )
 
 
 def test_frames_carry_their_cell(npt_run: Run, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_kinetic_temperature_has_the_error_of_baoab(wells_run, agrees) -> None:
     run, _, _, temperature = wells_run
     mean = correlated_mean(run.temperature[:, 30:] / temperature)
     assert mean.error < 0.004
-    agrees("the same: ⟨p²⟩/mkT", mean.value, mean.error, 1 - 0.8**2 / 4)
+    agrees("harmonic wells, BAOAB at ωh = 0.8: ⟨p²⟩/mkT", mean.value, mean.error, 1 - 0.8**2 / 4)
 
 
 def _numbers(ensemble: Ensemble) -> dict:

@@ -55,7 +55,7 @@ def test_lennard_jones_energy_and_pressure(agrees) -> None:
     assert run.temperature[:, 60:].mean() / REDUCED_K == pytest.approx(1.0, abs=0.03)
     pressure = virial_pressure(run, first=60, stride=8)
     assert pressure.error < 0.13
-    agrees("the same: P", pressure.value, pressure.error, 0.9897)
+    agrees("Lennard-Jones, ρ = 0.75, T = 1, 108 atoms: P", pressure.value, pressure.error, 0.9897)
 
 
 @pytest.mark.slow
@@ -69,11 +69,11 @@ def test_lennard_jones_energy_and_pressure_precisely(agrees) -> None:
     agrees("Lennard-Jones, ρ = 0.75, T = 1, 500 atoms: E", value, error, -2.9286)
     pressure = virial_pressure(run, first=100, stride=10)
     assert pressure.error < 0.02
-    agrees("the same: P", pressure.value, pressure.error, 0.9897)
+    agrees("Lennard-Jones, ρ = 0.75, T = 1, 500 atoms: P", pressure.value, pressure.error, 0.9897)
     energies = run.potential_energy[:, 100:]
     capacity = correlated_mean((energies - energies.mean()) ** 2 / 500)
     assert capacity.error < 0.08
-    agrees("the same: C_V", capacity.value + 1.5, capacity.error, 2.2787)
+    agrees("Lennard-Jones, ρ = 0.75, T = 1, 500 atoms: C_V", capacity.value + 1.5, capacity.error, 2.2787)
 
 
 @pytest.mark.slow
