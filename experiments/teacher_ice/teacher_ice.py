@@ -25,6 +25,7 @@ import numpy as np
 import jaxmlip as jm
 from jaxmlip.observables.observable import Observable, average
 from jaxmlip.observables.statistics import Estimate
+from jaxmlip.potentials.files import load_potential
 from jaxmlip.units import G_PER_CM3
 
 mpl.use("Agg")
@@ -127,13 +128,14 @@ def report(arguments: argparse.Namespace, folder: Path) -> None:
         known = EXPERIMENT["a" if key == "b" else key]
         rows.append(f"| {name} | {value:.4f} ± {error:.4f} | {known:.4f} | {(value - known) / error:+.0f} |")
     for name, estimate in rdfs.items():
-        near = (estimate.axis > 1.2) if name == "g_OH" else (estimate.axis > 0)
-        peak = int(np.argmax(np.where(near, estimate.value, 0.0)))
+        r = np.asarray(estimate.axis)
+        peak = int(np.argmax(np.where((r > 1.2) | (name != "g_OH"), estimate.value, 0.0)))
         rows.append(
             f"| {name[2]}–{name[3]}, highest peak{' beyond the bond' if name == 'g_OH' else ''} | "
-            f"g({estimate.axis[peak]:.2f} Å) = {estimate.value[peak]:.2f} ± {estimate.error[peak]:.2f} | – | – |"
+            f"g({r[peak]:.2f} Å) = {estimate.value[peak]:.2f} ± {estimate.error[peak]:.2f} | – | – |"
         )
     table = "\n".join(rows)
+    print(table)
     last = run.time_fs[-1] / 1000
     temperature = run.temperature[:, run.time_fs > 1000 * discarded].mean()
     print(
@@ -160,7 +162,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.report_only:
-        potential = jm.load(arguments.potential)
+        potential = load_potential(arguments.potential)
         ice = start(arguments, potential, arguments.out)
         ensemble = jm.NPT(arguments.temperature_K, arguments.pressure_GPa, "orthorhombic")
         settings = {name: str(value) for name, value in vars(arguments).items()}
