@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from jaxmlip.observables.structure import rdf_error as rdf_error
     from jaxmlip.observables.thermodynamics import Density as Density
     from jaxmlip.observables.thermodynamics import PotentialEnergy as PotentialEnergy
+    from jaxmlip.observables.thermodynamics import PressureTensor as PressureTensor
     from jaxmlip.observables.thermodynamics import Temperature as Temperature
     from jaxmlip.potentials.ase import Calculator as Calculator
     from jaxmlip.potentials.equivariant import Equivariant as Equivariant
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jaxmlip.potentials.potential import evaluate as evaluate
     from jaxmlip.simulation.barostats import NPT as NPT
     from jaxmlip.simulation.barostats import NPTNoseHoover as NPTNoseHoover
+    from jaxmlip.simulation.buckets import simulate_each as simulate_each
     from jaxmlip.simulation.ensembles import NVE as NVE
     from jaxmlip.simulation.ensembles import NVT as NVT
     from jaxmlip.simulation.ensembles import NVTNoseHoover as NVTNoseHoover
