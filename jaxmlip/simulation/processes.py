@@ -1,7 +1,8 @@
-"""Replicas shared by processes: each simulates its own, and all have the whole run."""
+"""Replicas shared by processes: each simulates its own; all have the whole run, or each its own file."""
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ def run_in_processes(simulated: Callable[[Callable[[int], slice] | None], Run]) 
         return simulated(None)
     run, failed = None, ""
     try:
-        run = simulated(_share)
+        run = simulated(own_share)
     except SimulationError as error:
         failed = str(error)
     anywhere = np.asarray(multihost_utils.process_allgather(np.int32(bool(failed))))
@@ -36,13 +37,23 @@ def run_in_processes(simulated: Callable[[Callable[[int], slice] | None], Run]) 
     return _joined(run)
 
 
-def _share(replicas: int) -> slice:
+def own_share(replicas: int) -> slice:
+    """Which of so many replicas this process simulates.
+
+    Raises:
+        ValueError: if they cannot be shared evenly.
+    """
     each, rest = divmod(replicas, jax.process_count())
     if rest:
         raise ValueError(
             f"{replicas} replicas cannot be shared evenly by {jax.process_count()} processes; change their number."
         )
     return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+
+def own_file(path: Path) -> Path:
+    """The file of this process's replicas: run.h5 where it is alone, else run.0.h5, run.1.h5 and so on."""
+    return path if jax.process_count() == 1 else path.with_suffix(f".{jax.process_index()}{path.suffix}")
 
 
 def _joined(run: Run) -> Run:

@@ -12,7 +12,7 @@ from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import prefixed
 from jaxmlip.simulation.observing import PerFrame
-from jaxmlip.simulation.processes import run_in_processes
+from jaxmlip.simulation.processes import own_file, own_share, run_in_processes
 from jaxmlip.simulation.recording import Recorded, Recorder
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.session import Options, Session, make_session
@@ -192,6 +192,9 @@ def simulate_to_file(
     goes on if it is to be longer. What is in the file must have been made with the same arguments, but for the length,
     `skin`, `progress` and `on_failure`.
 
+    Several processes (`jax.distributed`) share the replicas, and each writes a file of its own: for run.h5, run.0.h5,
+    run.1.h5 and so on. `load_run` joins them. They do not wait for each other, and a failure ends its own process only.
+
     Args:
         path: H5MD file, see `h5md`; a new one, or the same run's.
         potential: see `simulate`, as for all that follow.
@@ -217,7 +220,7 @@ def simulate_to_file(
         OSError: if the disk is full; what was written before is kept.
         SimulationError: see `simulate`; what came before the failure is in the file.
     """
-    path = Path(path)
+    path = own_file(Path(path))
     options = Options(
         time_ps=time_ps,
         steps=steps,
@@ -233,7 +236,7 @@ def simulate_to_file(
         observe_every_fs=observe_every_fs,
         devices=devices,
     )
-    session = make_session([potential], structure, ensemble, options)
+    session = make_session([potential], structure, ensemble, options, own_share)
     first = session.at_start()
     identity, units = _identity(session, potential, ensemble, options), prefixed(session.observed_units)
     with Recorder(path, session.sampler, session.starts, session.every, identity, first, units) as recorder:
@@ -261,6 +264,7 @@ def _identity(session: Session, potential: Potential, ensemble: Ensemble, option
         "timestep_fs": float(options.timestep_fs),
         "steps between frames": session.every,
         "replicas": len(starts),
+        "first replica": session.first,
         "seed": int(options.seed),
         "watch_bonds": options.watch_bonds,
         "precision": str(session.driver.walkers.energy.dtype),

@@ -11,6 +11,7 @@ from ase import Atoms
 from jax.sharding import Mesh
 
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy, stack
+from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.engine import SHARED, Layout
@@ -59,6 +60,7 @@ class Session:
         stride: steps between observations.
         sampler: of the driver.
         observer: of the driver, if anything is to be observed.
+        first: index of the first replica, where other processes simulate those before.
     """
 
     driver: Driver
@@ -68,6 +70,7 @@ class Session:
     stride: int
     sampler: Sampler
     observer: Observer | None
+    first: int
 
     @property
     def observed_units(self) -> dict[str, str]:
@@ -118,7 +121,7 @@ class Session:
         """The frames from `first` on, each with the seconds it took, until all replicas have failed."""
         scale, moving_s = self.driver.timestep_fs / 1000, 0.0
         shown = _Shown(self.starts, self.sampler.kind.conserves)
-        options = {"unit_scale": scale, "disable": not progress, "bar_format": _BAR}
+        options = {"unit_scale": scale, "disable": not progress or not writes_files(), "bar_format": _BAR}
         with progress_bar(total=self.frames * self.every, initial=first * self.every, **options) as bar:
             for frame in range(first, self.frames):
                 if self.driver.all_failed:
@@ -225,7 +228,7 @@ def make_session(
     if options.observables or options.against is not None or options.observe_every_fs is not None:
         stride = _checked_stride(every, options.timestep_fs, options.observe_every_fs)
         observer = Observer(sampler, options.observables, options.against, starts[0].numbers)
-    return Session(driver, starts, total // every, every, stride, sampler, observer)
+    return Session(driver, starts, total // every, every, stride, sampler, observer, chosen.start or 0)
 
 
 def _as_stack(potentials: list[Potential]) -> Potential:

@@ -207,20 +207,61 @@ class Run:
             partial.unlink(missing_ok=True)
 
 
-def load_run(path: str | Path, every: int = 1) -> Run:
+def load_run(path: str | Path | Sequence[str | Path], every: int = 1) -> Run:
     """Read a trajectory, also one whose simulation is under way or was killed.
 
     Args:
-        path: a file of `Run.save` or `simulate_to_file`.
+        path: a file of `Run.save` or `simulate_to_file`; or several, such as processes write that share the replicas,
+            which make one run as long as the shortest.
         every: read each `every`-th frame only, as `Run.frames` does.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or holds something else.
+        ValueError: if a file is damaged or holds something else, or files are of runs that cannot be one.
     """
     _check_stride(every)
-    with opened(Path(path)) as file:
-        return _read(file, slice(every - 1, read_frames_number(file), every))
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
+    if not paths:
+        raise ValueError("There are no files to read a run from.")
+    runs = []
+    for each in paths:
+        with opened(each) as file:
+            runs.append(_read(file, slice(every - 1, read_frames_number(file), every)))
+    return runs[0] if len(runs) == 1 else _joined(paths, runs)
+
+
+def _joined(paths: Sequence[Path], runs: Sequence[Run]) -> Run:
+    """One run of the replicas of several."""
+    frames = min(run.n_frames for run in runs)
+    first = runs[0]
+    for path, run in zip(paths, runs, strict=True):
+        same = np.array_equal(run.numbers, first.numbers) and np.array_equal(run.pbc, first.pbc)
+        same &= np.array_equal(run.time_fs[:frames], first.time_fs[:frames]) and run.cells.ndim == first.cells.ndim
+        if not same or run.observed_units != first.observed_units:
+            raise ValueError(f"{path} and {paths[0]} hold different runs; give the files of one run.")
+
+    def together(values: Sequence[np.ndarray | None], in_time: bool = True) -> np.ndarray | None:
+        if any(value is None for value in values):
+            return None
+        return np.concatenate([value[:, :frames] if in_time else value for value in values if value is not None])
+
+    constant = {"masses", "lengths", *(["cells"] if first.cells.ndim == 3 else [])}
+    changes = {
+        name: together([getattr(run, name) for run in runs], name not in constant)
+        for name in PER_REPLICA
+        if name != "outcomes"
+    }
+    assert changes["lengths"] is not None
+    changes["lengths"] = np.minimum(changes["lengths"], frames)
+    return dataclasses.replace(
+        first,
+        **changes,
+        time_fs=first.time_fs[:frames],
+        outcomes=tuple(outcome for run in runs for outcome in run.outcomes),
+        wall_s=max(run.wall_s for run in runs),
+        ns_per_day=sum(run.ns_per_day for run in runs),
+        observed={name: together([run.observed[name] for run in runs]) for name in first.observed},
+    )
 
 
 def export_extxyz(path: str | Path, out: str | Path, *, every: int = 1) -> int:

@@ -6,11 +6,11 @@ from typing import Any
 from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, load_potential, save
+from jaxmlip.processes import join_processes, writes_files
 from jaxmlip.study.config import TrainOne
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workspace import write_json
 from jaxmlip.systems.dataset import split
-from jaxmlip.training.parallel import join_processes, writes_files
 from jaxmlip.training.strategies import Direct
 from jaxmlip.validation.errors import compare
 from jaxmlip.versions import versions

@@ -15,8 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxmlip.digests import digest
+from jaxmlip.processes import writes_files
 from jaxmlip.systems.batches import Sample
-from jaxmlip.training.parallel import on_host, writes_files
+from jaxmlip.training.parallel import on_host
 from jaxmlip.training.problem import HARMLESS_SETTINGS, TrainingProblem, TrainingSettings
 
 KEPT = 2

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxmlip.processes import writes_files
 from jaxmlip.training.checkpoints import Checkpoints, Interruption, fingerprint
 from jaxmlip.training.metrics import Metrics, Tally
-from jaxmlip.training.parallel import replicated, writes_files
+from jaxmlip.training.parallel import replicated
 from jaxmlip.training.problem import Record, TrainingProblem, TrainingSettings
 from jaxmlip.training.step import TrainState
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from jaxmlip.potentials.adapters import LowRank
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, with_heads
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.systems.dataset import Frame, describe
+from jaxmlip.systems.dataset import Frame, describe, frame_kind
 from jaxmlip.training.distill import fresh_problem, split_validation
 from jaxmlip.training.labels import FixedReferences, Labels, References, residuals
 from jaxmlip.training.loss import Terms
@@ -129,15 +129,26 @@ class MultiFidelity(Continued):
     replay_weight: float = pydantic.Field(
         default=1.0, gt=0, description="weight of a replayed frame in the loss, relative to a high-fidelity one"
     )
+    replay_shares: dict[str, Annotated[float, pydantic.Field(gt=0, le=1)]] = pydantic.Field(
+        default_factory=dict,
+        description="share of a type of frame (kind, config_type or file) among those replayed, repeated if too few",
+    )
     warm_start: bool = pydantic.Field(
         default=True, description="the high readout starts as a copy of the low one, else with random parameters"
     )
+
+    @pydantic.model_validator(mode="after")
+    def _shares_leave_room(self) -> "MultiFidelity":
+        if sum(self.replay_shares.values()) > 1:
+            raise ValueError(f"The replay_shares {self.replay_shares} add up to more than 1; lower them.")
+        return self
 
     def set_up(self, data: Data) -> TrainingProblem:
         """The foundation's readout first, then one for each fidelity between, that of the high fidelity last.
 
         Replayed frames keep their forces. A random choice of them is replayed, the same in every epoch so that batches
-        keep their shapes.
+        keep their shapes. Of the types of frame in `replay_shares`, as many as their shares ask for: bulk frames are
+        few among the cheap labels, and it is the bulk that clusters alone leave open.
         """
         foundation = data.foundation
         if len(data.low) == 0:
@@ -158,6 +169,12 @@ class MultiFidelity(Continued):
                 "moves; lower rank, or choose another moves."
             )
 
+        types = {frame_kind(frame) for frames in (data.low, *data.between) for frame in frames}
+        if unknown := self.replay_shares.keys() - types:
+            raise ValueError(
+                f"replay_shares names frames of type {min(unknown)}, but those to be replayed are of types "
+                f"{', '.join(sorted(types))}; correct the name."
+            )
         rng = np.random.default_rng(data.settings.seed)
         for head, frames in enumerate((data.low, *data.between)):
             own = foundation.references if head == 0 else self.lifted(foundation, frames, data.low)
@@ -174,8 +191,7 @@ class MultiFidelity(Continued):
         rng: np.random.Generator,
     ) -> TrainingProblem:
         """The problem with a choice of frames of another fidelity, whose references are those of `source`."""
-        number = min(len(frames), max(1, round(self.replay * len(data.high))))
-        chosen = sorted(rng.choice(len(frames), number, replace=False).tolist())
+        chosen = self._chosen(frames, max(1, round(self.replay * len(data.high))), rng)
         replayed = [frames[index] for index in chosen]
         wanted = data.settings.terms()
         terms = Terms(*(w and _labelled(replayed, name) for w, name in zip(wanted, Terms._fields, strict=True)))
@@ -187,6 +203,19 @@ class MultiFidelity(Continued):
             names=[*problem.names, *names],
             terms=Terms(*(a or b for a, b in zip(problem.terms, terms, strict=True))),
         )
+
+    def _chosen(self, frames: Sequence[Frame], number: int, rng: np.random.Generator) -> list[int]:
+        """So many frames, or all there are; more than once only those of types with a share."""
+        types = np.array([frame_kind(frame) for frame in frames])
+        chosen: list[int] = []
+        for kind, share in self.replay_shares.items():
+            there = np.flatnonzero(types == kind)
+            if len(there):  # not every fidelity has every type
+                repeats, rest = divmod(round(share * number), len(there))
+                chosen += [*np.repeat(there, repeats), *rng.choice(there, rest, replace=False)]
+        others = np.flatnonzero(~np.isin(types, list(self.replay_shares)))
+        chosen += [*rng.choice(others, min(len(others), number - len(chosen)), replace=False)]
+        return sorted(int(index) for index in chosen)
 
 
 def _from_name(value: Any) -> Any:

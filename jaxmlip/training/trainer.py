@@ -14,12 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.plan import Hand
 from jaxmlip.training.feed import Feed, make_feed
 from jaxmlip.training.loss import TermSums, total
 from jaxmlip.training.metrics import Tally, rmse
-from jaxmlip.training.parallel import dealt, make_mesh, on_host, replicated, writes_files
+from jaxmlip.training.parallel import dealt, make_mesh, on_host, replicated
 from jaxmlip.training.problem import (
     DEFAULT_SETTINGS,
     LONG_TRAINING,

@@ -1,5 +1,6 @@
 """Replicas on several devices and in several processes, and several models: the same trajectories."""
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -20,7 +21,9 @@ from jaxmlip.simulation.trajectory import Outcome, Run, load_run
 @pytest.fixture(scope="module")
 def alone() -> Run:
     """On one device."""
-    return simulate_here.simulated()
+    run = simulate_here.simulated()
+    assert isinstance(run, Run)
+    return run
 
 
 def started(out: Path, devices: int, **environment: str) -> subprocess.Popen:
@@ -56,7 +59,7 @@ def test_four_devices(alone: Run, tmp_path: Path) -> None:
 
 
 def test_two_processes(alone: Run, tmp_path: Path) -> None:
-    """Of two devices each; both return the whole run."""
+    """Of two devices each; both return the whole run, and each writes a file of its own replicas."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -65,6 +68,12 @@ def test_two_processes(alone: Run, tmp_path: Path) -> None:
     ended(*(started(tmp_path / f"{rank}.h5", 2, JAX_PROCESS_ID=str(rank), **group) for rank in range(2)))
     for rank in range(2):
         assert_same(load_run(tmp_path / f"{rank}.h5"), alone)
+    parts = sorted(tmp_path.glob("shared.*.h5"))
+    assert [part.name for part in parts] == ["shared.0.h5", "shared.1.h5"]
+    assert_same(load_run(parts), alone)
+    dataclasses.replace(load_run(parts[1]), numbers=np.full(32, 2)).save(tmp_path / "helium.h5")
+    with pytest.raises(ValueError, match=r"helium.h5 and .*shared.0.h5 hold different runs"):
+        load_run([parts[0], tmp_path / "helium.h5"])
 
 
 def test_models_are_simulated_as_if_alone(small_fluid: Atoms) -> None:

@@ -1,6 +1,7 @@
 """Every strategy lifts a small student from one water to another; nothing of a hidden label gets through."""
 
 import dataclasses
+from collections import Counter
 from typing import Any, get_args
 
 import jax
@@ -12,7 +13,7 @@ from water_pairs import HIGH, LOW
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, select_head
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.systems.dataset import Frame
+from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.distill import distil, distillation_problem, scale_and_shift, split_validation
 from jaxmlip.training.labels import Labels, lifted_references, without_forces
@@ -278,6 +279,28 @@ def test_replay_is_a_choice_of_low_frames(foundation, low, high):
         np.testing.assert_allclose(sample.energy, relative, atol=1e-9)
     assert problem(0.5).names == half.names
     assert problem(0.5, settings=SHORT.model_copy(update={"seed": 1})).names != half.names
+
+
+def test_replay_gives_types_of_frame_their_shares(foundation, low, high):
+    """Half of eight frames from three of one type, so that each occurs once or twice; the others once at most."""
+    rare = [dataclasses.replace(frame, info=frame.info | {"kind": "bulk"}) for frame in low[:3]]
+
+    def replayed(**shares: float) -> list[str]:
+        strategy = MultiFidelity(replay=1.0, replay_shares=shares)
+        problem = strategy.problem(
+            foundation, high[:8], validation=high[24:], low=rare + low[3:24], settings=SHORT, labels="energy"
+        )
+        return list(problem.names[8:])
+
+    names = replayed(bulk=0.5)
+    assert len(names) == 8
+    rarely = Counter(name for name in names if name in {f"{describe(frame, 0)} (replayed)" for frame in rare})
+    assert sorted(rarely.values()) == [1, 1, 2]
+    assert len(set(names)) == 7
+    with pytest.raises(ValueError, match="frames of type crystal, but those to be replayed are of types bulk, low"):
+        replayed(crystal=0.5)
+    with pytest.raises(ValueError, match="add up to more than 1"):
+        MultiFidelity(replay_shares={"bulk": 0.7, "low": 0.4})
 
 
 def test_lifted_references_change_least(foundation, high):

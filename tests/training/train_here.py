@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from water_pairs import HIGH, LOW
 
+from jaxmlip.processes import join_processes, writes_files
 from jaxmlip.systems.batches import make_samples
 from jaxmlip.systems.dataset import Frame, describe, read_frames
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.parallel import join_processes, writes_files
 from jaxmlip.training.trainer import TrainingProblem, TrainingSettings, train
 
 TERMS = Terms(True, True, False)
