@@ -1,6 +1,7 @@
 """The command line. Imports stand inside the commands, so that `--help` answers at once."""
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,16 @@ def _mistakes_in_one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.secho("Interrupted; what was finished is kept, and the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """End as at ^C when a scheduler asks for it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -162,10 +173,12 @@ def md(
     """Simulate a structure at constant energy, at constant temperature, or at constant temperature and pressure.
 
     Frames are appended to the file as they come. The same line again goes on where a run was stopped; with a longer
-    time it goes on from its end.
+    time it goes on from its end. Of several processes (JAX_COORDINATOR_ADDRESS and so on) each takes a share of the
+    replicas to a file of its own.
     """
-    with _mistakes_in_one_sentence():
+    with _mistakes_in_one_sentence(), _sigterm_like_ctrl_c():
         from jaxmlip.potentials.files import load_potential
+        from jaxmlip.processes import join_processes
         from jaxmlip.simulation.barostats import NPT, NPTNoseHoover, check_cell_motion
         from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
         from jaxmlip.simulation.replicas import simulate_to_file
@@ -182,6 +195,7 @@ def md(
         if ensemble not in made:
             raise ValueError(f"The ensemble is one of {', '.join(made)}, not {ensemble!r}.")
         chosen = made[ensemble]()
+        join_processes()
         model = load_potential(potential)
         start = open_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
         result = simulate_to_file(
@@ -198,12 +212,13 @@ def md(
         )
         since = f", {result.resumed} of them from before" if result.resumed else ""
         typer.echo(
-            f"{out} has {result.frames} frames of {replicas} replicas{since}; {result.ns_per_day:.3g} ns/day in total."
+            f"{result.path} has {result.frames} frames of {len(result.outcomes)} replicas{since}; "
+            f"{result.ns_per_day:.3g} ns/day in total."
         )
         failed = {n: each.value for n, each in enumerate(result.outcomes) if each.name != "COMPLETED"}
         for replica, reason in failed.items():
             typer.echo(f"Replica {replica} failed: {reason}.", err=True)
-        if len(failed) == replicas:
+        if len(failed) == len(result.outcomes):
             raise RuntimeError("No replica ran to the end.")
 
 

@@ -164,7 +164,8 @@ def test_md_goes_on_where_it_was(argon, tmp_path):
     assert "There is no trajectory" in sentence("export", tmp_path / "absent.h5", tmp_path / "absent.xyz")
 
 
-def test_md_ends_cleanly_at_ctrl_c(argon, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_md_ends_cleanly_when_asked_to(number, argon, tmp_path):
     """What was simulated is kept, one sentence says how to go on, and so it does."""
     from jaxmlip.simulation.trajectory import load_run
 
@@ -179,7 +180,7 @@ def test_md_ends_cleanly_at_ctrl_c(argon, tmp_path):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr

@@ -143,18 +143,28 @@ class Checkpoints:
 class Interruption:
     """SIGTERM and SIGINT while a training runs: noted, so that it can save before they do what they always do.
 
-    A second signal does so at once.
+    A second signal does so at once. Of several processes all end after the same step if one of them gets SIGTERM, which
+    jax takes note of.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
+        self._asked = 0
+
+    def asked(self) -> bool:
+        """Whether to save and end now; several processes must ask equally often, and get the same answer."""
+        if jax.process_count() > 1:
+            self._asked += 1
+            if multihost_utils.reached_preemption_sync_point(self._asked):
+                self.signal = signal.SIGTERM
+        return self.signal is not None
 
     @contextlib.contextmanager
     def noted(self) -> Iterator["Interruption"]:
         """Within, signals are noted. Only Python's main thread may ask for that; in others nothing is done."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGINT, *([signal.SIGTERM] if jax.process_count() == 1 else [])):
                 self._before[number] = signal.signal(number, self._note)
         try:
             yield self
@@ -165,6 +175,9 @@ class Interruption:
         """Let the signal do what it would have done: by default, end the process or raise KeyboardInterrupt."""
         assert self.signal is not None
         self._restore()
+        if jax.process_count() > 1 and self.signal == signal.SIGTERM:
+            multihost_utils.sync_global_devices("saved")  # one writes, and the others would take it with them
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.raise_signal(self.signal)
 
     def _note(self, number: int, frame: Any) -> None:

@@ -85,7 +85,7 @@ class Keeper:
 
     def must_save(self) -> bool:
         """Whether it is time for a checkpoint, or the process is asked to end."""
-        return self._checkpoints is not None and (self._checkpoints.due() or self._interruption.signal is not None)
+        return self._checkpoints is not None and (self._interruption.asked() or self._checkpoints.due())
 
     def save(self, run: Run, steps: int) -> None:
         """Make a checkpoint; then end, if the process is asked to.

@@ -1,10 +1,6 @@
 """Replicas on several devices and in several processes, and several models: the same trajectories."""
 
 import dataclasses
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +8,7 @@ import pytest
 import simulate_here
 from ase import Atoms
 from conftest import DT, FLUID, run_fluid
+from several_processes import ended, group_of, started, with_devices
 from simple_potentials import LennardJones
 
 from jaxmlip.simulation.replicas import simulate_models
@@ -24,20 +21,6 @@ def alone() -> Run:
     run = simulate_here.simulated()
     assert isinstance(run, Run)
     return run
-
-
-def started(out: Path, devices: int, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, simulate_here.__file__, str(out), str(devices)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        stderr=subprocess.PIPE,
-    )
-
-
-def ended(*processes: subprocess.Popen) -> None:
-    for process in processes:
-        said = process.communicate(timeout=300)[1].decode()
-        assert process.returncode == 0, said
 
 
 def assert_same(run: Run, alone: Run) -> None:
@@ -54,18 +37,18 @@ def assert_same(run: Run, alone: Run) -> None:
 
 
 def test_four_devices(alone: Run, tmp_path: Path) -> None:
-    ended(started(tmp_path / "four.h5", 4, XLA_FLAGS="--xla_force_host_platform_device_count=4"))
+    ended(started(simulate_here.__file__, tmp_path / "four.h5", 4, **with_devices(4)))
     assert_same(load_run(tmp_path / "four.h5"), alone)
 
 
 def test_two_processes(alone: Run, tmp_path: Path) -> None:
     """Of two devices each; both return the whole run, and each writes a file of its own replicas."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=2"
-    group = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags}
-    ended(*(started(tmp_path / f"{rank}.h5", 2, JAX_PROCESS_ID=str(rank), **group) for rank in range(2)))
+    ended(
+        *(
+            started(simulate_here.__file__, tmp_path / f"{rank}.h5", 2, **with_devices(2), **group)
+            for rank, group in enumerate(group_of(2))
+        )
+    )
     for rank in range(2):
         assert_same(load_run(tmp_path / f"{rank}.h5"), alone)
     parts = sorted(tmp_path.glob("shared.*.h5"))
