@@ -1,12 +1,15 @@
 """Learning curves in miniature, on real labels of ice: what they write, what they share, what they must not see."""
 
 import concurrent.futures
+import subprocess
+import sys
 import time
 
 import ase.io
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential
@@ -16,6 +19,7 @@ from jaxmlip.study.learning_curve_config import Schedule
 from jaxmlip.study.learning_curve_report import summarise, table
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.systems.dataset import read_frames
+from jaxmlip.training.checkpoints import Checkpoints
 from jaxmlip.validation.errors import compare
 
 LOW = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
@@ -23,8 +27,8 @@ LABELS = ("energy_forces", "energy")
 HIGH = {"energy_key": "off23_energy", "forces_key": "off23_forces"}
 
 
-def configured(clusters, bulk, **changes):
-    content = {
+def content(clusters, bulk, **changes):
+    return {
         "study": "learning_curve",
         "foundation": {
             "data": [{"path": str(clusters), "index": ":6", **LOW}, {"path": str(clusters), "index": "6:8", **LOW}],
@@ -41,8 +45,11 @@ def configured(clusters, bulk, **changes):
         "strategies": ["direct", "multi_fidelity"],
         "seeds": [0],
         "training": {"steps": 6, "validations": 2, "energy_weight": 40},
-    }
-    config = resolve(content | changes, "miniature")
+    } | changes
+
+
+def configured(clusters, bulk, **changes):
+    config = resolve(content(clusters, bulk, **changes), "miniature")
     assert isinstance(config, LearningCurve)
     return config
 
@@ -138,6 +145,35 @@ def test_results_of_other_trainings_are_left_out(results, files, folder, tmp_pat
     assert [(arm["strategy"], arm["size"]) for arm in after["arms"]] == [("foundation", None), ("direct", 3)]
     third = run_learning_curve(configured(*files, **common, sizes=[3]), place, progress=False)
     assert [arm["size"] for arm in third["arms"]] == [None, 3, 4]
+
+
+def test_killed_within_a_training_it_ends_with_the_same_bits(files, folder, tmp_path, monkeypatch):
+    """Kill -9 while a potential of the grid is trained; the same command goes on from the last checkpoint."""
+    foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
+    training = {"steps": 150, "validations": 2, "checkpoint_minutes": 0.005}
+    wanted = content(*files, foundation=foundation, strategies=["direct"], labels=["energy"], training=training)
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(wanted))
+    command = ["run", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "killed")]
+    checkpoints = tmp_path / "killed" / "stages" / ".direct-energy-4-0.partial" / "training" / "checkpoints"
+    process = subprocess.Popen([sys.executable, "-c", "from jaxmlip.cli import app; app()", *command])
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+    found, latest = [], Checkpoints.latest
+    monkeypatch.setattr(Checkpoints, "latest", lambda *given: found.append(latest(*given)) or found[-1])
+    for out in ("killed", "undisturbed"):
+        run_learning_curve(resolve(wanted, "grid"), tmp_path / out, progress=False)
+    (_, notes), nothing = found
+    assert 1 <= notes["epoch"] < 140
+    assert nothing is None
+    killed, undisturbed = (
+        load_potential(str(tmp_path / out / "potentials" / "direct-energy-4-0.jaxmlip"))
+        for out in ("killed", "undisturbed")
+    )
+    jax.tree.map(np.testing.assert_array_equal, killed, undisturbed)
 
 
 def test_processes_share_a_folder(results, files, folder, tmp_path, capsys):
