@@ -113,11 +113,15 @@ class Observer:
         self.units = {name: SCALAR_UNITS[name] for name in scalars}
         self.units |= {observable.name: observable.unit for observable in self._observables}
         if any(each.name == PRESSURE_TENSOR for each in observables):
-            if self._driver.layout.models:
-                raise ValueError(f"The {PRESSURE_TENSOR} is observed of one model alone; simulate them by themselves.")
+            moves = sampler.kind.moves_cell  # then the engine knows the stress
+            if self._driver.layout.models and not moves:
+                raise ValueError(
+                    f"The {PRESSURE_TENSOR} of a cell at rest is observed of one model alone; "
+                    "simulate them by themselves."
+                )
             if not np.isfinite(self._driver.heights).all():
                 raise ValueError(f"The {PRESSURE_TENSOR} needs a cell that is periodic in all three directions.")
-            self._own = _Evaluator(self._driver, self._driver.potential, stress=True)
+            self._own = None if moves else _Evaluator(self._driver, self._driver.potential, stress=True)
             self.units[PRESSURE_TENSOR] = "GPa"
         if against is not None:
             check_species(against, numbers)
@@ -130,8 +134,10 @@ class Observer:
     def look(self) -> None:
         """Add the present state to the averages."""
         seen = self._scalars() | self._seen()
-        if self._own is not None:
-            seen[PRESSURE_TENSOR] = _pressures(self._own.evaluated(), self._driver.walkers, self._cells())
+        if PRESSURE_TENSOR in self.units:
+            walkers = self._driver.walkers
+            stress = walkers.state.stress if self._own is None else self._own.evaluated().stress
+            seen[PRESSURE_TENSOR] = _pressures(stress, walkers, self._cells())
         if self._second is not None:
             seen |= _compared(self._second.evaluated(), self._driver.walkers)
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in seen.items()}
@@ -249,8 +255,8 @@ def _compared(prediction: Prediction, walkers: Any) -> dict[str, Any]:
 
 
 @jax.jit
-def _pressures(prediction: Prediction, walkers: Any, cells: Any) -> Any:
+def _pressures(stress: Any, walkers: Any, cells: Any) -> Any:
     """Pressure tensors Σ p pᵀ/m / V − σ in GPa, [replicas, 3, 3]."""
     momentum, mass = walkers.state.momentum, walkers.state.mass
     kinetic = jnp.einsum("rai,raj->rij", momentum / mass, momentum)
-    return (kinetic / jnp.abs(jnp.linalg.det(cells))[:, None, None] - prediction.stress) / GPA
+    return (kinetic / jnp.abs(jnp.linalg.det(cells))[:, None, None] - stress) / GPA

@@ -22,6 +22,9 @@ GHOST = -1
 FAR = 1.0e3
 """Length in Å given to the edge vector of an empty slot: beyond every cutoff, and safe to divide by."""
 
+THINNEST_CELL = 0.1
+"""Å; a thinner one was given in another unit, or is damaged."""
+
 
 class Graph(flax.struct.PyTreeNode):
     """Structures with their neighbour lists, padded to fixed shapes.
@@ -262,4 +265,9 @@ def check_structure(atoms: Atoms) -> None:
             raise ValueError(
                 f"The cell of {atoms.symbols} is singular along its periodic directions {atoms.pbc.tolist()}: "
                 f"{atoms.cell.array.tolist()}. Give a full cell, or set pbc=False for a molecule."
+            )
+        width = 1 / np.linalg.norm(np.linalg.pinv(rows), axis=0).max()
+        if width < THINNEST_CELL:
+            raise ValueError(
+                f"The cell of {atoms.symbols} is only {width:.3g} Å wide, less than any crystal; give its vectors in Å."
             )

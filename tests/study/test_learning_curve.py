@@ -151,8 +151,8 @@ def test_killed_within_a_training_it_ends_with_the_same_bits(files, folder, tmp_
     """Kill -9 while a potential of the grid is trained; the same command goes on from the last checkpoint."""
     foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
     training = {"steps": 150, "validations": 2, "checkpoint_minutes": 0.005}
-    wanted = content(*files, foundation=foundation, strategies=["direct"], labels=["energy"], training=training)
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(wanted))
+    wanted = {"foundation": foundation, "strategies": ["direct"], "labels": ["energy"], "training": training}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content(*files, **wanted)))
     command = ["run", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "killed")]
     checkpoints = tmp_path / "killed" / "stages" / ".direct-energy-4-0.partial" / "training" / "checkpoints"
     process = subprocess.Popen([sys.executable, "-c", "from jaxmlip.cli import app; app()", *command])
@@ -165,7 +165,7 @@ def test_killed_within_a_training_it_ends_with_the_same_bits(files, folder, tmp_
     found, latest = [], Checkpoints.latest
     monkeypatch.setattr(Checkpoints, "latest", lambda *given: found.append(latest(*given)) or found[-1])
     for out in ("killed", "undisturbed"):
-        run_learning_curve(resolve(wanted, "grid"), tmp_path / out, progress=False)
+        run_learning_curve(configured(*files, **wanted), tmp_path / out, progress=False)
     (_, notes), nothing = found
     assert 1 <= notes["epoch"] < 140
     assert nothing is None

@@ -132,6 +132,7 @@ def test_damaged_structures_are_refused() -> None:
             r"singular along its periodic directions \[True, True, False",
         ),
         (lost, "cell of H2O is not finite"),
+        (Atoms("H", cell=[5, 0.01, 5], pbc=True), r"cell of H is only 0.01 Å wide.*give its vectors in Å"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             check_structure(atoms)
