@@ -6,7 +6,9 @@
 
 The time per atom should not depend on the size once there is work for all cores: the aim is at most 20 % between sizes
 from 768 atoms on. Memory is what XLA sets aside for temporary arrays. Calls of all sizes alternate; sizes that would
-not fit into the memory that is free are left out. Neighbour lists are made beforehand. Usage:
+not fit into the memory that is free are left out. Neighbour lists are made beforehand for the forces, and timed by
+themselves as the engine makes them anew on its way: for the cutoff and a skin, from all pairs or, in large cells, from
+bins. Usage:
 
     uv run experiments/benchmarks/scaling.py [--channels 128] [--L 0] [--atoms 96 384 768 1536 3072 6144 12288]
         [--calls 5] [--cores N] [--json] [--out FOLDER]
@@ -41,14 +43,32 @@ SIZES = (96, 384, 768, 1536, 3072, 6144, 12288)
 FLAT_FROM = 768
 AIM = 0.2
 
+SKIN = 0.5
+"""Å, of the lists, as in simulations by default."""
+
 OURS = """
 import pathlib, re
+from jaxmlip.simulation.cell_lists import Bins, bins_for, fullest_bin
+from jaxmlip.simulation.driver import slots_needed
+from jaxmlip.simulation.engine import Room, lists_of_replicas
+from jaxmlip.simulation.neighbors import cell_heights, image_search
 from jaxmlip.potentials.potential import evaluate
 from jaxmlip.systems.graph import graph_from_atoms
-compiled, facts = {}, {}
+compiled = {}
+def lister(atoms, cutoff, skin):
+    positions, cells = np.asarray(atoms.positions)[None], np.asarray(atoms.cell)[None]
+    heights, reach = cell_heights(cells)[0], cutoff + skin
+    listed, seen, inner = (int(number) for number in slots_needed(positions, cells, cutoff, 0.0, skin))
+    number = bins_for(len(atoms), heights, reach)
+    bins = None if number is None else Bins(number, fullest_bin(positions[0], cells[0], number))
+    room = Room(image_search(heights, reach), listed, seen, inner, bins)
+    arrays = jax.device_put([np.float32(each) for each in (positions, cells, np.linalg.inv(cells))])
+    call = jax.jit(lambda positions, cells, inverses: lists_of_replicas(positions, cells, inverses, reach, room))
+    return (lambda: jax.block_until_ready(call(*arrays))), "all pairs" if bins is None else "bins"
 def ready(order):
-    potential = build(order)
-    graph = jax.device_put(graph_from_atoms(atoms_of(order["structure"]), potential.cutoff))
+    potential, atoms = build(order), atoms_of(order["structure"])
+    compiled[order["name"] + " lists"], way = lister(atoms, potential.cutoff, order["skin"])
+    graph = jax.device_put(graph_from_atoms(atoms, potential.cutoff))
     start = time.perf_counter()
     call = jax.jit(lambda potential, graph: evaluate(potential, graph)).lower(potential, graph).compile()
     compiled[order["name"]] = lambda: jax.block_until_ready(call(potential, graph))
@@ -60,7 +80,7 @@ def ready(order):
         free = device.memory_stats()["bytes_limit"] - device.memory_stats()["bytes_in_use"]
     return {
         "compile_s": time.perf_counter() - start, "temporary_bytes": memory.temp_size_in_bytes, "free_bytes": free,
-        "device": device.device_kind, "slots": graph.n_slots,
+        "device": device.device_kind, "slots": graph.n_slots, "way": way,
     }
 def prepare(order):
     return compiled[order["name"]]
@@ -86,30 +106,35 @@ def main() -> None:
         structure = ice(atoms // 3)
         # One mean number of neighbours for all: the potential is the same whatever the box.
         order.setdefault("neighbors", structure["neighbors"])
-        said = contender.ask("ready", str(atoms), structure=structure, **order)
+        said = contender.ask("ready", str(atoms), structure=structure, skin=SKIN, **order)
         if said["free_bytes"] is not None and said["temporary_bytes"] > 0.9 * said["free_bytes"]:
             needed, free = said["temporary_bytes"] / 2**30, said["free_bytes"] / 2**30
             left_out.append(f"{atoms} atoms are left out: they need {needed:.1f} GiB, and {free:.1f} GiB are free.")
             continue
         facts[atoms] = said
-        contender.ask("prepare", str(atoms))
-        contender.ask("call", str(atoms))
+        for name in (str(atoms), f"{atoms} lists"):
+            contender.ask("prepare", name)
+            contender.ask("call", name)
     if not facts:
         raise SystemExit("\n".join(left_out))
     times: dict[int, list[float]] = {atoms: [] for atoms in facts}
+    listing: dict[int, list[float]] = {atoms: [] for atoms in facts}
     for _ in range(options.calls):
         for atoms in facts:
             times[atoms].append(contender.ask("call", str(atoms))["s"])
+            listing[atoms].append(contender.ask("call", f"{atoms} lists")["s"])
 
-    ms = {atoms: median_ms(times[atoms]) for atoms in facts}
-    per_atom = {atoms: 1e3 * ms[atoms] / atoms for atoms in facts}
+    ms, lists_ms = ({atoms: median_ms(each[atoms]) for atoms in facts} for each in (times, listing))
+    per_atom, lists_per_atom = ({atoms: 1e3 * each[atoms] / atoms for atoms in facts} for each in (ms, lists_ms))
     temporary = {atoms: said["temporary_bytes"] / 2**10 / atoms for atoms, said in facts.items()}
     header = ["atoms", "slots", "ms", "µs per atom", "temporary MiB", "temporary KiB per atom", "compile s"]
+    header += ["lists", "ms", "µs per atom"]
     rows = []
     for atoms, said in facts.items():
         time = [f"{ms[atoms]:.0f}", f"{per_atom[atoms]:.0f}"]
         memory = [f"{said['temporary_bytes'] / 2**20:.0f}", f"{temporary[atoms]:.0f}"]
         rows.append([str(atoms), str(said["slots"]), *time, *memory, f"{said['compile_s']:.1f}"])
+        rows[-1] += [said["way"], f"{lists_ms[atoms]:.1f}", f"{lists_per_atom[atoms]:.1f}"]
     deviation = largest_deviation([per_atom[atoms] for atoms in facts if atoms >= FLAT_FROM])
     device = next(iter(facts.values()))["device"]
     task = f"ice Ih, {options.channels} channels, L = {options.L}, float32"
@@ -122,13 +147,17 @@ def main() -> None:
             f"{100 * deviation:.0f} % ({'within' if deviation <= AIM else 'beyond'} the aim of {100 * AIM:.0f} %)."
         )
     flat += " Slots are for neighbours: as many as the atom with most neighbours has, and all atoms pay for them."
-    below = [flat, *left_out, *disturbance(here)]
+    listed = (
+        f"Lists hold neighbours within the cutoff and a skin of {SKIN} Å; they are made anew when the skin is used up."
+    )
+    below = [flat, listed, *left_out, *disturbance(here)]
     print("\n".join([*notes, "", plain_table(header, rows), "", *below]))
 
     result = {
         "ms": ms,
         "slots": {atoms: said["slots"] for atoms, said in facts.items()},
         "us_per_atom": per_atom,
+        "lists_ms": lists_ms,
         "temporary_bytes": {atoms: said["temporary_bytes"] for atoms, said in facts.items()},
         "compile_s": {atoms: said["compile_s"] for atoms, said in facts.items()},
         "largest_deviation": deviation,
@@ -139,7 +168,9 @@ def main() -> None:
     }
     if options.out:
         write(options.out, "scaling", "Time and memory by size", notes, markdown_table(header, rows), below)
-        curves(options.out / "scaling.png", f"Energy and forces of {task}\n{where}", per_atom, temporary)
+        curves(
+            options.out / "scaling.png", f"Energy and forces of {task}\n{where}", per_atom, lists_per_atom, temporary
+        )
     if options.json:
         print(json.dumps(result))
 
@@ -152,7 +183,9 @@ def largest_deviation(values: Sequence[float]) -> float | None:
     return max(abs(value / middle - 1) for value in values)
 
 
-def curves(path: Path, title: str, per_atom: dict[int, float], temporary: dict[int, float]) -> None:
+def curves(
+    path: Path, title: str, per_atom: dict[int, float], lists: dict[int, float], temporary: dict[int, float]
+) -> None:
     """Time and memory per atom by size, with the band that the time is to stay in."""
     import matplotlib as mpl
 
@@ -160,7 +193,8 @@ def curves(path: Path, title: str, per_atom: dict[int, float], temporary: dict[i
     import matplotlib.pyplot as plt
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left.plot(list(per_atom), list(per_atom.values()), "o-", color=COLORS["jaxmlip"])
+    left.plot(list(per_atom), list(per_atom.values()), "o-", color=COLORS["jaxmlip"], label="energy and forces")
+    left.plot(list(lists), list(lists.values()), "s--", color=COLORS["jaxmlip"], ms=4, label="neighbour lists")
     large = {atoms: value for atoms, value in per_atom.items() if atoms >= FLAT_FROM}
     if len(large) > 1:
         middle = statistics.median(large.values())
@@ -173,7 +207,7 @@ def curves(path: Path, title: str, per_atom: dict[int, float], temporary: dict[i
             zorder=0,
             label=f"median from {FLAT_FROM} atoms on ± {100 * AIM:.0f} %",
         )
-        left.legend(frameon=False, loc="lower right")
+    left.legend(frameon=False, loc="center right", fontsize=8)
     left.set(ylabel="time per atom / µs (median)", ylim=(0, 1.25 * max(per_atom.values())))
     right.plot(list(temporary), list(temporary.values()), "o-", color="#0072B2")
     right.set(ylabel="temporary memory per atom / KiB", ylim=(0, 1.25 * max(temporary.values())))
