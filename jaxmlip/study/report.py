@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -246,8 +247,12 @@ def _noise(number: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _plain(number: dict[str, Any] | None, digits: int) -> str:
-    """Value ± standard error, or a dash."""
+    """Value ± standard error, with so many digits or as many as show the error; or a dash."""
     if number is None:
         return "–"
-    error = f" ± {number['error']:.{digits}f}" if "error" in number else ""
-    return f"{number['value']:.{digits}f}{error}"
+    error = number.get("error")
+    if error is None:
+        return f"{number['value']:.{digits}f}"
+    if 0 < error < math.inf:
+        digits = max(digits, -math.floor(math.log10(error)))
+    return f"{number['value']:.{digits}f} ± {error:.{digits}f}"
