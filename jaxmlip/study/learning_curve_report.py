@@ -176,7 +176,7 @@ def _rank(strategy: str) -> tuple[int, str]:
 
 def _cell(measured: dict[str, Any]) -> str:
     value, seeds, frames = measured["value"], measured["error_seeds"], measured["error_frames"]
-    over_seeds = "" if seeds is None else f" ± {seeds:.2g}"
+    over_seeds = "" if seeds is None else f" ± {seeds if seeds > 1e-9 * abs(value) else 0.0:.2g}"  # not rounding
     return f"{value:.1f}{over_seeds} ({frames:.2g})"
 
 
