@@ -81,6 +81,16 @@ def count(params):
 """
 """The project's potential: ScaleShiftMACE with residual interactions. All contenders below have the same sizes."""
 
+TABULATED = """
+from jaxmlip.potentials.tabulation import tabulate
+evaluated = build
+def build(order):
+    return tabulate(evaluated(order), order.get("tolerance", 1e-5))
+"""
+"""The same potential with its radial functions in tables, as one would use it in a long simulation."""
+
+TABLES = "jaxmlip, tables"
+
 MACE_MODEL = """
 import importlib.util, json
 import numpy as np, torch

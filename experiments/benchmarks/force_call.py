@@ -32,6 +32,8 @@ from contenders import (
     MACE_MODEL,
     MLIP_MODEL,
     OURS_COMMAND,
+    TABLES,
+    TABULATED,
     add_options,
     add_peers,
     bars,
@@ -67,16 +69,6 @@ def prepare(order):
 def plain(name, result):
     return {"energy": float(result.energy[0]), "forces": np.asarray(result.forces).tolist(), **facts}
 """
-
-TABULATED = """
-from jaxmlip.potentials.tabulation import tabulate
-evaluated = build
-def build(order):
-    return tabulate(evaluated(order), order["tolerance"])
-"""
-"""The same potential with its radial functions in tables, as one would use it in a long simulation."""
-
-TABLES = "jaxmlip, tables"
 
 MACE = """
 def prepare(order):

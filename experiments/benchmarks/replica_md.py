@@ -9,7 +9,8 @@ R replicas of 96 atoms for several R, and one of 768 atoms (or of others, with -
 can read them). What is timed is a block of steps, everything included: neighbour lists, forces, thermostat, and what
 an engine hands to the host at the end. Beside the engines stand, for ours, the forces alone (the same replicas as one
 batch, neighbour lists made beforehand), so that the difference is what the engine adds, and ASE's Langevin dynamics
-with our calculator.
+with our calculator. Our engine runs twice: with the radial networks evaluated, as everyone else does, and with radial
+functions in tables, as one would for a long simulation.
 
 Random weights bind nothing: atoms fly. At the 10 K that all start from and are kept at they move between two
 neighbour lists about as far as those of ice at 250 K. mlip's engine refuses cells narrower than two cutoffs, such as
@@ -34,6 +35,8 @@ from contenders import (
     MLIP_MODEL,
     OURS_COMMAND,
     REPOSITORY,
+    TABLES,
+    TABULATED,
     Contender,
     add_options,
     add_peers,
@@ -168,6 +171,7 @@ def main() -> None:
     torch_sim = peer_command(options.mace_python, "mace-torch==0.3.16", "torch", "torch-sim-atomistic==0.3.0")
     programs = {
         OURS_NAME: (OURS_COMMAND, JAXMLIP_MODEL + OURS),
+        TABLES: (OURS_COMMAND, JAXMLIP_MODEL + TABULATED + OURS),
         FORCES_NAME: (OURS_COMMAND, JAXMLIP_MODEL + FORCES),
         ASE_NAME: (OURS_COMMAND, JAXMLIP_MODEL + ASE),
         "mlip": (mlip_command(options.mlip_python), MLIP_MODEL + MLIP),
@@ -213,6 +217,10 @@ def main() -> None:
     if eight and as_one:
         batching = eight[OURS_NAME] / as_one[FORCES_NAME]
         notes.append(f"A step of 8 replicas of {ATOMS} atoms takes {batching:.2f} force calls of {8 * ATOMS} atoms.")
+    for who in options.peers:
+        tables = {task: found[who] / found[TABLES] for task, found in ms.items() if who in found}
+        said = ", ".join(f"{task}: {ratio:.1f}" for task, ratio in tables.items())
+        notes.append(f"{who} takes this many times as long as {TABLES}: {said}.")
     notes += disturbance(here)
     print("\n".join([*notes[:2], "", plain_table(header, rows), "", *notes[2:]]))
     if options.out:
@@ -256,7 +264,7 @@ def _plot(path: Path, ms: dict[str, dict[str, float]], replicas: list[int], titl
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
-    colors = COLORS | {"torch-sim": COLORS["mace-torch"], FORCES_NAME: "0.6", ASE_NAME: COLORS["jaxmlip, tables"]}
+    colors = COLORS | {"torch-sim": COLORS["mace-torch"], FORCES_NAME: "0.6", ASE_NAME: "#CC79A7"}
     for who in dict.fromkeys(who for found in ms.values() for who in found):
         points = [(r, 1e3 * r / ms[f"{r} × {ATOMS}"][who]) for r in replicas if who in ms[f"{r} × {ATOMS}"]]
         if points:
