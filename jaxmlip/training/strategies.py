@@ -169,12 +169,13 @@ class MultiFidelity(Continued):
                 "moves; lower rank, or choose another moves."
             )
 
-        types = {frame_kind(frame) for frames in (data.low, *data.between) for frame in frames}
-        if unknown := self.replay_shares.keys() - types:
-            raise ValueError(
-                f"replay_shares names frames of type {min(unknown)}, but those to be replayed are of types "
-                f"{', '.join(sorted(types))}; correct the name."
-            )
+        if self.replay_shares:
+            types = {frame_kind(frame) for frames in (data.low, *data.between) for frame in frames}
+            if unknown := self.replay_shares.keys() - types:
+                raise ValueError(
+                    f"replay_shares names frames of type {min(unknown)}, but those to be replayed are of types "
+                    f"{', '.join(sorted(types))}; correct the name."
+                )
         rng = np.random.default_rng(data.settings.seed)
         for head, frames in enumerate((data.low, *data.between)):
             own = foundation.references if head == 0 else self.lifted(foundation, frames, data.low)
@@ -206,15 +207,16 @@ class MultiFidelity(Continued):
 
     def _chosen(self, frames: Sequence[Frame], number: int, rng: np.random.Generator) -> list[int]:
         """So many frames, or all there are; more than once only those of types with a share."""
-        types = np.array([frame_kind(frame) for frame in frames])
-        chosen: list[int] = []
-        for kind, share in self.replay_shares.items():
-            there = np.flatnonzero(types == kind)
-            if len(there):  # not every fidelity has every type
-                repeats, rest = divmod(round(share * number), len(there))
-                chosen += [*np.repeat(there, repeats), *rng.choice(there, rest, replace=False)]
-        others = np.flatnonzero(~np.isin(types, list(self.replay_shares)))
-        chosen += [*rng.choice(others, min(len(others), number - len(chosen)), replace=False)]
+        others, chosen = np.arange(len(frames)), []
+        if self.replay_shares:
+            types = np.array([frame_kind(frame) for frame in frames])
+            others = np.flatnonzero(~np.isin(types, list(self.replay_shares)))
+            for kind, share in self.replay_shares.items():
+                there = np.flatnonzero(types == kind)
+                if len(there):  # not every fidelity has every type
+                    repeats, rest = divmod(round(share * number), len(there))
+                    chosen += [*np.repeat(there, repeats), *rng.choice(there, rest, replace=False)]
+        chosen += [*rng.choice(others, min(len(others), max(0, number - len(chosen))), replace=False)]
         return sorted(int(index) for index in chosen)
 
 
