@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -15,12 +16,15 @@ from ase.filters import FrechetCellFilter
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
+from ase.phonons import Phonons
 from ase.stress import full_3x3_to_voigt_6_stress
 from morse import TRACES, morse
 
 from jaxmlip.potentials import ase as bridge
 from jaxmlip.potentials.ase import AseTeacher, Calculator
 from jaxmlip.potentials.evaluation import predict
+from jaxmlip.potentials.potential import evaluate
+from jaxmlip.systems.graph import graph_from_atoms
 
 
 def copper(repeat: int = 1, seed: int | None = 0, a: float = 3.75) -> Atoms:
@@ -73,6 +77,25 @@ class TestCalculator:
         assert atoms.get_volume() ** (1 / 3) == pytest.approx(best, abs=2e-3)
         assert np.abs(atoms.get_stress()).max() < 2e-4
         assert np.abs(atoms.get_forces()).max() < 8e-3
+
+    def test_phonons_are_those_of_second_derivatives(self, x64, tmp_path):
+        """Frozen phonons of a crystal at a wave vector that its supercell holds, against the Hessian of the energy."""
+        potential, crystal = morse(np.float64), bulk("Cu", a=3.45)
+        phonons = Phonons(crystal, Calculator(potential), supercell=(3, 3, 3), delta=1e-3, name=str(tmp_path / "cu"))
+        phonons.run()
+        phonons.read(acoustic=False, symmetrize=0)
+        found = np.sort(phonons.band_structure([[1 / 3, 0, 0]], verbose=False)[0])
+
+        supercell = crystal * (3, 3, 3)
+        graph = graph_from_atoms(supercell, potential.cutoff, potential.inner_cutoff, dtype=np.float64)
+        moved = lambda shift: evaluate(potential, graph.replace(positions=graph.positions.at[0].add(shift))).forces  # noqa: E731
+        graph = jax.device_put(graph)
+        constants = -jax.jacfwd(moved)(np.zeros(3))  # [atoms, 3, 3]
+        phases = np.exp(2j * np.pi / 3 * crystal.cell.scaled_positions(supercell.positions)[:, 0])
+        squares = np.linalg.eigvalsh(np.einsum("j,jab->ab", phases, constants) / crystal.get_masses()[0])
+        expected = np.sqrt(squares) * units._hbar * units.m / np.sqrt(units._e * units._amu)
+        assert expected.min() > 1e-3
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
 
     def test_conserves_energy_with_few_lists(self, x64, monkeypatch):
         """150 steps of NVE: the skin saves most neighbour lists and changes nothing; total energy to 1e-4 eV/atom."""
