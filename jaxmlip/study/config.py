@@ -148,6 +148,9 @@ STUDIES: dict[str, type[Section]] = {
 def load_config(path: Path, overrides: list[str] | None = None) -> Section:
     """Read a YAML configuration and apply `key=value` overrides (dotted keys, YAML values).
 
+    In a list that replaces one of the file, names stand for the file's entries of these names, fields and all:
+    `strategies=[multi_fidelity]` is the file's multi-fidelity strategy alone.
+
     Raises:
         ConfigError: with one sentence per mistake, if the file is missing or not YAML, an override is malformed, a key
             is unknown or a value is not allowed.
@@ -204,9 +207,14 @@ def _apply(content: dict, override: str) -> None:
         if not isinstance(content, dict):
             raise ConfigError(f"The override {override!r} sets a key below {parent}, which is a single value.")
     try:
-        content[last] = yaml.safe_load(value)
+        wanted = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"The value of the override {override!r} is not YAML.") from None
+    there = content.get(last)
+    if isinstance(there, list) and isinstance(wanted, list):
+        entries = {entry.get("title") or entry.get("name"): entry for entry in there if isinstance(entry, dict)}
+        wanted = [entries.get(each, each) if isinstance(each, str) else each for each in wanted]
+    content[last] = wanted
 
 
 def _sentence(source: str, model: type[pydantic.BaseModel], error: Any) -> str:

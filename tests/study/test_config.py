@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from jaxmlip.study.config import ClustersToBulk, ConfigError, TrainOne, load_config, schema, template
-from jaxmlip.training.strategies import Direct, MultiFidelity
+from jaxmlip.training.strategies import Differential, Direct, MultiFidelity, SingleFidelity
 
 
 @pytest.fixture
@@ -32,6 +32,15 @@ def test_strategies_take_parameters(quick):
     slow = Direct(title="slow", training={"seed": 1})
     assert config.strategies == [Direct(), MultiFidelity(replay=0.25), slow]
     assert [strategy.called for strategy in config.strategies] == ["direct", "multi_fidelity", "slow"]
+
+
+def test_names_stand_for_the_strategies_of_the_file(quick):
+    """A part of a study is a part of it; what the file does not have is as by default."""
+    entries = "[direct, {name: multi_fidelity, replay: 0.25}, {name: differential, title: slow}]"
+    quick.write_text(quick.read_text().replace("[direct]", entries))
+    config = load_config(quick, ["strategies=[multi_fidelity, slow, single_fidelity]"])
+    assert isinstance(config, ClustersToBulk)
+    assert config.strategies == [MultiFidelity(replay=0.25), Differential(title="slow"), SingleFidelity()]
 
 
 @pytest.mark.parametrize(
