@@ -5,7 +5,7 @@ import enum
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import h5py
 import numpy as np
@@ -223,44 +223,34 @@ def load_run(path: str | Path | Sequence[str | Path], every: int = 1) -> Run:
     paths = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
     if not paths:
         raise ValueError("There are no files to read a run from.")
+    lengths = []
+    for each in paths:
+        with opened(each) as file:
+            lengths.append(read_frames_number(file))
     runs = []
     for each in paths:
         with opened(each) as file:
-            runs.append(_read(file, slice(every - 1, read_frames_number(file), every)))
+            runs.append(_read(file, slice(every - 1, min(lengths), every)))
     return runs[0] if len(runs) == 1 else _joined(paths, runs)
 
 
 def _joined(paths: Sequence[Path], runs: Sequence[Run]) -> Run:
-    """One run of the replicas of several."""
-    frames = min(run.n_frames for run in runs)
+    """One run of the replicas of several of equal length."""
     first = runs[0]
+    names = [name for name in PER_REPLICA if name != "outcomes" and getattr(first, name) is not None]
     for path, run in zip(paths, runs, strict=True):
-        same = np.array_equal(run.numbers, first.numbers) and np.array_equal(run.pbc, first.pbc)
-        same &= np.array_equal(run.time_fs[:frames], first.time_fs[:frames]) and run.cells.ndim == first.cells.ndim
+        same = all(np.array_equal(getattr(run, name), getattr(first, name)) for name in ("numbers", "pbc", "time_fs"))
+        same &= all(np.shape(getattr(run, name))[1:] == np.shape(getattr(first, name))[1:] for name in names)
         if not same or run.observed_units != first.observed_units:
             raise ValueError(f"{path} and {paths[0]} hold different runs; give the files of one run.")
-
-    def together(values: Sequence[np.ndarray | None], in_time: bool = True) -> np.ndarray | None:
-        if any(value is None for value in values):
-            return None
-        return np.concatenate([value[:, :frames] if in_time else value for value in values if value is not None])
-
-    constant = {"masses", "lengths", *(["cells"] if first.cells.ndim == 3 else [])}
-    changes = {
-        name: together([getattr(run, name) for run in runs], name not in constant)
-        for name in PER_REPLICA
-        if name != "outcomes"
-    }
-    assert changes["lengths"] is not None
-    changes["lengths"] = np.minimum(changes["lengths"], frames)
+    changes: dict[str, Any] = {name: np.concatenate([getattr(run, name) for run in runs]) for name in names}
     return dataclasses.replace(
         first,
         **changes,
-        time_fs=first.time_fs[:frames],
         outcomes=tuple(outcome for run in runs for outcome in run.outcomes),
         wall_s=max(run.wall_s for run in runs),
         ns_per_day=sum(run.ns_per_day for run in runs),
-        observed={name: together([run.observed[name] for run in runs]) for name in first.observed},
+        observed={name: np.concatenate([run.observed[name] for run in runs]) for name in first.observed},
     )
 
 
