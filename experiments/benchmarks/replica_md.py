@@ -65,9 +65,7 @@ from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.session import Options, make_session
 def prepare(order):
     options = Options(
-        time_ps=None, steps=10**8, timestep_fs=0.5, replicas=order["replicas"], seed=0, sample_every_fs=0.5 * 10**8,
-        skin=0.5, on_failure="mark", watch_bonds=False, observables=(), against=None, observe_every_fs=None,
-        devices=None,
+        steps=10**8, replicas=order["replicas"], sample_every_fs=0.5 * 10**8, on_failure="mark", watch_bonds=False
     )
     driver = make_session([build(order)], atoms_of(order["structure"]), NVT(10.0), options).driver
     driver.prepare()

@@ -62,8 +62,9 @@ def lister(atoms, cutoff, skin):
     number = bins_for(len(atoms), heights, reach)
     bins = None if number is None else Bins(number, fullest_bin(positions[0], cells[0], number))
     room = Room(image_search(heights, reach), listed, seen, inner, bins)
-    arrays = jax.device_put([np.float32(each) for each in (positions, cells, np.linalg.inv(cells))])
-    call = jax.jit(lambda positions, cells, inverses: lists_of_replicas(positions, cells, inverses, reach, room))
+    where = [np.float32(each) for each in (positions, cells, np.linalg.inv(cells))]
+    arrays = jax.device_put([atoms.numbers[None], *where])
+    call = jax.jit(lambda species, *where: lists_of_replicas(species, *where, reach, room))
     return (lambda: jax.block_until_ready(call(*arrays))), "all pairs" if bins is None else "bins"
 def ready(order):
     potential, atoms = build(order), atoms_of(order["structure"])

@@ -115,7 +115,7 @@ class NPT(Ensemble):
         }
 
     @staticmethod
-    def degrees_of_freedom(atoms: int) -> int:
+    def degrees_of_freedom(atoms: Any) -> Any:
         """3N."""
         return 3 * atoms
 
@@ -194,6 +194,7 @@ class NPTNoseHoover(Ensemble):
 
     moves_cell: ClassVar[bool] = True
     conserves: ClassVar[bool] = True
+    pads: ClassVar[bool] = False
 
     temperature_K: PerReplica
     pressure_GPa: PerReplica = 0.0

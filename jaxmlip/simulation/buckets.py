@@ -1,30 +1,44 @@
-"""Simulations of many unlike structures: those that are alike in kind share a program."""
+"""Simulations of many unlike structures: those of similar size share a program."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.ensembles import Ensemble
-from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.processes import run_in_processes
+from jaxmlip.simulation.session import Options, make_session
 from jaxmlip.simulation.trajectory import Run
+
+MOST_PADDING = 0.25
+"""Share of a program's atoms that may be padding, which costs memory and time; a further program costs compilation."""
 
 
 def simulate_each(
-    potential: Potential, structures: Sequence[Atoms], ensemble: Ensemble, *, replicas: int = 1, **options: Any
+    potential: Potential,
+    structures: Sequence[Atoms],
+    ensemble: Ensemble,
+    *,
+    replicas: int = 1,
+    progress: bool = True,
+    **options: Any,
 ) -> list[Run]:
     """A run for each of several structures, of any sizes and elements.
 
-    Structures with equal atoms in equal order, and the same periodic directions, are replicas of one program, whatever
-    their positions and cells; unlike ones are simulated one after another. A replica's random numbers follow from the
-    seed and its place among those of its kind.
+    Structures of similar size, and with the same periodic directions, are replicas of one program, in which smaller
+    ones are padded with atoms that take no part; the programs follow one another. Where a Nosé–Hoover chain is part of
+    the ensemble, sizes must be equal for that. Replicas are counted through all structures; a replica's random numbers
+    follow from the seed and its number, and messages call it by that.
 
     Args:
         potential: see `simulate`.
         structures: one start for each run.
         ensemble: with one temperature, and one pressure, for all.
         replicas: of each structure.
+        progress: show a progress bar for each program.
         options: as `simulate` takes them.
 
     Returns:
@@ -38,12 +52,40 @@ def simulate_each(
         raise ValueError("No structure was given to start from.")
     if replicas < 1:
         raise ValueError(f"A simulation needs at least one replica, not {replicas}.")
-    buckets: dict[tuple[bytes, bytes], list[int]] = {}
-    for number, atoms in enumerate(structures):
-        buckets.setdefault((atoms.numbers.tobytes(), atoms.pbc.tobytes()), []).append(number)
-    runs: dict[int, Run] = {}
-    for members in buckets.values():
+    chosen, runs = Options(**options), {}
+    for members in _buckets(structures, MOST_PADDING if ensemble.pads else 0.0):
         starts = [structures[number] for number in members for _ in range(replicas)]
-        run = simulate(potential, starts, ensemble, **options)
-        runs |= {n: run.part(slice(k * replicas, (k + 1) * replicas)) for k, n in enumerate(members)}
+        indices = np.array([number * replicas + k for number in members for k in range(replicas)])
+        run = run_in_processes(
+            lambda share, starts=starts, indices=indices: make_session(
+                [potential], starts, ensemble, chosen, share, alike=False, indices=indices
+            ).run(progress)
+        )
+        for place, number in enumerate(members):
+            own = run.part(slice(place * replicas, (place + 1) * replicas))
+            runs[number] = _without_padding(own, structures[number])
     return [runs[number] for number in range(len(structures))]
+
+
+def _buckets(structures: Sequence[Atoms], most_padding: float) -> Iterator[list[int]]:
+    """Numbers of the structures that share a program, largest first."""
+    alike: dict[bytes, list[int]] = {}
+    for number, atoms in enumerate(structures):
+        alike.setdefault(atoms.pbc.tobytes(), []).append(number)
+    for numbers in alike.values():
+        bucket: list[int] = []
+        for number in sorted(numbers, key=lambda n: -len(structures[n])):
+            joined = [*bucket, number]
+            sizes = [len(structures[member]) for member in joined]
+            if sum(sizes) < (1.0 - most_padding) * len(sizes) * sizes[0]:
+                yield bucket
+                joined = [number]
+            bucket = joined
+        yield bucket
+
+
+def _without_padding(run: Run, atoms: Atoms) -> Run:
+    """The run of one structure, cut out of that of its bucket."""
+    n = len(atoms)
+    numbers = np.asarray(atoms.numbers, np.int64)
+    return dataclasses.replace(run, numbers=numbers, positions=run.positions[:, :, :n], masses=run.masses[:, :n])

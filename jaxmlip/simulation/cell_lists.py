@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxmlip.simulation.neighbors import DeviceList, nearest_pairs
 from jaxmlip.types import AnyArray, Vectors
@@ -55,6 +55,7 @@ def fullest_bin(positions: Float[np.ndarray, "atoms 3"], cell: Float[np.ndarray,
 
 
 def binned_neighbors(
+    real: Bool[AnyArray, " atoms"],
     positions: Vectors,
     cell: Float[AnyArray, "3 3"],
     inverse: Float[AnyArray, "3 3"],
@@ -66,6 +67,7 @@ def binned_neighbors(
     """What `device_neighbors` gives, and the atoms of the fullest bin; the lists are incomplete if it has no room.
 
     Args:
+        real: False for padding atoms, which are in no bin.
         positions: Å, wrapped or not.
         cell: lattice vectors as rows, Å, periodic in all three directions.
         inverse: of the cell, 1/Å.
@@ -81,7 +83,7 @@ def binned_neighbors(
 
     strides = jnp.asarray([bins.number[1] * bins.number[2], bins.number[2], 1], jnp.int32)
     total = int(np.prod(bins.number))
-    flat = place @ strides
+    flat = jnp.where(real, place @ strides, total)
     order = jnp.argsort(flat).astype(jnp.int32)
     ordered = flat[order]
     rank = jnp.arange(atoms) - jnp.searchsorted(ordered, ordered, side="left")
@@ -96,12 +98,13 @@ def binned_neighbors(
         candidates = table[(where - image * number) @ strides]
         vectors = inside[candidates] + (image.astype(cell.dtype) @ cell)[:, None, :] - inside[atom]
         itself = (candidates == atom) & ~image.any(axis=1)[:, None]
-        squared = jnp.where((candidates < 0) | itself, jnp.inf, (vectors**2).sum(-1))
-        real, index, needed = nearest_pairs(squared.reshape(1, -1), cutoff, slots)
+        none = (candidates < 0) | itself | ~real[atom]
+        squared = jnp.where(none, jnp.inf, (vectors**2).sum(-1))
+        found, index, needed = nearest_pairs(squared.reshape(1, -1), cutoff, slots)
         other = candidates.ravel()[index[0]]
         shift = image[index[0] // bins.room] - turns[other] + turns[atom]
-        neighbors = jnp.where(real[0], other, -1)
-        return neighbors, jnp.where(real[0][:, None], shift, 0).astype(jnp.int16), needed[0]
+        neighbors = jnp.where(found[0], other, -1)
+        return neighbors, jnp.where(found[0][:, None], shift, 0).astype(jnp.int16), needed[0]
 
     neighbors, shifts, needed = jax.lax.map(of_one, jnp.arange(atoms, dtype=jnp.int32), batch_size=ATOMS_AT_ONCE)
     return DeviceList(neighbors=neighbors, shifts=shifts, needed=needed.max()), fullest

@@ -24,7 +24,7 @@ from jaxmlip.simulation.engine import (
     current_cells,
     initial_state,
 )
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.ensembles import PADDING_MASS, Ensemble
 from jaxmlip.simulation.neighbors import cell_heights, image_search, pseudo_inverse
 from jaxmlip.simulation.safety import OUTCOMES, Bonds
 from jaxmlip.simulation.schedules import Number, Schedule
@@ -65,42 +65,48 @@ class Driver:
         kind: type[Ensemble],
         schedules: dict[str, Schedule],
         *,
-        masses: np.ndarray,
+        masses: Sequence[np.ndarray],
         bonds: Bonds,
         timestep_fs: Number,
         skin: Number,
         seed: int,
         stop_at_failure: bool,
         layout: Layout = ONE,
-        first: int = 0,
+        indices: np.ndarray | None = None,
+        atoms: int | None = None,
     ) -> None:
         """Set up replicas at their starts.
 
         Args:
             potential: any Potential, or a stack of them if the layout says so.
-            starts: one structure for each replica, of equal atoms.
+            starts: one structure for each replica, periodic in the same directions; of equal numbers of atoms, or of
+                different ones if the ensemble `pads`.
             kind: the ensemble's functions.
             schedules: its numbers.
-            masses: [replicas, atoms], amu.
+            masses: [atoms] of each replica, amu.
             bonds: that must not break.
             timestep_fs: fs.
             skin: Å.
             seed: of velocities and noise.
             stop_at_failure: whether the failure of one replica is an exception.
-            layout: see there; replicas of equal index in different models have equal random numbers.
-            first: index of the first replica, where others are simulated elsewhere.
+            layout: see there.
+            indices: [replicas], which with the seed decide their random numbers, and by which messages call them; by
+                default they are counted.
+            atoms: what replicas with fewer are padded to, by default the most there are.
         """
-        self.layout, self.atoms = layout, len(starts[0])
-        cells = np.stack([periodic_cell(atoms) for atoms in starts])
+        self.layout, self.sizes = layout, np.array([len(each) for each in starts])
+        self.atoms = int(self.sizes.max()) if atoms is None else atoms
+        cells = np.stack([periodic_cell(each) for each in starts])
         self.potential = jax.device_put(potential)
         self.cutoff, self.inner_cutoff = potential.cutoff, potential.inner_cutoff
         self.heights = self._search_heights(cells, kind)
         self.timestep_fs, self.skin, self.stop_at_failure = float(timestep_fs), float(skin), stop_at_failure
         self.kind, self.schedules = kind, schedules
-        host_positions = np.stack([atoms.positions for atoms in starts])
-        positions = jnp.asarray(host_positions, float)
+        host_positions = [each.positions for each in starts]
+        positions = jnp.asarray(self._padded(host_positions, 0.0), float)
+        species = jnp.asarray(self._padded([each.numbers for each in starts], 0), jnp.int32)
         self.system = System(
-            species=jnp.asarray(starts[0].numbers, jnp.int32),
+            species=species,
             cells=jnp.asarray(cells, float),
             inverses=jnp.asarray(np.stack([pseudo_inverse(cell) for cell in cells]), float),
             lowest=jnp.asarray(self.heights, float),
@@ -109,10 +115,11 @@ class Driver:
         needed = self._needed(host_positions, cells)
         self.room = self._room_for(*map(int, needed))
         n, key = len(starts), jax.random.key(int(seed))
-        indices = first + np.arange(n) % (n // (jax.tree.leaves(potential)[0].shape[0] if layout.models else 1))
-        state = initial_state(
-            positions, jnp.asarray(masses, float), self.system.cells, key, indices, schedules, kind=kind
-        )
+        indices = np.arange(n) if indices is None else indices
+        self._called = np.arange(n) if layout.models else indices
+        self.masses = self._padded(masses, PADDING_MASS)
+        weights = jnp.asarray(self.masses, float)
+        state = initial_state(species, positions, weights, self.system.cells, key, indices, schedules, kind=kind)
         self.walkers = Walkers(
             state=state,
             energy=jnp.zeros(n, positions.dtype),
@@ -126,6 +133,19 @@ class Driver:
             **self._flags(fresh=True),
         )
         self._clear_lists()
+
+    def _padded(self, values: Sequence[np.ndarray], padding: Number) -> np.ndarray:
+        """Values of each replica's atoms, [replicas, atoms, ...]."""
+        padded = np.full((len(values), self.atoms, *values[0].shape[1:]), padding, values[0].dtype)
+        for replica, each in enumerate(values):
+            padded[replica, : len(each)] = each
+        return padded
+
+    @property
+    def positions(self) -> list[np.ndarray]:
+        """Where the atoms of each replica are now, [atoms, 3], Å."""
+        everywhere = np.asarray(self.walkers.state.position, np.float64)
+        return [each[:size] for each, size in zip(everywhere, self.sizes, strict=True)]
 
     @property
     def all_failed(self) -> bool:
@@ -260,7 +280,7 @@ class Driver:
             cells = np.asarray(current_cells(self.system, self.walkers.state, self.kind), np.float64)
             self.heights = self._search_heights(cells, self.kind)
             self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
-            needed = self._needed(np.asarray(self.walkers.state.position, np.float64), cells)
+            needed = self._needed(self.positions, cells)
         listed, slots, inner, in_bin = (int(n) for n in needed)
         grown = self._room_for(listed + listed // 8, slots + slots // 8, inner + 1 + inner // 8, in_bin + in_bin // 8)
         old = self.room
@@ -275,7 +295,7 @@ class Driver:
         )
         self._clear_lists()
 
-    def _needed(self, positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    def _needed(self, positions: Sequence[np.ndarray], cells: np.ndarray) -> np.ndarray:
         """Slots and, in large cells, atoms in a bin that the replicas will need, with some to spare."""
         slots = slots_needed(positions, cells, self.cutoff, self.inner_cutoff, self.skin)
         number = bins_for(self.atoms, self.heights, self.cutoff + self.skin)
@@ -287,7 +307,7 @@ class Driver:
         replica = int(np.flatnonzero(failure)[0])
         step = int(failed_at[replica])
         raise SimulationError(
-            f"Replica {replica} failed in step {step} ({step * self.timestep_fs:g} fs): "
+            f"Replica {self._called[replica]} failed in step {step} ({step * self.timestep_fs:g} fs): "
             f"{OUTCOMES[int(failure[replica])].value}. Likely causes: (a) atoms too close in the start structure; "
             f"(b) a timestep of {self.timestep_fs:g} fs is too long for the lightest atoms; (c) the potential left the "
             'range of its training data. With on_failure="mark" the other replicas go on.'
@@ -295,7 +315,7 @@ class Driver:
 
 
 def slots_needed(
-    positions: np.ndarray, cells: np.ndarray, cutoff: float, inner_cutoff: float, skin: float
+    positions: Sequence[np.ndarray], cells: np.ndarray, cutoff: float, inner_cutoff: float, skin: float
 ) -> np.ndarray:
     """Slots that the replicas' lists will need (listed, seen by the potential, inner), found on the host.
 

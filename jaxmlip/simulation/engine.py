@@ -48,7 +48,7 @@ class System(flax.struct.PyTreeNode):
     """What stays fixed during a run.
 
     Attributes:
-        species: [atoms].
+        species: [replicas, atoms]; 0 marks padding, behind the atoms of replicas that have fewer than others.
         cells: [replicas, 3, 3], those of the start, Å; zero rows where not periodic.
         inverses: [replicas, 3, 3], their pseudo-inverses, 1/Å.
         lowest: [3], heights of cells in Å below which `Room.search` is not complete.
@@ -163,7 +163,7 @@ def advance(
         return walkers.replace(**{name: getattr(walkers, name)[None] for name in FLAGS})
 
     own, all_ = PartitionSpec(SHARED), PartitionSpec()
-    parts = System(species=all_, cells=own, inverses=own, lowest=all_, bonds=own)  # type: ignore[arg-type]
+    parts = System(species=own, cells=own, inverses=own, lowest=all_, bonds=own)  # type: ignore[arg-type]
     specs = (own if layout.models else all_, parts, own, own, all_, all_, all_)
     shared = jax.shard_map(on_one_device, mesh=layout.mesh, in_specs=specs, out_specs=own, check_vma=False)
     return shared(potential, system, walkers, schedules, until, dt, skin)
@@ -215,7 +215,7 @@ def _with_lists(
         inverses = geometry.inverses(cells)
         narrow = (geometry.heights(cells) < system.lowest).any()
 
-    lists, fullest = lists_of_replicas(positions, cells, inverses, potential.cutoff + skin, room)
+    lists, fullest = lists_of_replicas(system.species, positions, cells, inverses, potential.cutoff + skin, room)
     return walkers.replace(
         neighbors=lists.neighbors,
         shifts=lists.shifts,
@@ -228,24 +228,29 @@ def _with_lists(
     )
 
 
-def lists_of_replicas(positions: Any, cells: Any, inverses: Any, reach: Any, room: Room) -> tuple[DeviceList, Any]:
+def lists_of_replicas(
+    species: Any, positions: Any, cells: Any, inverses: Any, reach: Any, room: Room
+) -> tuple[DeviceList, Any]:
     """Lists of all replicas, made for as many at once as memory allows, and the atoms in the fullest bin."""
     replicas, atoms, _ = positions.shape
+    real = species > 0
     if room.bins is not None:
         bins = room.bins
 
-        def binned(replica: tuple[Any, Any, Any]) -> Any:
-            return binned_neighbors(*replica, reach, bins=bins, slots=room.listed)
+        def binned(replica: tuple[Any, Any, Any, Any]) -> Any:
+            real, where, cell, inverse = replica
+            return binned_neighbors(real, where, cell, inverse, reach, bins=bins, slots=room.listed)
 
-        lists, fullest = jax.lax.map(binned, (positions, cells, inverses))
+        lists, fullest = jax.lax.map(binned, (real, positions, cells, inverses))
         return lists, fullest.max().astype(jnp.int32)
 
-    def lists_of(replica: tuple[Any, Any, Any]) -> Any:
-        return device_neighbors(*replica, reach, search=room.search, slots=room.listed)
+    def lists_of(replica: tuple[Any, Any, Any, Any]) -> Any:
+        real, where, cell, inverse = replica
+        return device_neighbors(real, where, cell, inverse, reach, search=room.search, slots=room.listed)
 
     pairs = atoms * atoms * len(room.search.translations)
     at_once = max(1, min(replicas, PAIRS_AT_ONCE // pairs))
-    return jax.lax.map(lists_of, (positions, cells, inverses), batch_size=at_once), 0
+    return jax.lax.map(lists_of, (real, positions, cells, inverses), batch_size=at_once), 0
 
 
 def _step(
@@ -261,7 +266,7 @@ def _step(
 ) -> Walkers:
     """One step of all replicas, kept only if the lists held for all of them."""
     numbers = {name: schedule.at((walkers.step + 1) * dt) for name, schedule in schedules.items()}
-    state = jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers)
+    state = padding_at_rest(system.species, jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers))
     cells = current_cells(system, state, kind)
     lists = walkers.neighbors, walkers.shifts
     prediction, needed = _predicted(potential, system, state.position, cells, *lists, kind.moves_cell, room, models)
@@ -326,9 +331,9 @@ def _predicted(
 ) -> tuple[Prediction, Any]:
     """Energies, forces [replicas, atoms, 3] and stress, and the slots that atoms need, [replicas, atoms, 2]."""
 
-    def of_one_model(potential: Potential, positions: Any, *of_replicas: Any) -> tuple[Prediction, Any]:
+    def of_one_model(potential: Potential, species: Any, positions: Any, *rest: Any) -> tuple[Prediction, Any]:
         graph, needed = within_cutoff(
-            as_one_graph(system, positions, *of_replicas),
+            as_one_graph(species, positions, *rest),
             potential.cutoff,
             potential.inner_cutoff,
             slots=room.slots,
@@ -338,7 +343,7 @@ def _predicted(
         forces = prediction.forces.reshape(positions.shape)
         return prediction.replace(forces=forces), needed.reshape(*positions.shape[:2], 2)
 
-    replicas = positions, cells, neighbors, shifts
+    replicas = system.species, positions, cells, neighbors, shifts
     if not models:
         return of_one_model(potential, *replicas)
     number = jax.tree.leaves(potential)[0].shape[0]
@@ -355,18 +360,25 @@ def current_cells(system: System, state: Any, kind: type[Ensemble]) -> Any:
     return state.cell if kind.moves_cell else system.cells
 
 
-def as_one_graph(system: System, positions: Any, cells: Any, neighbors: Any, shifts: Any) -> Graph:
+def padding_at_rest(species: Any, state: Any) -> Any:
+    """States whose padding atoms are at the origin, where no strain moves them, and without momentum."""
+    real = (species > 0)[:, :, None]
+    still = {name: jnp.where(real, getattr(state, name), 0.0) for name in ("position", "momentum")}
+    return dataclasses.replace(state, **still)
+
+
+def as_one_graph(species: Any, positions: Any, cells: Any, neighbors: Any, shifts: Any) -> Graph:
     """All replicas as one batch, which a potential handles better than a mapped axis: it knows how to cut batches."""
     replicas, atoms, _ = positions.shape
     offset = (atoms * jnp.arange(replicas, dtype=jnp.int32))[:, None, None]
     neighbors = jnp.where(neighbors == GHOST, GHOST, neighbors + offset)
     return Graph(
         positions=positions.reshape(-1, 3),
-        species=jnp.tile(system.species, replicas),
+        species=species.reshape(-1),
         cell=cells,
         neighbors=neighbors.reshape(replicas * atoms, -1),
         shifts=shifts.reshape(replicas * atoms, -1, 3),
-        owner=jnp.repeat(jnp.arange(replicas, dtype=jnp.int32), atoms),
+        owner=jnp.where(species > 0, jnp.arange(replicas, dtype=jnp.int32)[:, None], replicas).reshape(-1),
     )
 
 
@@ -377,6 +389,7 @@ def _furthest(here: Any, there: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="kind")
 def initial_state(
+    species: Any,
     positions: Any,
     masses: Any,
     cells: Any,
@@ -389,7 +402,7 @@ def initial_state(
     """States of all replicas; a replica's random numbers depend on the seed and its index [replicas] alone."""
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     numbers = {name: schedule.at(0.0) for name, schedule in schedules.items()}
-    return jax.vmap(kind.init)(keys, positions, masses, cells, numbers)
+    return padding_at_rest(species, jax.vmap(kind.init)(keys, positions, masses, cells, numbers))
 
 
 @functools.partial(jax.jit, static_argnames="kind")

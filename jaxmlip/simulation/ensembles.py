@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxmlip.simulation.schedules import Number, PerReplica, Schedule, check_range, schedule
 from jaxmlip.types import AnyArray, Leaf, Vectors
@@ -24,6 +24,9 @@ from jaxmlip.units import FS, KB
 
 PS = 1000.0 * FS
 """One picosecond in the internal unit of time."""
+
+PADDING_MASS = 1e-30
+"""Mass of a padding atom, amu: nothing to the centre of mass, yet something to divide by."""
 
 
 class Ensemble(abc.ABC):
@@ -35,10 +38,13 @@ class Ensemble(abc.ABC):
     Attributes:
         moves_cell: whether states have a `cell` that moves and want the `stress` for it.
         conserves: whether total energy + `reservoir` is conserved while the numbers do not change.
+        pads: whether there may be padding atoms, which weigh `PADDING_MASS` and feel no force; the engine keeps them at
+            rest. jax-md's chains want the number of atoms to be the same in all replicas.
     """
 
     moves_cell: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
+    pads: ClassVar[bool] = True
 
     @abc.abstractmethod
     def schedules(self, replicas: int) -> dict[str, Schedule]:
@@ -49,9 +55,9 @@ class Ensemble(abc.ABC):
         """
 
     @staticmethod
-    def degrees_of_freedom(atoms: int) -> int:
+    def degrees_of_freedom(atoms: Any) -> Any:
         """With which temperatures are counted: 3N − 3, the centre of mass being at rest; 3 for a single atom."""
-        return max(3 * atoms - 3, 3)
+        return 3 * atoms - 3 * (atoms > 1)
 
     @staticmethod
     @abc.abstractmethod
@@ -162,7 +168,7 @@ class NVT(Ensemble):
         }
 
     @staticmethod
-    def degrees_of_freedom(atoms: int) -> int:
+    def degrees_of_freedom(atoms: Any) -> Any:
         """3N."""
         return 3 * atoms
 
@@ -215,6 +221,7 @@ class NVTNoseHoover(Ensemble):
     """
 
     conserves: ClassVar[bool] = True
+    pads: ClassVar[bool] = False
 
     temperature_K: PerReplica
     temperature_time_ps: Number = 0.1
@@ -345,8 +352,10 @@ class NVTVelocityRescaling(Ensemble):
         state = NVE.finish(state, forces, dt, numbers)
         momentum = centred(state.momentum, state.mass)
         key, split = jax.random.split(state.rng)
-        degrees = NVTVelocityRescaling.degrees_of_freedom(momentum.shape[0])
-        noise = jax.random.normal(split, (degrees,), momentum.dtype)
+        degrees = NVTVelocityRescaling.degrees_of_freedom(n_atoms(state.mass))
+        # As many leading numbers as there are degrees of freedom: the same, however many there are in all.
+        noise = jax.random.normal(split, (momentum.size,), momentum.dtype)
+        noise = jnp.where(jnp.arange(momentum.size) < degrees, noise, 0.0)
         kinetic = kinetic_energy(momentum, state.mass)
         kept = jnp.exp(-dt * numbers["rate"])
         renewed = (1.0 - kept) * numbers["kT"] / (2.0 * jnp.maximum(kinetic, 1e-30))
@@ -374,9 +383,12 @@ def maxwell_boltzmann(
 
 def centred(momentum: Vectors, mass: Float[AnyArray, "atoms 1"]) -> Vectors:
     """Momenta without the velocity of the centre of mass; unchanged for a single atom."""
-    if momentum.shape[0] == 1:
-        return momentum
-    return momentum - mass * momentum.sum(axis=0) / mass.sum()
+    return jnp.where(n_atoms(mass) == 1, momentum, momentum - mass * momentum.sum(axis=0) / mass.sum())
+
+
+def n_atoms(mass: Float[AnyArray, "*replicas atoms 1"]) -> Int[AnyArray, " *replicas"]:
+    """Number of atoms that are not padding."""
+    return (mass > 2 * PADDING_MASS).sum((-2, -1))
 
 
 def kinetic_energy(momentum: Vectors, mass: Float[AnyArray, "atoms 1"]) -> Float[AnyArray, ""]:

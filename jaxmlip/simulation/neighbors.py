@@ -127,6 +127,7 @@ def squared_distances(
 
 
 def device_neighbors(
+    real: Bool[AnyArray, " atoms"],
     positions: Vectors,
     cell: Float[AnyArray, "3 3"],
     inverse: Float[AnyArray, "3 3"],
@@ -138,6 +139,7 @@ def device_neighbors(
     """Every atom's neighbours within the cutoff, nearest first; the traced counterpart of `systems.dense_neighbors`.
 
     Args:
+        real: False for padding atoms, which have no neighbours and are none.
         positions: Å, wrapped or not.
         cell: lattice vectors as rows, Å; zero rows where it is not periodic.
         inverse: pseudo-inverse of the cell, 1/Å.
@@ -149,7 +151,8 @@ def device_neighbors(
     squared, own = squared_distances(positions, positions, cell, inverse, search)
     images = len(translations)
     not_itself = ~(jnp.eye(atoms, dtype=bool)[:, :, None] & jnp.asarray(~translations.any(axis=1)))
-    squared = jnp.where(not_itself, squared, jnp.inf).reshape(atoms, atoms * images)
+    both = (real[:, None] & real)[:, :, None]
+    squared = jnp.where(not_itself & both, squared, jnp.inf).reshape(atoms, atoms * images)
     real, index, needed = nearest_pairs(squared, cutoff, slots)
 
     other = index // images

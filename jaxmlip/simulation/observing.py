@@ -17,6 +17,7 @@ from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.cell_lists import Bins, bins_for
 from jaxmlip.simulation.driver import Driver, slots_needed
 from jaxmlip.simulation.engine import Room, System, as_one_graph, current_cells, lists_of_replicas
+from jaxmlip.simulation.ensembles import n_atoms
 from jaxmlip.simulation.neighbors import image_search, within_cutoff
 from jaxmlip.simulation.recording import Sampler
 from jaxmlip.types import Leaf
@@ -88,7 +89,11 @@ class Observer:
     """
 
     def __init__(
-        self, sampler: Sampler, observables: Sequence[PerFrame], against: Potential | None, numbers: np.ndarray
+        self,
+        sampler: Sampler,
+        observables: Sequence[PerFrame],
+        against: Potential | None,
+        numbers: Sequence[np.ndarray],
     ) -> None:
         """Begin to observe.
 
@@ -96,7 +101,7 @@ class Observer:
             sampler: of the simulation.
             observables: what to average, besides energy, temperature and, where the cell moves, density and pressure.
             against: a second potential whose energies and forces the run's are compared with.
-            numbers: [atoms], atomic numbers.
+            numbers: [atoms] of each replica, atomic numbers.
 
         Raises:
             ValueError: if two observables have one name, the second potential does not know the elements, or a
@@ -105,7 +110,9 @@ class Observer:
         self._sampler, self._driver, self._second, self._own = sampler, sampler.driver, None, None
         elsewhere = (*SCALAR_UNITS, PRESSURE_TENSOR)
         self._observables = tuple(each for each in observables if each.name not in elsewhere)
-        self._numbers = tuple(int(number) for number in numbers)
+        self._kinds: dict[tuple[int, ...], list[int]] = {}
+        for replica, of_atoms in enumerate(numbers):
+            self._kinds.setdefault(tuple(of_atoms.tolist()), []).append(replica)
         names = [observable.name for observable in self._observables]
         if len(set(names)) < len(names):
             raise ValueError(f"Observables need names of their own, but there are {', '.join(names)}.")
@@ -124,8 +131,11 @@ class Observer:
             self._own = None if moves else _Evaluator(self._driver, self._driver.potential, stress=True)
             self.units[PRESSURE_TENSOR] = "GPa"
         if against is not None:
-            check_species(against, numbers)
-            self._difference = (sampler.references - reference_energy(against, numbers)) / len(numbers)
+            references = np.zeros(len(numbers))
+            for of_atoms, replicas in self._kinds.items():
+                check_species(against, np.array(of_atoms))
+                references[replicas] = reference_energy(against, np.array(of_atoms))
+            self._difference = (sampler.references - references) / self._driver.sizes
             self._second = _Evaluator(self._driver, against, stress=False)
             self.units |= SECOND_UNITS
         self._sums: dict[str, Any] = {}
@@ -165,7 +175,15 @@ class Observer:
         driver = self._driver
         heights = tuple(np.floor(10.0 * least_heights(driver)) / 10.0)
         state = driver.walkers.state
-        return _per_replica(self._observables, self._numbers, heights, state.position, self._cells(), state.mass)
+        of_replicas = state.position, self._cells(), state.mass
+        if len(self._kinds) == 1:
+            return _per_replica(self._observables, *self._kinds, heights, *of_replicas)
+        seen = [
+            _per_replica(self._observables, kind, heights, *(each[np.array(replicas)] for each in of_replicas))
+            for kind, replicas in self._kinds.items()
+        ]
+        order = np.argsort(np.concatenate(list(self._kinds.values())))
+        return jax.tree.map(lambda *values: jnp.concatenate(values)[order], *seen)
 
     def _cells(self) -> Any:
         return current_cells(self._driver.system, self._driver.walkers.state, self._driver.kind)
@@ -184,6 +202,7 @@ def _per_replica(
 
     def one(replica: tuple[Any, Any, Any]) -> dict[str, Any]:
         (position, cell, mass), scalar = replica, jnp.full((), jnp.nan)  # scalars are averaged by the host
+        position = position[: len(numbers)]  # without padding, which weighs nothing
         frame = FrameState(position, cell, scalar, scalar, mass.sum(), numbers=numbers, heights=heights)
         return {observable.name: observable.per_frame(frame) for observable in observables}
 
@@ -202,8 +221,7 @@ class _Evaluator:
         driver, walkers, cutoff = self._driver, self._driver.walkers, self.potential.cutoff
         if self._sizes is None:
             cells = np.asarray(current_cells(driver.system, walkers.state, driver.kind), np.float64)
-            positions = np.asarray(walkers.state.position, np.float64)
-            slots = slots_needed(positions, cells, cutoff, self.potential.inner_cutoff, skin=0.0)
+            slots = slots_needed(driver.positions, cells, cutoff, self.potential.inner_cutoff, skin=0.0)
             self._sizes = np.append(slots, 0)
         heights = least_heights(driver)
         search, number = image_search(heights, cutoff), bins_for(driver.atoms, heights, cutoff)
@@ -234,8 +252,8 @@ def _evaluated(
     replicas, atoms, _ = positions.shape
     cells = current_cells(system, walkers.state, kind)
     inverses = geometry.inverses(cells) if kind.moves_cell else system.inverses
-    lists, fullest = lists_of_replicas(positions, cells, inverses, potential.cutoff, room)
-    graph = as_one_graph(system, positions, cells, lists.neighbors, lists.shifts)
+    lists, fullest = lists_of_replicas(system.species, positions, cells, inverses, potential.cutoff, room)
+    graph = as_one_graph(system.species, positions, cells, lists.neighbors, lists.shifts)
     graph, needed = within_cutoff(graph, potential.cutoff, potential.inner_cutoff, slots=room.slots, inner=room.inner)
     # Frozen replicas may be anything; what they need does not count.
     alive = walkers.failure == 0
@@ -247,10 +265,10 @@ def _evaluated(
 @jax.jit
 def _compared(prediction: Prediction, walkers: Any) -> dict[str, Any]:
     """Differences to the run's own energies, per atom and without references, and forces, [replicas]."""
-    force = walkers.state.force
+    force, atoms = walkers.state.force, n_atoms(walkers.state.mass)
     return {
-        FORCE_ERROR: ((prediction.forces.reshape(force.shape) - force) ** 2).mean((1, 2)),
-        ENERGY_DIFFERENCE: (walkers.energy - prediction.energy) / force.shape[1],
+        FORCE_ERROR: ((prediction.forces.reshape(force.shape) - force) ** 2).sum((1, 2)) / (3 * atoms),
+        ENERGY_DIFFERENCE: (walkers.energy - prediction.energy) / atoms,
     }
 
 

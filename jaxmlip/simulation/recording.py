@@ -32,17 +32,16 @@ Sample = dict[str, np.ndarray]
 class Sampler:
     """Takes samples of the replicas that a driver moves; sums are taken in double precision."""
 
-    def __init__(self, driver: Driver, atoms: int, references: np.ndarray) -> None:
+    def __init__(self, driver: Driver, references: np.ndarray) -> None:
         """Sample what a driver moves.
 
         Args:
             driver: of the replicas.
-            atoms: in each of them.
             references: [replicas], sums of elemental reference energies, eV, in double precision.
         """
         self.driver, self.kind = driver, driver.kind
         self.references = references
-        self.degrees = self.kind.degrees_of_freedom(atoms)
+        self.degrees = self.kind.degrees_of_freedom(driver.sizes)
 
     def scalars(self) -> Sample:
         """Energy, temperature and, where it moves, cell and pressure."""

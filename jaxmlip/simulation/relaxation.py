@@ -116,7 +116,7 @@ def relax(
             "stress": schedule("stress_GPa", 0.0 if stress_GPa is None else stress_GPa, GPA, 1),
             "pressure": schedule("pressure_GPa", pressure_GPa, GPA, 1),
         },
-        masses=np.ones((1, len(structure))),
+        masses=[np.ones(len(structure))],
         bonds=no_bonds(1),
         timestep_fs=1.0 / FS,  # steps of length 1; FIRE has its own timestep
         skin=skin,

@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.data import covalent_radii
 
 from jaxmlip.simulation import cells as geometry
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.ensembles import Ensemble, n_atoms
 from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.systems.graph import periodic_cell
@@ -138,7 +138,7 @@ def failures(
         lost = ((ratio < 0.5) | (ratio > 2.0)).any(-1)
     if "kT" in schedules:
         # Few atoms may by chance have many times their mean kinetic energy; up to four count as four.
-        degrees = max(kind.degrees_of_freedom(state.position.shape[1]), 12)
+        degrees = jnp.maximum(kind.degrees_of_freedom(n_atoms(state.mass)), 12)
         target = jnp.maximum(schedules["kT"].highest, KB * COLD)
         kinetic = 0.5 * (state.momentum**2 / state.mass).sum((1, 2))
         hot = kinetic > HOTTEST * 0.5 * degrees * target

@@ -28,21 +28,21 @@ from jaxmlip.units import G_PER_CM3
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to simulate; see `simulate`."""
+    """How to simulate; see `simulate`, whose defaults these are."""
 
-    time_ps: Number | None
-    steps: int | None
-    timestep_fs: Number
-    replicas: int | None
-    seed: int
-    sample_every_fs: Number
-    skin: Number
-    on_failure: str
-    watch_bonds: bool
-    observables: Sequence[PerFrame]
-    against: Potential | None
-    observe_every_fs: Number | None
-    devices: int | None
+    time_ps: Number | None = None
+    steps: int | None = None
+    timestep_fs: Number = 0.5
+    replicas: int | None = None
+    seed: int = 0
+    sample_every_fs: Number = 10.0
+    skin: Number = 0.5
+    on_failure: str = "raise"
+    watch_bonds: bool = True
+    observables: Sequence[PerFrame] = ()
+    against: Potential | None = None
+    observe_every_fs: Number | None = None
+    devices: int | None = None
 
 
 _BAR = "{l_bar}{bar}| {n:.3f}/{total:.3f} ps [{elapsed}<{remaining}{postfix}]"
@@ -61,10 +61,12 @@ class Session:
         sampler: of the driver.
         observer: of the driver, if anything is to be observed.
         first: index of the first replica, where other processes simulate those before.
+        numbers: [atoms], of the replica that has the most.
     """
 
     driver: Driver
     starts: list[Atoms]
+    numbers: np.ndarray
     frames: int
     every: int
     stride: int
@@ -99,9 +101,9 @@ class Session:
         series = stacked(samples)
         observed = {name: series.pop(MEAN + name) for name in self.observed_units}
         return Run(
-            numbers=np.asarray(self.starts[0].numbers, np.int64),
+            numbers=self.numbers,
             pbc=np.asarray(self.starts[0].pbc, bool),
-            masses=np.stack([atoms.get_masses() for atoms in self.starts]),
+            masses=self.driver.masses,
             time_fs=(1.0 + np.arange(self.frames)) * self.every * self.driver.timestep_fs,
             timestep_fs=self.driver.timestep_fs,
             outcomes=tuple(outcomes),
@@ -144,8 +146,8 @@ class _Shown:
     """What the progress bar tells of a run."""
 
     def __init__(self, starts: list[Atoms], conserves: bool) -> None:
-        self._replicas, self._atoms = len(starts), len(starts[0])
-        self._mass = float(starts[0].get_masses().sum()) if starts[0].pbc.all() else None
+        self._replicas, self._atoms = len(starts), np.array([len(atoms) for atoms in starts])
+        self._mass = np.array([atoms.get_masses().sum() for atoms in starts]) if starts[0].pbc.all() else None
         self._conserves = conserves
         self._first: tuple[float, np.ndarray] | None = None
 
@@ -156,7 +158,7 @@ class _Shown:
         if self._conserves:
             self._first = self._first or (time_ps, sample["conserved"])
             since, energy = self._first
-            drift = _mean(sample["conserved"] - energy) / (self._atoms * max(time_ps - since, 1e-9))
+            drift = _mean((sample["conserved"] - energy) / self._atoms) / max(time_ps - since, 1e-9)
             parts.append(f"drift {1000 * drift:.2g} meV/atom/ps")
         if self._mass is not None and "cells" in sample:
             density = self._mass / (G_PER_CM3 * np.abs(np.linalg.det(sample["cells"])))
@@ -175,6 +177,9 @@ def make_session(
     ensemble: Ensemble,
     options: Options,
     share: Callable[[int], slice] | None = None,
+    *,
+    alike: bool = True,
+    indices: np.ndarray | None = None,
 ) -> Session:
     """Check what `simulate` was given, and set it up; of several potentials, each with the same replicas.
 
@@ -184,13 +189,16 @@ def make_session(
         ensemble: see `simulate`.
         options: see `simulate`.
         share: which of so many replicas to simulate here; all by default.
+        alike: whether replicas must have the same atoms. If not, the first has the most, and frames of those with fewer
+            end in padding.
+        indices: of the replicas, which with the seed decide their random numbers; by default they are counted.
 
     Raises:
         ValueError: see `simulate`.
     """
     if not potentials:
         raise ValueError("There are no potentials to simulate.")
-    everywhere = _checked_starts(potentials[0], structure, options.replicas)
+    everywhere = _checked_starts(potentials[0], structure, options.replicas, alike)
     total, every = _checked_steps(options.time_ps, options.steps, options.timestep_fs, options.sample_every_fs)
     if not 0 < options.skin < 10:
         raise ValueError(f"The skin must lie between 0 and 10 Å, not {options.skin!r}.")
@@ -205,7 +213,7 @@ def make_session(
         )
 
     chosen = share(len(everywhere)) if share else slice(len(everywhere))
-    number = len(potentials)
+    first, number = chosen.start or 0, len(potentials)
     starts = everywhere[chosen] * number
     schedules = jax.tree.map(lambda each: jnp.tile(each[chosen], number), ensemble.schedules(len(everywhere)))
     driver = Driver(
@@ -213,22 +221,26 @@ def make_session(
         starts,
         type(ensemble),
         schedules,
-        masses=np.stack([atoms.get_masses() for atoms in starts]),
+        masses=[atoms.get_masses() for atoms in starts],
         bonds=bonds_to_watch(starts) if options.watch_bonds else no_bonds(len(starts)),
         timestep_fs=options.timestep_fs,
         skin=options.skin,
         seed=options.seed,
         stop_at_failure=options.on_failure == "raise",
         layout=Layout(number > 1, _mesh(options.devices, number if number > 1 else len(starts), number > 1)),
-        first=chosen.start or 0,
+        # Replicas of equal index in different models have equal random numbers.
+        indices=np.tile((np.arange(len(everywhere)) if indices is None else indices)[chosen], number),
+        atoms=len(everywhere[0]),
     )
-    references = [reference_energy(potential, starts[0].numbers) for potential in potentials]
-    sampler = Sampler(driver, driver.atoms, np.repeat(references, len(starts) // number))
+    of_models = np.repeat(np.arange(number), len(starts) // number)
+    references = [reference_energy(potentials[n], atoms.numbers) for n, atoms in zip(of_models, starts, strict=True)]
+    sampler = Sampler(driver, np.array(references))
     observer, stride = None, every
     if options.observables or options.against is not None or options.observe_every_fs is not None:
         stride = _checked_stride(every, options.timestep_fs, options.observe_every_fs)
-        observer = Observer(sampler, options.observables, options.against, starts[0].numbers)
-    return Session(driver, starts, total // every, every, stride, sampler, observer, chosen.start or 0)
+        observer = Observer(sampler, options.observables, options.against, [atoms.numbers for atoms in starts])
+    numbers = np.asarray(everywhere[0].numbers, np.int64)
+    return Session(driver, starts, numbers, total // every, every, stride, sampler, observer, first)
 
 
 def _as_stack(potentials: list[Potential]) -> Potential:
@@ -271,7 +283,9 @@ def _checked_stride(every: int, timestep_fs: Number, observe_every_fs: Number | 
     return min((n for n in range(1, every + 1) if every % n == 0), key=lambda n: abs(n - wanted))
 
 
-def _checked_starts(potential: Potential, structure: Atoms | Sequence[Atoms], replicas: int | None) -> list[Atoms]:
+def _checked_starts(
+    potential: Potential, structure: Atoms | Sequence[Atoms], replicas: int | None, alike: bool
+) -> list[Atoms]:
     """One sound start per replica; ValueError says what is wrong."""
     if isinstance(structure, Atoms):
         count = 1 if replicas is None else replicas
@@ -284,15 +298,19 @@ def _checked_starts(potential: Potential, structure: Atoms | Sequence[Atoms], re
             raise ValueError("No structure was given to start from.")
         if replicas is not None and replicas != len(starts):
             raise ValueError(f"{replicas} replicas were asked for, but {len(starts)} structures were given.")
-    for index, atoms in enumerate(starts if starts[0] is not starts[-1] else starts[:1]):
+    different: dict[int, tuple[int, Atoms]] = {}
+    for index, atoms in enumerate(starts):
+        different.setdefault(id(atoms), (index, atoms))
+    for index, atoms in different.values():
         check_structure(atoms)
-        if not np.array_equal(atoms.numbers, starts[0].numbers) or not np.array_equal(atoms.pbc, starts[0].pbc):
+        check_species(potential, atoms.numbers)
+        same_atoms = np.array_equal(atoms.numbers, starts[0].numbers) or not alike
+        if not same_atoms or not np.array_equal(atoms.pbc, starts[0].pbc):
             raise ValueError(
                 f"Structure {index} ({atoms.symbols}, pbc {atoms.pbc.tolist()}) differs from structure 0 "
                 f"({starts[0].symbols}, pbc {starts[0].pbc.tolist()}): replicas need the same atoms in the same order "
                 "and the same periodic directions; sort the atoms, or run them one after another."
             )
-    check_species(potential, starts[0].numbers)
     return starts
 
 

@@ -10,10 +10,17 @@ from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, lennard_
 
 from jaxmlip.simulation.ensembles import NVT, Ensemble
 from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.schedules import Ramp
 from jaxmlip.simulation.trajectory import Run
 
 DT = 0.005 * REDUCED_TIME_FS
 FLUID = NVT(temperature_K=REDUCED_K, friction_per_ps=1000.0 / REDUCED_TIME_FS)
+
+
+def molten(temperature: float = 1.0) -> NVT:
+    """Cooled within 2 τ to a reduced temperature from three times as much: there a crystal may last for many τ."""
+    cooled = Ramp(3 * temperature * REDUCED_K, temperature * REDUCED_K, time_ps=0.002 * REDUCED_TIME_FS)
+    return NVT(temperature_K=cooled, friction_per_ps=1000.0 / REDUCED_TIME_FS)
 
 
 def fluid_options(**changes: Any) -> dict[str, Any]:

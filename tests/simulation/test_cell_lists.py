@@ -36,12 +36,15 @@ def test_equals_host_list(name: str) -> None:
     positions = positions.astype(np.float32)
     most = fullest_bin(positions.astype(float), cell, number)
     inverse, cell32 = pseudo_inverse(cell).astype(np.float32), cell.astype(np.float32)
+    padded, real = np.concatenate([positions, positions[:9] + 0.1]), np.arange(209) < 200
     make = functools.partial(binned_neighbors, slots=40)
-    lists, fullest = jax.jit(functools.partial(make, bins=Bins(number, most)))(positions, cell32, inverse, CUTOFF)
+    lists, fullest = jax.jit(functools.partial(make, bins=Bins(number, most)))(real, padded, cell32, inverse, CUTOFF)
+    assert (np.asarray(lists.neighbors)[200:] == -1).all(), "padding"
+    lists = lists.replace(neighbors=lists.neighbors[:200], shifts=lists.shifts[:200])
     neighbors, shifts, _ = dense_neighbors(positions.astype(np.float64), cell, CUTOFF)
     assert _as_sets(lists.neighbors, lists.shifts) == _as_sets(neighbors, shifts)
     assert (int(lists.needed), int(fullest)) == (neighbors.shape[1], most)
-    lists, fullest = jax.jit(functools.partial(make, bins=Bins(number, 2)))(positions, cell32, inverse, CUTOFF)
+    lists, fullest = jax.jit(functools.partial(make, bins=Bins(number, 2)))(real, padded, cell32, inverse, CUTOFF)
     assert int(fullest) == most, "what is needed is known although there is no room for it"
 
 

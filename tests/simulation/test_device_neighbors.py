@@ -27,7 +27,7 @@ CELLS = {
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("cells_away", [0, 5])
 def test_equals_host_list(name: str, cells_away: int) -> None:
-    """Made with a skin, and still complete when the atoms have moved by up to half of it."""
+    """Without padding; made with a skin, and still complete when the atoms have moved by up to half of it."""
     cell, atoms = CELLS[name]
     rng = np.random.default_rng(len(name))
     positions = rng.uniform(size=(atoms, 3)) @ np.where(cell.any(axis=1)[:, None], cell, 4.0 * np.eye(3))
@@ -37,7 +37,10 @@ def test_equals_host_list(name: str, cells_away: int) -> None:
     search = image_search(cell_heights(cell), CUTOFF + SKIN)
     inverse, cell32 = pseudo_inverse(cell).astype(np.float32), cell.astype(np.float32)
     make = jax.jit(functools.partial(device_neighbors, search=search, slots=SLOTS))
-    made = jax.device_get(make(positions, cell32, inverse, CUTOFF + SKIN))
+    padded = np.concatenate([positions, np.zeros((2, 3), np.float32)])
+    made = jax.device_get(make(np.arange(atoms + 2) < atoms, padded, cell32, inverse, CUTOFF + SKIN))
+    assert (made.neighbors[atoms:] == -1).all()
+    made = made.replace(neighbors=made.neighbors[:atoms], shifts=made.shifts[:atoms])
     neighbors, shifts, _ = dense_neighbors(positions.astype(np.float64), cell, CUTOFF + SKIN)
     assert _as_sets(made.neighbors, made.shifts) == _as_sets(neighbors, shifts)
     assert int(made.needed) == neighbors.shape[1]
@@ -68,7 +71,7 @@ def test_reports_lack_of_room() -> None:
     needed = dense_neighbors(positions.astype(float), cell.astype(float), CUTOFF)[0].shape[1]
     inverse = pseudo_inverse(cell.astype(float)).astype(np.float32)
     make = jax.jit(functools.partial(device_neighbors, search=search, slots=needed // 2))
-    assert int(make(positions, cell, inverse, CUTOFF).needed) == needed
+    assert int(make(np.ones(atoms, bool), positions, cell, inverse, CUTOFF).needed) == needed
 
 
 def test_image_search_tries_few() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
-from conftest import DT, FLUID, fcc, run_fluid
+from conftest import DT, FLUID, fcc, molten, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, lennard_jones
 from test_recording import record
 
@@ -61,18 +61,18 @@ def test_means_are_those_of_the_frames(small_fluid: Atoms, tmp_path: Path, ensem
 
 def test_pressure_at_constant_volume(small_fluid: Atoms, agrees) -> None:
     """Its virial is that of a direct call in a frame; its kinetic part is ρkT; the mean is that of the fluid."""
-    options: dict[str, Any] = {"replicas": 4, "steps": 600, "seed": 2, "observables": [PressureTensor()]}
-    run = run_fluid(fcc(3), timestep_fs=2 * DT, sample_every_fs=20 * DT, **options)
+    options: dict[str, Any] = {"replicas": 4, "steps": 800, "seed": 2, "observables": [PressureTensor()]}
+    run = run_fluid(fcc(3), ensemble=molten(), timestep_fs=2 * DT, sample_every_fs=20 * DT, **options)
     tensor = run.observed["pressure tensor"] * GPA
-    assert tensor.shape == (4, 60, 3, 3)
+    assert tensor.shape == (4, 80, 3, 3)
     np.testing.assert_allclose(tensor, tensor.swapaxes(-1, -2), atol=1e-4)
     pressure = np.trace(tensor, axis1=-2, axis2=-1) / 3.0
-    for place in (0, 239):
-        frame, at = run[place], divmod(place, 60)
+    for place in (0, 319):
+        frame, at = run[place], divmod(place, 80)
         stress = evaluate(lennard_jones(), graph_from_atoms(frame, 2.5), stress=True).stress[0]
         virial = -float(np.trace(np.asarray(stress))) / 3.0
         assert pressure[at] == pytest.approx(0.75 * run.temperature[at] / REDUCED_K + virial, abs=2e-3)
-    mean = average(run, PressureTensor(), equilibration=0.003 * REDUCED_TIME_FS)
+    mean = average(run, PressureTensor(), equilibration=0.004 * REDUCED_TIME_FS)
     agrees(
         "Lennard-Jones, ρ = 0.75, T = 1, observed on the way: P", mean.value[0, 0] * GPA, mean.error[0, 0] * GPA, 0.9897
     )
