@@ -128,10 +128,12 @@ class Layout:
         models: whether the potential is a stack of models, with as many replicas for each, one model's after another's.
         mesh: devices that share the replicas, along its axis `SHARED`; None for one. Each looks after its own: the
             flags of `Walkers` then have a leading axis of devices.
+        padded: whether some replicas have fewer atoms than others.
     """
 
     models: bool = False
     mesh: Mesh | None = None
+    padded: bool = False
 
 
 ONE = Layout()
@@ -153,7 +155,7 @@ def advance(
     layout: Layout = ONE,
 ) -> Walkers:
     """Take steps until `until`, or until the lists do not fit, the skin is too thin, or a failure stops the run."""
-    local = functools.partial(_advance, kind=kind, room=room, stop_at_failure=stop_at_failure, models=layout.models)
+    local = functools.partial(_advance, kind=kind, room=room, stop_at_failure=stop_at_failure, layout=layout)
     if layout.mesh is None:
         return local(potential, system, walkers, schedules, until, dt, skin)
 
@@ -181,7 +183,7 @@ def _advance(
     kind: type[Ensemble],
     room: Room,
     stop_at_failure: bool,
-    models: bool,
+    layout: Layout,
 ) -> Walkers:
     """`advance` for the replicas of one device."""
 
@@ -195,7 +197,7 @@ def _advance(
         return (walkers.step < until) & ~ended & ~stuck
 
     def step(walkers: Walkers) -> Walkers:
-        return _step(potential, system, walkers, schedules, dt, skin, kind, room, models)
+        return _step(potential, system, walkers, schedules, dt, skin, kind, room, layout)
 
     def with_these_lists(walkers: Walkers) -> Walkers:
         walkers = jax.lax.cond(walkers.stale, remade, lambda same: same, walkers)
@@ -262,14 +264,18 @@ def _step(
     skin: Any,
     kind: type[Ensemble],
     room: Room,
-    models: bool,
+    layout: Layout,
 ) -> Walkers:
     """One step of all replicas, kept only if the lists held for all of them."""
     numbers = {name: schedule.at((walkers.step + 1) * dt) for name, schedule in schedules.items()}
-    state = padding_at_rest(system.species, jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers))
+    state = jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers)
+    if layout.padded:
+        state = padding_at_rest(system.species, state)
     cells = current_cells(system, state, kind)
     lists = walkers.neighbors, walkers.shifts
-    prediction, needed = _predicted(potential, system, state.position, cells, *lists, kind.moves_cell, room, models)
+    prediction, needed = _predicted(
+        potential, system, state.position, cells, *lists, kind.moves_cell, room, layout.models
+    )
     energy, forces = prediction.energy, prediction.forces
     if kind.moves_cell:
         state = state.replace(stress=prediction.stress)

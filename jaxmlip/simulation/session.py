@@ -227,7 +227,11 @@ def make_session(
         skin=options.skin,
         seed=options.seed,
         stop_at_failure=options.on_failure == "raise",
-        layout=Layout(number > 1, _mesh(options.devices, number if number > 1 else len(starts), number > 1)),
+        layout=Layout(
+            models=number > 1,
+            mesh=_mesh(options.devices, number if number > 1 else len(starts), number > 1),
+            padded=any(len(atoms) < len(everywhere[0]) for atoms in starts),
+        ),
         # Replicas of equal index in different models have equal random numbers.
         indices=np.tile((np.arange(len(everywhere)) if indices is None else indices)[chosen], number),
         atoms=len(everywhere[0]),
