@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.potentials.equivariant_network import Architecture, Network
+from jaxmlip.potentials.architecture import Architecture
+from jaxmlip.potentials.equivariant_network import Network
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.radial import zbl
 from jaxmlip.systems.graph import Graph, edge_vectors

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from jaxmlip.potentials.contraction import path_counts, polynomials
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
-from jaxmlip.potentials.equivariant_network import paths
+from jaxmlip.potentials.equivariant_layers import paths
 from jaxmlip.potentials.potential import N_SPECIES
 from jaxmlip.potentials.radial import SILU_SCALE
 

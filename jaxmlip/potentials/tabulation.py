@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxmlip.potentials.architecture import Architecture
 from jaxmlip.potentials.equivariant import EquivariantPotential
-from jaxmlip.potentials.equivariant_network import Architecture
 from jaxmlip.potentials.radial import bessel, envelope, hermite, radial_features
 
 GRID = 1024

@@ -22,7 +22,7 @@ from jaxmlip.potentials.equivariant import (
     select_head,
     with_heads,
 )
-from jaxmlip.potentials.equivariant_network import Interaction, paths
+from jaxmlip.potentials.equivariant_layers import Interaction, paths
 from jaxmlip.potentials.potential import Prediction, evaluate, stack
 from jaxmlip.potentials.radial import SILU_SCALE
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms, in_tiers, strained
