@@ -107,15 +107,12 @@ def relax(
             f"Only a cell that is periodic in all three directions can relax, not pbc {structure.pbc.tolist()}; leave "
             "out stress_GPa."
         )
+    fire = Fire(forces_eV_A) if stress_GPa is None else FireWithCell(forces_eV_A, stress_GPa, pressure_GPa)
     engine = Driver(
         potential,
         [structure],
-        Fire if stress_GPa is None else FireWithCell,
-        {
-            "force": schedule("forces_eV_A", forces_eV_A, 1.0, 1),
-            "stress": schedule("stress_GPa", 0.0 if stress_GPa is None else stress_GPa, GPA, 1),
-            "pressure": schedule("pressure_GPa", pressure_GPa, GPA, 1),
-        },
+        type(fire),
+        fire.schedules(1),
         masses=[np.ones(len(structure))],
         bonds=no_bonds(1),
         timestep_fs=1.0 / FS,  # steps of length 1; FIRE has its own timestep
@@ -179,12 +176,19 @@ class FireState(flax.struct.PyTreeNode):
     done: Leaf
 
 
+@dataclasses.dataclass(frozen=True)
 class Fire(Ensemble):
-    """FIRE as the engine wants it. A step of zero length, or of what is relaxed, moves nothing."""
+    """FIRE as the engine wants it. A step of zero length, or of what is relaxed, moves nothing.
+
+    Attributes:
+        forces_eV_A: see `relax`.
+    """
+
+    forces_eV_A: Number
 
     def schedules(self, replicas: int) -> dict[str, Schedule]:
-        """`relax` makes them."""
-        raise NotImplementedError
+        """The limit, eV/Å."""
+        return {"force": schedule("forces_eV_A", self.forces_eV_A, 1.0, replicas)}
 
     @staticmethod
     def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> FireState:
@@ -218,10 +222,26 @@ class Fire(Ensemble):
         return state.replace(force=forces, done=(forces**2).sum(1).max() < numbers["force"] ** 2)
 
 
+@dataclasses.dataclass(frozen=True)
 class FireWithCell(Fire):
-    """FIRE of positions and cell."""
+    """FIRE of positions and cell.
+
+    Attributes:
+        stress_GPa: see `relax`.
+        pressure_GPa: see `relax`.
+    """
 
     moves_cell: ClassVar[bool] = True
+
+    stress_GPa: Number
+    pressure_GPa: Number
+
+    def schedules(self, replicas: int) -> dict[str, Schedule]:
+        """The limits and the pressure, in eV and Å."""
+        return super().schedules(replicas) | {
+            "stress": schedule("stress_GPa", self.stress_GPa, GPA, replicas),
+            "pressure": schedule("pressure_GPa", self.pressure_GPa, GPA, replicas),
+        }
 
     @staticmethod
     def move(state: FireState, dt: Any, numbers: dict[str, Any]) -> FireState:
