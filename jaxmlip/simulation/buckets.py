@@ -9,7 +9,7 @@ from ase import Atoms
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.ensembles import Ensemble
-from jaxmlip.simulation.processes import run_in_processes
+from jaxmlip.simulation.processes import own_share, run_in_processes
 from jaxmlip.simulation.session import Options, make_session
 from jaxmlip.simulation.trajectory import Run
 
@@ -52,15 +52,14 @@ def simulate_each(
         raise ValueError("No structure was given to start from.")
     if replicas < 1:
         raise ValueError(f"A simulation needs at least one replica, not {replicas}.")
-    chosen, runs = Options(**options), {}
-    for members in _buckets(structures, MOST_PADDING if ensemble.pads else 0.0):
+    buckets = [*_buckets(structures, MOST_PADDING if ensemble.pads else 0.0)]
+    sessions, chosen, runs = [], Options(**options), {}
+    for members in buckets:  # all of them before the first runs: what is wrong with the last is said at once
         starts = [structures[number] for number in members for _ in range(replicas)]
         indices = np.array([number * replicas + k for number in members for k in range(replicas)])
-        run = run_in_processes(
-            lambda share, starts=starts, indices=indices: make_session(
-                [potential], starts, ensemble, chosen, share, alike=False, indices=indices
-            ).run(progress)
-        )
+        sessions.append(make_session([potential], starts, ensemble, chosen, own_share, alike=False, indices=indices))
+    for members, session in zip(buckets, sessions, strict=True):
+        run = run_in_processes(lambda _, session=session: session.run(progress))
         for place, number in enumerate(members):
             own = run.part(slice(place * replicas, (place + 1) * replicas))
             runs[number] = _without_padding(own, structures[number])

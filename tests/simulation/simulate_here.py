@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from conftest import DT, FLUID, fcc, fluid_options
 from simple_potentials import REDUCED_K, lennard_jones
@@ -9,6 +10,7 @@ from simple_potentials import REDUCED_K, lennard_jones
 from jaxmlip.observables.structure import RDF
 from jaxmlip.processes import join_processes
 from jaxmlip.simulation.barostats import NPT
+from jaxmlip.simulation.buckets import simulate_each
 from jaxmlip.simulation.recording import Recorded
 from jaxmlip.simulation.replicas import simulate, simulate_to_file
 from jaxmlip.simulation.trajectory import Run
@@ -17,21 +19,32 @@ from jaxmlip.units import GPA
 TEMPERATURES = [0.8 * REDUCED_K, 0.9 * REDUCED_K, REDUCED_K, 1.1 * REDUCED_K]
 
 
-def simulated(devices: int | None = None, out: Path | None = None) -> Run | Recorded:
-    """Four replicas at constant pressure, at temperatures of their own, observed on the way; in memory or in a file."""
-    barostat = NPT(TEMPERATURES, 0.5 / GPA, friction_per_ps=FLUID.friction_per_ps)
-    options = fluid_options(
-        replicas=4,
+def options_for(devices: int | None, replicas: int) -> dict[str, Any]:
+    """Observed on the way, and compared with a second potential."""
+    return fluid_options(
+        replicas=replicas,
         steps=60,
         sample_every_fs=30 * DT,
         observe_every_fs=10 * DT,
         devices=devices,
-        observables=[RDF("Ar", "Ar", r_max=2.0, bins=20)],
+        observables=[RDF("Ar", "Ar", r_max=1.7, bins=20)],
         against=lennard_jones(),
     )
+
+
+def simulated(devices: int | None = None, out: Path | None = None) -> Run | Recorded:
+    """Four replicas at constant pressure, at temperatures of their own; in memory or in a file."""
+    barostat = NPT(TEMPERATURES, 0.5 / GPA, friction_per_ps=FLUID.friction_per_ps)
+    options = options_for(devices, 4)
     if out is None:
         return simulate(lennard_jones(), fcc(2), barostat, **options)
     return simulate_to_file(out, lennard_jones(), fcc(2), barostat, **options)
+
+
+def simulated_each(devices: int | None = None) -> list[Run]:
+    """Two replicas each of 28 and 32 atoms; two processes have one size each."""
+    barostat = NPT(REDUCED_K, 0.5 / GPA, friction_per_ps=FLUID.friction_per_ps)
+    return simulate_each(lennard_jones(), [fcc(2)[:28], fcc(2)], barostat, **options_for(devices, 2))
 
 
 if __name__ == "__main__":
@@ -41,3 +54,5 @@ if __name__ == "__main__":
     assert isinstance(run, Run)
     run.save(out)
     simulated(number, out.with_name("shared.h5"))
+    for place, run in enumerate(simulated_each(number)):
+        run.save(out.with_suffix(f".{place}.h5"))

@@ -124,5 +124,7 @@ def test_mistakes(small_fluid: Atoms) -> None:
     clash.positions[1] = clash.positions[0] + 0.05
     with pytest.raises(SimulationError, match="Replica 2 failed in step"):
         simulate_each(load_potential(STUDENT), [molecule("H2O"), molecule("H2O2"), clash], NVT(250), steps=20)
+    before = advance._cache_size()  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="does not know"):
-        simulate_each(load_potential(STUDENT), [molecule("H2O"), molecule("CH4")], FLUID, steps=1)
+        simulate_each(load_potential(STUDENT), [molecule("H2O2"), Atoms("C")], FLUID, time_ps=1)
+    assert advance._cache_size() == before, "before anything is compiled"  # type: ignore[attr-defined]

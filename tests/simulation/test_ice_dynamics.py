@@ -34,13 +34,13 @@ def crystal(student: Potential) -> Atoms:
 
 
 def energies(student: Potential, crystal: Atoms, timestep_fs: float, time_ps: float, replicas: int = 2) -> Run:
-    """Total energies per atom of a run that settles at half of the 500 K it starts from."""
+    """A run that settles at half of its 300 K at the start; at 250 K so small a student can lose a proton in 10 ps."""
     run = simulate(
-        student, crystal, NVE(500.0), time_ps=time_ps, timestep_fs=timestep_fs, replicas=replicas, sample_every_fs=2.0,
+        student, crystal, NVE(300.0), time_ps=time_ps, timestep_fs=timestep_fs, replicas=replicas, sample_every_fs=2.0,
         progress=False, seed=1,
     )  # fmt: skip
     assert run.conserved is not None
-    assert 200.0 < run.temperature[:, run.n_frames // 5 :].mean() < 320.0
+    assert 120.0 < run.temperature[:, run.n_frames // 5 :].mean() < 190.0
     return run
 
 

@@ -49,8 +49,11 @@ def test_two_processes(alone: Run, tmp_path: Path) -> None:
             for rank, group in enumerate(group_of(2))
         )
     )
+    unlike = simulate_here.simulated_each()
     for rank in range(2):
         assert_same(load_run(tmp_path / f"{rank}.h5"), alone)
+        for place, run in enumerate(unlike):
+            assert_same(load_run(tmp_path / f"{rank}.{place}.h5"), run)
     parts = sorted(tmp_path.glob("shared.*.h5"))
     assert [part.name for part in parts] == ["shared.0.h5", "shared.1.h5"]
     assert_same(load_run(parts), alone)
