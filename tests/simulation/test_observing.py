@@ -59,6 +59,7 @@ def test_means_are_those_of_the_frames(small_fluid: Atoms, tmp_path: Path, ensem
     np.testing.assert_array_equal(load_run(tmp_path / "saved.h5").observed["g_ArAr"], run.observed["g_ArAr"])
 
 
+@pytest.mark.physics
 def test_pressure_at_constant_volume(small_fluid: Atoms, agrees) -> None:
     """Its virial is that of a direct call in a frame; its kinetic part is ρkT; the mean is that of the fluid."""
     options: dict[str, Any] = {"replicas": 4, "steps": 800, "seed": 2, "observables": [PressureTensor()]}
