@@ -153,13 +153,13 @@ def device_neighbors(
     not_itself = ~(jnp.eye(atoms, dtype=bool)[:, :, None] & jnp.asarray(~translations.any(axis=1)))
     both = (real[:, None] & real)[:, :, None]
     squared = jnp.where(not_itself & both, squared, jnp.inf).reshape(atoms, atoms * images)
-    real, index, needed = nearest_pairs(squared, cutoff, slots)
+    found, index, needed = nearest_pairs(squared, cutoff, slots)
 
     other = index // images
     shift = jnp.take_along_axis(own, other[:, :, None], axis=1) + jnp.asarray(translations, jnp.int32)[index % images]
     return DeviceList(
-        neighbors=jnp.where(real, other, -1),
-        shifts=jnp.where(real[:, :, None], shift, 0).astype(jnp.int16),
+        neighbors=jnp.where(found, other, -1),
+        shifts=jnp.where(found[:, :, None], shift, 0).astype(jnp.int16),
         needed=needed.max(),
     )
 

@@ -172,6 +172,8 @@ class Observer:
         return found
 
     def _seen(self) -> dict[str, Any]:
+        if not self._observables:  # or a program for every kind of structure would be compiled that does nothing
+            return {}
         driver = self._driver
         heights = tuple(np.floor(10.0 * least_heights(driver)) / 10.0)
         state = driver.walkers.state

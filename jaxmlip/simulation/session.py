@@ -313,7 +313,7 @@ def _checked_starts(
             raise ValueError(
                 f"Structure {index} ({atoms.symbols}, pbc {atoms.pbc.tolist()}) differs from structure 0 "
                 f"({starts[0].symbols}, pbc {starts[0].pbc.tolist()}): replicas need the same atoms in the same order "
-                "and the same periodic directions; sort the atoms, or run them one after another."
+                "and the same periodic directions; sort the atoms, or give unlike structures to simulate_each."
             )
     return starts
 
