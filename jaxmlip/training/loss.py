@@ -67,7 +67,8 @@ def loss(
     The energy is compared per atom (as in MACE and NequIP), forces and stress by Cartesian component. Each graph is
     predicted by the readout of its own fidelity (`Batch.head`).
 
-    Its reverse-mode gradient is by the potential alone (see `predicted`): structures and labels are constants.
+    It can be differentiated by the potential and by positions and cells of the structures, in reverse mode, and its
+    gradient once more in either mode: `jax.jvp` of `jax.grad` is a Hessian-vector product (see `predicted`).
 
     Args:
         potential: energies relative to the references that the batch's labels are relative to.
@@ -124,18 +125,21 @@ def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[
 def predicted(potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph, stress: bool) -> Prediction:
     """Energies, forces and, if asked for, stresses of a batch, with a gradient that costs less than autodiff's.
 
-    Forces and stresses are first derivatives of the energy, and what a loss L needs of their derivatives by the
-    parameters θ is one number: with c, v and s the derivatives of L by energies, forces and stresses,
+    Forces and stresses are first derivatives of the energy, and what a loss L needs of their derivatives is one number:
+    with c, v and s the derivatives of L by energies, forces and stresses,
 
-        dL/dθ = ∂/∂θ [ Σ c E + d/dt Σ E(R − t v, ε = t s / V) ],   c, v and s held constant.
+        dL = d [ Σ c E + d/dt Σ E(R − t v, ε = t s / V) ],   c, v and s held constant,
 
-    That is reverse mode over a single forward derivative, where differentiating the forces' own reverse pass would be
-    reverse over reverse: equal numbers, a quarter less time, and a fraction of memory and compilation.
+    by parameters θ, positions R and cells alike (the volume V is a function of the cell). That is reverse mode over a
+    single forward derivative, where differentiating the forces' own reverse pass would be reverse over reverse: equal
+    numbers, a quarter less time, and a fraction of memory and compilation. Nothing in the rule is a rule of its own, so
+    that the gradient can be differentiated again: `jvp` of `grad` is forward over reverse over forward.
 
     Args:
-        potential: the gradient is by its leaves.
+        potential: energies and their derivatives.
         head: readout that answers for each graph.
-        graph: has no gradient.
+        graph: structures; a gradient by positions and cell costs little beside the one by the potential, and nothing in
+            a compiled program that does not use it.
         stress: see `evaluate`.
     """
     return evaluate(_Headed(potential, head), graph, stress=stress)
@@ -144,17 +148,19 @@ def predicted(potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph
 def _predicted_forward(
     potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph, stress: bool
 ) -> tuple[Prediction, tuple]:
-    return predicted(potential, head, graph, stress), (potential, head, graph)
+    # Not `predicted` itself: a custom rule within a custom rule has no forward derivative.
+    return evaluate(_Headed(potential, head), graph, stress=stress), (potential, head, graph)
 
 
-def _predicted_backward(stress: bool, kept: tuple, by_prediction: Prediction) -> tuple[Any, None, None]:
+def _predicted_backward(stress: bool, kept: tuple, by_prediction: Prediction) -> tuple[Any, None, Any]:
     potential, head, graph = kept
-    strain = jnp.zeros_like(graph.cell)
-    if stress:
-        volume = graph.volume()[:, None, None]
-        strain = jnp.where(volume > 0, by_prediction.stress / jnp.where(volume > 0, volume, 1.0), 0.0)
 
-    def along(potential: Potential) -> Float[AnyArray, ""]:
+    def along(potential: Potential, graph: Graph) -> Float[AnyArray, ""]:
+        strain = jnp.zeros_like(graph.cell)
+        if stress:
+            volume = graph.volume()[:, None, None]
+            strain = jnp.where(volume > 0, by_prediction.stress / jnp.where(volume > 0, volume, 1.0), 0.0)
+
         def energies(at: tuple[Vectors, Matrices]) -> PerGraph:
             placed = strained(graph, *at) if stress else graph.replace(positions=at[0])
             return _Headed(potential, head).energy(placed)
@@ -163,7 +169,8 @@ def _predicted_backward(stress: bool, kept: tuple, by_prediction: Prediction) ->
         energy, slope = jax.jvp(energies, (here,), ((-by_prediction.forces, strain),))
         return jnp.sum(by_prediction.energy * energy) + jnp.sum(slope)
 
-    return jax.grad(along, allow_int=True)(potential), None, None
+    by_potential, by_graph = jax.grad(along, argnums=(0, 1), allow_int=True)(potential, graph)
+    return by_potential, None, by_graph
 
 
 predicted.defvjp(_predicted_forward, _predicted_backward)

@@ -1,6 +1,7 @@
 """The loss: closed forms, absent labels, gradients, padding."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,16 +90,27 @@ def test_gradient_against_finite_differences(x64, solids):
             )
 
 
-def test_gradient_equals_plain_automatic_differentiation(x64, solids, monkeypatch):
-    """One forward derivative under reverse mode gives the numbers of reverse mode over reverse mode."""
-    model = Equivariant(channels=4, l_max=2, message_l=1, cutoff=3.5, radial_mlp=(8,), readout_hidden=4)
+@pytest.fixture
+def small_student(x64, solids) -> tuple[Any, Batch]:
+    """A student of two heads with every kind of layer, in float64, and a batch of two solids, one of each fidelity."""
+    model = Equivariant(channels=2, l_max=1, message_l=1, correlation=2, cutoff=3.5, radial_mlp=(4,), readout_hidden=2)
     potential = model.build([1, 8], average_neighbors=9.0, scale=0.7, heads=2, seed=1)
     potential = potential.replace(params=jax.tree.map(lambda leaf: leaf.astype(np.float64), potential.params))
     samples = [
         *make_samples(solids[:1], 3.5, 0.0, HIGH.references, 0, dtype=np.float64),
         *make_samples(solids[1:], 3.5, 0.0, HIGH.references, 1, dtype=np.float64),
     ]
-    (batch,) = make_batches(samples, 2)
+    return potential, make_batches(samples, 2)[0]
+
+
+def plainly(potential: Any, head: Any, graph: Any, stress: bool) -> Any:
+    """`predicted` without its custom rule."""
+    return evaluate(loss_module._Headed(potential, head), graph, stress=stress)
+
+
+def test_gradient_equals_plain_automatic_differentiation(small_student, monkeypatch):
+    """One forward derivative under reverse mode gives the numbers of reverse mode over reverse mode."""
+    potential, batch = small_student
 
     def slope() -> dict:
         def value(params):
@@ -107,10 +119,46 @@ def test_gradient_equals_plain_automatic_differentiation(x64, solids, monkeypatc
         return jax.jit(jax.grad(value))(potential.params)
 
     ours = slope()
-    plain = lambda p, head, graph, stress: evaluate(loss_module._Headed(p, head), graph, stress=stress)  # noqa: E731
-    monkeypatch.setattr(loss_module, "predicted", plain)
+    monkeypatch.setattr(loss_module, "predicted", plainly)
     for mine, right in zip(jax.tree.leaves(ours), jax.tree.leaves(slope()), strict=True):
         np.testing.assert_allclose(mine, right, rtol=0, atol=1e-12 * max(1.0, float(jnp.abs(right).max())))
+
+
+def test_hessian_vector_products_equal_reverse_over_reverse(small_student, monkeypatch):
+    """`jvp` of `grad` through the custom rule, against `grad` of `grad · v` without it."""
+    potential, batch = small_student
+    draw = np.random.default_rng(2)
+    along = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)), potential.params)
+
+    def value(params: Any) -> Any:
+        return loss(potential.replace(params=params), batch, WEIGHTS, terms=ALL, kind="mse")[0]
+
+    ours = jax.jit(lambda p: jax.jvp(jax.grad(value), (p,), (along,))[1])(potential.params)
+    monkeypatch.setattr(loss_module, "predicted", plainly)
+
+    def slope_along(params: Any) -> Any:
+        slope = jax.grad(value)(params)
+        return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(slope), jax.tree.leaves(along), strict=True))
+
+    plain = jax.jit(jax.grad(slope_along))(potential.params)
+    for mine, right in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(mine, right, rtol=0, atol=1e-11 * max(1.0, float(jnp.abs(right).max())))
+
+
+def test_gradient_by_positions_and_cells(small_student, monkeypatch):
+    """It is the one of plain automatic differentiation: no part of it is silently zero."""
+    potential, batch = small_student
+
+    def value(at: tuple[Any, Any]) -> Any:
+        graph = batch.graph.replace(positions=at[0], cell=at[1])
+        return loss(potential, batch.replace(graph=graph), WEIGHTS, terms=ALL, kind="mse")[0]
+
+    here = jnp.asarray(batch.graph.positions), jnp.asarray(batch.graph.cell)
+    ours = jax.jit(jax.grad(value))(here)
+    monkeypatch.setattr(loss_module, "predicted", plainly)
+    for mine, right in zip(ours, jax.jit(jax.grad(value))(here), strict=True):
+        assert float(jnp.abs(right).max()) > 0
+        np.testing.assert_allclose(mine, right, rtol=0, atol=1e-11 * float(jnp.abs(right).max()))
 
 
 def test_absent_labels_are_as_if_removed(high):
