@@ -13,6 +13,7 @@ from jaxmlip.observables.statistics import Estimate, Status, correlated_mean, eq
 from jaxmlip.simulation.neighbors import cell_heights
 from jaxmlip.simulation.observing import FrameState
 from jaxmlip.simulation.trajectory import Run
+from jaxmlip.systems.origin import offset_from_origin
 
 FRAMES_AT_ONCE = 8
 """Frames that are evaluated side by side."""
@@ -73,7 +74,7 @@ def frame_states(run: Run, first: int = 0) -> FrameState:
     cells = run.frame_cells[kept, first:]
     heights = np.floor(10.0 * cell_heights(run.cells[kept]).reshape(-1, 3).min(axis=0)) / 10.0
     return FrameState(
-        positions=run.positions[kept, first:],
+        positions=_near_origin(run.positions[kept, first:], cells),
         cell=cells.astype(np.float32),
         potential_energy=run.potential_energy[kept, first:],
         temperature=run.temperature[kept, first:],
@@ -81,6 +82,16 @@ def frame_states(run: Run, first: int = 0) -> FrameState:
         numbers=tuple(run.numbers.tolist()),
         heights=tuple(heights.tolist()),
     )
+
+
+def _near_origin(positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Positions in single precision; those of a run that needed double are translated first (see `FrameState`)."""
+    if positions.dtype == np.float32:
+        return positions
+    near = np.empty(positions.shape, np.float32)
+    for place in np.ndindex(positions.shape[:2]):
+        near[place] = positions[place] - offset_from_origin(positions[place], cells[place]).vectors(cells[place])
+    return near
 
 
 @functools.partial(jax.jit, static_argnums=0)

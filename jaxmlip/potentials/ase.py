@@ -19,6 +19,7 @@ from jaxmlip.potentials.potential import Potential, check_species, reference_ene
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.systems.graph import Graph, batch_graphs, check_structure, graph_from_atoms, periodic_cell
+from jaxmlip.systems.origin import Offset, offset_from_origin
 
 
 class Calculator(ase_calculator.Calculator):
@@ -52,6 +53,7 @@ class Calculator(ase_calculator.Calculator):
         self._on_device = jax.device_put(potential)
         self._list_made_for: Atoms | None = None
         self._graph: Graph | None = None
+        self._offset: Offset | None = None
 
     def calculate(
         self,
@@ -96,13 +98,15 @@ class Calculator(ase_calculator.Calculator):
 
     def _current_graph(self, atoms: Atoms) -> Graph:
         """The graph with the atoms where they are now, its neighbour list made anew only if it could miss a pair."""
-        if self._graph is None or not self._list_holds(atoms):
+        cell = periodic_cell(atoms)
+        if self._graph is None or self._offset is None or not self._list_holds(atoms):
             self._graph = self._new_graph(atoms)
             self._list_made_for = bare_copy(atoms)
+            self._offset = offset_from_origin(atoms.positions, cell)  # the list's shifts are for atoms without it
         dtype = potential_dtype(self.potential)
         positions = np.zeros((self._graph.n_atoms, 3), dtype)
-        positions[: len(atoms)] = atoms.positions
-        return self._graph.replace(positions=positions, cell=np.asarray(periodic_cell(atoms)[None], dtype))
+        positions[: len(atoms)] = atoms.positions - self._offset.vectors(cell)
+        return self._graph.replace(positions=positions, cell=np.asarray(cell[None], dtype))
 
     def _list_holds(self, atoms: Atoms) -> bool:
         """Whether every pair within the cutoff is still on the list.

@@ -9,17 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxmlip.simulation.cells import inverses, volumes
-from jaxmlip.simulation.ensembles import (
-    NVT,
-    PS,
-    Ensemble,
-    NVTNoseHoover,
-    centred,
-    chain_energy,
-    kinetic_energy,
-    maxwell_boltzmann,
-    nose_hoover_chain,
-)
+from jaxmlip.simulation.ensembles import NVT, PS, Ensemble, NVTNoseHoover
+from jaxmlip.simulation.motion import centred, chain_energy, kinetic_energy, maxwell_boltzmann, nose_hoover_chain
 from jaxmlip.simulation.schedules import Number, PerReplica, Schedule, check_range, schedule
 from jaxmlip.types import AnyArray, Leaf, Vectors
 from jaxmlip.units import GPA
@@ -115,8 +106,9 @@ class NPT(Ensemble):
         }
 
     @staticmethod
-    def degrees_of_freedom(atoms: Any) -> Any:
+    def degrees_of_freedom(atoms: Any, held: Any = False) -> Any:
         """3N."""
+        del held
         return 3 * atoms
 
     @staticmethod

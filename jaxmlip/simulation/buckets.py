@@ -12,6 +12,7 @@ from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.processes import own_share, run_in_processes
 from jaxmlip.simulation.session import Options, make_session
 from jaxmlip.simulation.trajectory import Run
+from jaxmlip.systems.constraints import fixed_atoms
 
 MOST_PADDING = 0.25
 """Share of a program's atoms that may be padding, which costs memory and time; a further program costs compilation."""
@@ -52,7 +53,7 @@ def simulate_each(
         raise ValueError("No structure was given to start from.")
     if replicas < 1:
         raise ValueError(f"A simulation needs at least one replica, not {replicas}.")
-    buckets = [*_buckets(structures, MOST_PADDING if ensemble.pads else 0.0)]
+    buckets = [*_buckets(structures, MOST_PADDING if ensemble.pads else 0.0, alike=not ensemble.pads)]
     sessions, chosen, runs = [], Options(**options), {}
     for members in buckets:  # all of them before the first runs: what is wrong with the last is said at once
         starts = [structures[number] for number in members for _ in range(replicas)]
@@ -66,12 +67,13 @@ def simulate_each(
     return [runs[number] for number in range(len(structures))]
 
 
-def _buckets(structures: Sequence[Atoms], most_padding: float) -> Iterator[list[int]]:
-    """Numbers of the structures that share a program, largest first."""
-    alike: dict[bytes, list[int]] = {}
+def _buckets(structures: Sequence[Atoms], most_padding: float, *, alike: bool) -> Iterator[list[int]]:
+    """Numbers of the structures that share a program, largest first; if alike, as many atoms are held in all."""
+    groups: dict[tuple[bytes, int], list[int]] = {}
     for number, atoms in enumerate(structures):
-        alike.setdefault(atoms.pbc.tobytes(), []).append(number)
-    for numbers in alike.values():
+        held = int(fixed_atoms(atoms).sum()) if alike else 0
+        groups.setdefault((atoms.pbc.tobytes(), held), []).append(number)
+    for numbers in groups.values():
         bucket: list[int] = []
         for number in sorted(numbers, key=lambda n: -len(structures[n])):
             joined = [*bucket, number]
@@ -87,4 +89,6 @@ def _without_padding(run: Run, atoms: Atoms) -> Run:
     """The run of one structure, cut out of that of its bucket."""
     n = len(atoms)
     numbers = np.asarray(atoms.numbers, np.int64)
-    return dataclasses.replace(run, numbers=numbers, positions=run.positions[:, :, :n], masses=run.masses[:, :n])
+    fixed = None if run.fixed is None or not run.fixed.any() else run.fixed[:, :n]
+    cut = {"positions": run.positions[:, :, :n], "masses": run.masses[:, :n], "fixed": fixed}
+    return dataclasses.replace(run, numbers=numbers, **cut)

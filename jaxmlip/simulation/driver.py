@@ -22,14 +22,17 @@ from jaxmlip.simulation.engine import (
     Walkers,
     advance,
     current_cells,
-    initial_state,
 )
-from jaxmlip.simulation.ensembles import PADDING_MASS, Ensemble
+from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.motion import HELD_MASS, PADDING_MASS
 from jaxmlip.simulation.neighbors import cell_heights, image_search, pseudo_inverse
-from jaxmlip.simulation.safety import OUTCOMES, Bonds
+from jaxmlip.simulation.origins import Origins, strayed
+from jaxmlip.simulation.safety import OUTCOMES, Bonds, translated
 from jaxmlip.simulation.schedules import Number, Schedule
+from jaxmlip.simulation.states import as_before, initial_state, plain
 from jaxmlip.systems.graph import GHOST, periodic_cell
 from jaxmlip.systems.neighbors import dense_neighbors
+from jaxmlip.systems.origin import offset_from_origin
 from jaxmlip.units import FS
 
 RATTLE = 0.07
@@ -53,6 +56,7 @@ class Place(NamedTuple):
     room: Room
     skin: float
     heights: np.ndarray
+    origins: Origins
 
 
 class Driver:
@@ -66,6 +70,7 @@ class Driver:
         schedules: dict[str, Schedule],
         *,
         masses: Sequence[np.ndarray],
+        fixed: Sequence[np.ndarray] | None = None,
         bonds: Bonds,
         timestep_fs: Number,
         skin: Number,
@@ -84,6 +89,8 @@ class Driver:
             kind: the ensemble's functions.
             schedules: its numbers.
             masses: [atoms] of each replica, amu.
+            fixed: [atoms] of each replica, whether an atom is held where it is; none is by default. The layout says
+                that atoms are at rest.
             bonds: that must not break.
             timestep_fs: fs.
             skin: Å.
@@ -102,7 +109,11 @@ class Driver:
         self.heights = self._search_heights(cells, kind)
         self.timestep_fs, self.skin, self.stop_at_failure = float(timestep_fs), float(skin), stop_at_failure
         self.kind, self.schedules = kind, schedules
-        host_positions = [each.positions for each in starts]
+        self.origins = Origins.of([each.positions for each in starts], cells, self.atoms)
+        self._cells, self._starts = cells, self._padded([each.positions for each in starts], 0.0)
+        none = [np.zeros(size, bool) for size in self.sizes]
+        self.fixed = self._padded(none if fixed is None else fixed, padding=False)
+        host_positions = self._without_padding(self._starts - self.origins.vectors(cells))
         positions = jnp.asarray(self._padded(host_positions, 0.0), float)
         species = jnp.asarray(self._padded([each.numbers for each in starts], 0), jnp.int32)
         self.system = System(
@@ -110,7 +121,7 @@ class Driver:
             cells=jnp.asarray(cells, float),
             inverses=jnp.asarray(np.stack([pseudo_inverse(cell) for cell in cells]), float),
             lowest=jnp.asarray(self.heights, float),
-            bonds=bonds,
+            bonds=translated(bonds, self.origins.images),
         )
         needed = self._needed(host_positions, cells)
         self.room = self._room_for(*map(int, needed))
@@ -118,8 +129,10 @@ class Driver:
         indices = np.arange(n) if indices is None else indices
         self._called = np.arange(n) if layout.models else indices
         self.masses = self._padded(masses, PADDING_MASS)
-        weights = jnp.asarray(self.masses, float)
-        state = initial_state(species, positions, weights, self.system.cells, key, indices, schedules, kind=kind)
+        weights = jnp.asarray(np.where(self.fixed, HELD_MASS, self.masses), float)
+        state = initial_state(positions, weights, self.system.cells, key, indices, schedules, kind=kind)
+        if self.fixed.any():
+            state = kind.with_degrees(state, int(kind.degrees_of_freedom(self.sizes - self.fixed.sum(1), True)[0]))
         self.walkers = Walkers(
             state=state,
             energy=jnp.zeros(n, positions.dtype),
@@ -141,11 +154,55 @@ class Driver:
             padded[replica, : len(each)] = each
         return padded
 
+    def _without_padding(self, values: np.ndarray) -> list[np.ndarray]:
+        return [each[:size] for each, size in zip(values, self.sizes, strict=True)]
+
     @property
     def positions(self) -> list[np.ndarray]:
-        """Where the atoms of each replica are now, [atoms, 3], Å."""
-        everywhere = np.asarray(self.walkers.state.position, np.float64)
-        return [each[:size] for each, size in zip(everywhere, self.sizes, strict=True)]
+        """Where the atoms of each replica are on the device now, [atoms, 3], Å."""
+        return self._without_padding(np.asarray(self.walkers.state.position, np.float64))
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Cells of all replicas now, [replicas, 3, 3], Å."""
+        return np.asarray(self.walkers.state.cell, np.float64) if self.kind.moves_cell else self._cells
+
+    def recorded_positions(self) -> np.ndarray:
+        """Positions in the frames of the structures, [replicas, atoms, 3], Å: unwrapped; single where that suffices."""
+        if self.origins.here and not self.fixed.any():
+            return np.array(self.walkers.state.position, np.float32)
+        return self._in_frames()
+
+    def _in_frames(self) -> np.ndarray:
+        where = np.asarray(self.walkers.state.position, np.float64) + self.origins.vectors(self.cells)
+        return np.where(self.fixed[:, :, None], self._starts, where)
+
+    def bring_back(self) -> None:
+        """Bring replicas that have drifted far from the origin back to it, on the device; to be called between frames.
+
+        Their lists are made afresh. What is recorded knows nothing of it.
+        """
+        cells = self.cells
+        failure = np.asarray(self.walkers.failure)
+        gone = [n for n in strayed(self.positions, cells) if failure[n] == 0]
+        if not gone:
+            return
+        where, state = self._in_frames(), self.walkers.state
+        there = self._without_padding(where)
+        offsets = {n: offset_from_origin(there[n], cells[n]) for n in gone}
+        self._translate(self.origins.with_offsets(offsets))
+        near = self._without_padding(where - self.origins.vectors(cells))
+        position = np.array(state.position)
+        for n in gone:
+            position[n, : self.sizes[n]] = near[n]
+        position = jax.device_put(position, state.position.sharding)
+        stale = jax.device_put(np.ones(self.walkers.stale.shape, bool), self.walkers.stale.sharding)
+        self.walkers = self.walkers.replace(state=dataclasses.replace(state, position=position), stale=stale)
+
+    def _translate(self, origins: Origins) -> None:
+        """Use other origins, also for the bonds that are watched."""
+        bonds = translated(self.system.bonds, origins.images - self.origins.images)
+        self.system, self.origins = self.system.replace(bonds=bonds), origins
 
     @property
     def all_failed(self) -> bool:
@@ -207,14 +264,15 @@ class Driver:
     @property
     def place(self) -> Place:
         """Where the replicas are now, for `snapshot`."""
-        return Place(self.walkers, self.room, self.skin, self.heights)
+        return Place(self.walkers, self.room, self.skin, self.heights, self.origins)
 
     def snapshot(self, place: Place, notes: Sequence[Number]) -> list[np.ndarray]:
         """What `restore` needs to go on from there to the same trajectory, bit for bit: neighbour lists included."""
         here = place.room
         room = [place.skin, *place.heights, here.listed, here.slots, here.inner, here.bins.room if here.bins else 0]
-        leaves = [_plain(leaf) for leaf in jax.tree.leaves(place.walkers)]
-        return [np.array(notes, np.float64), np.array(room, np.float64), *leaves]
+        leaves = [plain(leaf) for leaf in jax.tree.leaves(place.walkers)]
+        offsets = place.origins.images, place.origins.centres
+        return [np.array(notes, np.float64), np.array(room, np.float64), *leaves, *offsets]
 
     def restore(self, saved: list[np.ndarray]) -> list[float]:
         """Go on from a snapshot of a driver that was set up as this one was; returns its notes.
@@ -224,14 +282,17 @@ class Driver:
         """
         notes, room, *leaves = saved
         old, structure = jax.tree.flatten(self.walkers)
-        if [leaf.ndim for leaf in map(_plain, old)] != [leaf.ndim for leaf in leaves]:
+        leaves, offsets = leaves[: len(old)], leaves[len(old) :]
+        if [leaf.ndim for leaf in map(plain, old)] != [leaf.ndim for leaf in leaves]:
             raise ValueError("what it keeps of the simulation is of another version of jaxmlip, or of another ensemble")
+        # Versions that knew no offsets had none.
+        self._translate(Origins(*offsets) if offsets else Origins.none(*self.fixed.shape))
         self.skin, self.heights = float(room[0]), room[1:4]
         listed, slots, inner, in_bin = (int(number) for number in room[4:])
         search = image_search(self.heights, self.cutoff + self.skin)
         self.room = Room(search, listed, slots, inner, self._bins(in_bin))
         self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
-        restored = [_as_before(new, leaf) for new, leaf in zip(leaves, old, strict=True)]
+        restored = [as_before(new, leaf) for new, leaf in zip(leaves, old, strict=True)]
         self.walkers = jax.tree.unflatten(structure, restored)
         if self.layout.mesh is not None:
             self.walkers = jax.device_put(self.walkers, NamedSharding(self.layout.mesh, PartitionSpec(SHARED)))
@@ -332,17 +393,3 @@ def slots_needed(
             _, _, inner = dense_neighbors(moved, cell, cutoff, inner_cutoff)
             counts.append((listed.shape[1], seen, inner))
     return np.max(counts, axis=0)
-
-
-def _plain(leaf: Any) -> np.ndarray:
-    """A leaf on the host; random keys as the integers that they are made of."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
-
-
-def _as_before(values: np.ndarray, leaf: Any) -> Any:
-    """Values of `_plain` as what they were, on the device."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(values))
-    return jnp.asarray(values, leaf.dtype)

@@ -28,6 +28,7 @@ from jaxmlip.potentials.potential import Potential, Prediction, evaluate
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.cell_lists import Bins, binned_neighbors
 from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.motion import at_rest
 from jaxmlip.simulation.neighbors import DeviceList, ImageSearch, device_neighbors, within_cutoff
 from jaxmlip.simulation.safety import Bonds, failures
 from jaxmlip.simulation.schedules import Schedule
@@ -128,12 +129,12 @@ class Layout:
         models: whether the potential is a stack of models, with as many replicas for each, one model's after another's.
         mesh: devices that share the replicas, along its axis `SHARED`; None for one. Each looks after its own: the
             flags of `Walkers` then have a leading axis of devices.
-        padded: whether some replicas have fewer atoms than others.
+        resting: whether there are atoms that do not move: padding of replicas that have fewer, and what is held.
     """
 
     models: bool = False
     mesh: Mesh | None = None
-    padded: bool = False
+    resting: bool = False
 
 
 ONE = Layout()
@@ -269,8 +270,8 @@ def _step(
     """One step of all replicas, kept only if the lists held for all of them."""
     numbers = {name: schedule.at((walkers.step + 1) * dt) for name, schedule in schedules.items()}
     state = jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers)
-    if layout.padded:
-        state = padding_at_rest(system.species, state)
+    if layout.resting:
+        state = at_rest(walkers.state, state)
     cells = current_cells(system, state, kind)
     lists = walkers.neighbors, walkers.shifts
     prediction, needed = _predicted(
@@ -280,6 +281,8 @@ def _step(
     if kind.moves_cell:
         state = state.replace(stress=prediction.stress)
     state = jax.vmap(kind.finish, in_axes=(0, 0, None, 0))(state, forces, dt, numbers)
+    if layout.resting:
+        state = at_rest(walkers.state, state)
 
     old, origin = walkers.state.position, walkers.origin
     leap_strain = strain = jnp.zeros(())
@@ -366,13 +369,6 @@ def current_cells(system: System, state: Any, kind: type[Ensemble]) -> Any:
     return state.cell if kind.moves_cell else system.cells
 
 
-def padding_at_rest(species: Any, state: Any) -> Any:
-    """States whose padding atoms are at the origin, where no strain moves them, and without momentum."""
-    real = (species > 0)[:, :, None]
-    still = {name: jnp.where(real, getattr(state, name), 0.0) for name in ("position", "momentum")}
-    return dataclasses.replace(state, **still)
-
-
 def as_one_graph(species: Any, positions: Any, cells: Any, neighbors: Any, shifts: Any) -> Graph:
     """All replicas as one batch, which a potential handles better than a mapped axis: it knows how to cut batches."""
     replicas, atoms, _ = positions.shape
@@ -391,28 +387,3 @@ def as_one_graph(species: Any, positions: Any, cells: Any, neighbors: Any, shift
 def _furthest(here: Any, there: Any) -> Any:
     """The longest displacement among a replica's atoms, Å."""
     return jnp.sqrt(((here - there) ** 2).sum(-1).max(-1))
-
-
-@functools.partial(jax.jit, static_argnames="kind")
-def initial_state(
-    species: Any,
-    positions: Any,
-    masses: Any,
-    cells: Any,
-    key: Any,
-    indices: Any,
-    schedules: dict[str, Schedule],
-    *,
-    kind: type[Ensemble],
-) -> Any:
-    """States of all replicas; a replica's random numbers depend on the seed and its index [replicas] alone."""
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-    numbers = {name: schedule.at(0.0) for name, schedule in schedules.items()}
-    return padding_at_rest(species, jax.vmap(kind.init)(keys, positions, masses, cells, numbers))
-
-
-@functools.partial(jax.jit, static_argnames="kind")
-def reservoirs(state: Any, schedules: dict[str, Schedule], time: Any, *, kind: type[Ensemble]) -> Any:
-    """Energies of the thermostats of all replicas, eV."""
-    numbers = {name: schedule.at(time) for name, schedule in schedules.items()}
-    return jax.vmap(kind.reservoir)(state, numbers)

@@ -6,7 +6,8 @@ needed, so that one call gives energies and forces of all replicas. Tests hold t
 
 The centre of mass starts at rest. Where nothing but the potential could move it (NVE, Nosé–Hoover, velocity rescaling)
 it stays there, and temperatures are counted with 3N − 3 degrees of freedom; Langevin dynamics thermostats it with the
-other 3N − 3.
+other 3N − 3. Where atoms are held by constraints, N is the number of the others, no momentum is conserved, and there
+are 3N degrees of freedom in every ensemble.
 """
 
 import abc
@@ -16,17 +17,24 @@ from typing import Any, ClassVar
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from jaxmlip.simulation.motion import (
+    any_held,
+    centred,
+    chain_energy,
+    free_space,
+    kinetic_energy,
+    maxwell_boltzmann,
+    n_mobile,
+    nose_hoover_chain,
+)
 from jaxmlip.simulation.schedules import Number, PerReplica, Schedule, check_range, schedule
 from jaxmlip.types import AnyArray, Leaf, Vectors
 from jaxmlip.units import FS, KB
 
 PS = 1000.0 * FS
 """One picosecond in the internal unit of time."""
-
-PADDING_MASS = 1e-30
-"""Mass of a padding atom, amu: nothing to the centre of mass, yet something to divide by."""
 
 
 class Ensemble(abc.ABC):
@@ -39,7 +47,8 @@ class Ensemble(abc.ABC):
         moves_cell: whether states have a `cell` that moves and want the `stress` for it.
         conserves: whether total energy + `reservoir` is conserved while the numbers do not change.
         pads: whether there may be padding atoms, which weigh `PADDING_MASS` and feel no force; the engine keeps them at
-            rest. jax-md's chains want the number of atoms to be the same in all replicas.
+            rest, as it does atoms that are held, which weigh `HELD_MASS`. jax-md's chains want the number of atoms that
+            move to be the same in all replicas.
     """
 
     moves_cell: ClassVar[bool] = False
@@ -55,14 +64,25 @@ class Ensemble(abc.ABC):
         """
 
     @staticmethod
-    def degrees_of_freedom(atoms: Any) -> Any:
-        """With which temperatures are counted: 3N − 3, the centre of mass being at rest; 3 for a single atom."""
-        return 3 * atoms - 3 * (atoms > 1)
+    def degrees_of_freedom(atoms: Any, held: Any = False) -> Any:
+        """With which temperatures are counted: 3N − 3, the centre of mass being at rest; 3 for a single atom.
+
+        Args:
+            atoms: number N of those that move.
+            held: whether others are held; then it is 3N.
+        """
+        return 3 * atoms - 3 * (atoms > 1) * (1 - held)
 
     @staticmethod
     @abc.abstractmethod
     def init(key: Any, positions: Any, masses: Any, cell: Any, numbers: dict[str, Any]) -> Any:
         """State of one replica, with Maxwell–Boltzmann momenta and no forces yet."""
+
+    @staticmethod
+    def with_degrees(state: Any, degrees: int) -> Any:
+        """States at the start, for so many degrees of freedom where held atoms leave fewer than `init` has counted."""
+        del degrees
+        return state
 
     @staticmethod
     @abc.abstractmethod
@@ -168,8 +188,9 @@ class NVT(Ensemble):
         }
 
     @staticmethod
-    def degrees_of_freedom(atoms: Any) -> Any:
+    def degrees_of_freedom(atoms: Any, held: Any = False) -> Any:
         """3N."""
+        del held
         return 3 * atoms
 
     @staticmethod
@@ -251,6 +272,11 @@ class NVTNoseHoover(Ensemble):
             degrees, kinetic_energy(momentum, mass), numbers["kT"]
         )
         return state.set(chain=chain)
+
+    @staticmethod
+    def with_degrees(state: Any, degrees: int) -> Any:
+        """The chain acts on so many; its masses follow in the first step."""
+        return state.set(chain=state.chain.set(degrees_of_freedom=degrees))
 
     @staticmethod
     def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
@@ -352,7 +378,7 @@ class NVTVelocityRescaling(Ensemble):
         state = NVE.finish(state, forces, dt, numbers)
         momentum = centred(state.momentum, state.mass)
         key, split = jax.random.split(state.rng)
-        degrees = NVTVelocityRescaling.degrees_of_freedom(n_atoms(state.mass))
+        degrees = NVTVelocityRescaling.degrees_of_freedom(n_mobile(state.mass), any_held(state.mass))
         # As many leading numbers as there are degrees of freedom: the same, however many there are in all.
         noise = jax.random.normal(split, (momentum.size,), momentum.dtype)
         noise = jnp.where(jnp.arange(momentum.size) < degrees, noise, 0.0)
@@ -370,45 +396,3 @@ class NVTVelocityRescaling(Ensemble):
         """What was taken from the atoms, eV."""
         del numbers
         return state.given
-
-
-def maxwell_boltzmann(
-    key: Any, positions: Vectors, masses: Float[AnyArray, " atoms"], kT: Any
-) -> tuple[Float[AnyArray, "atoms 1"], Vectors]:
-    """Masses [atoms, 1], and momenta at kT with the centre of mass at rest (unless there is but one atom)."""
-    mass = jnp.asarray(masses, positions.dtype)[:, None]
-    momentum = jnp.sqrt(mass * kT) * jax.random.normal(key, positions.shape, positions.dtype)
-    return mass, centred(momentum, mass)
-
-
-def centred(momentum: Vectors, mass: Float[AnyArray, "atoms 1"]) -> Vectors:
-    """Momenta without the velocity of the centre of mass; unchanged for a single atom."""
-    return jnp.where(n_atoms(mass) == 1, momentum, momentum - mass * momentum.sum(axis=0) / mass.sum())
-
-
-def n_atoms(mass: Float[AnyArray, "*replicas atoms 1"]) -> Int[AnyArray, " *replicas"]:
-    """Number of atoms that are not padding."""
-    return (mass > 2 * PADDING_MASS).sum((-2, -1))
-
-
-def kinetic_energy(momentum: Vectors, mass: Float[AnyArray, "atoms 1"]) -> Float[AnyArray, ""]:
-    """Σ p²/2m, eV."""
-    return 0.5 * (momentum**2 / mass).sum()
-
-
-def free_space(positions: Vectors, displacement: Vectors, **_: Any) -> Vectors:
-    """Positions stay unwrapped: periodicity is in the shifts of the neighbour list."""
-    return positions + displacement
-
-
-def nose_hoover_chain(dt: Any, period: Any) -> Any:
-    """jax-md's functions of a chain of three, in two Suzuki–Yoshida steps of third order for each half step."""
-    from jax_md import simulate
-
-    return simulate.nose_hoover_chain(dt, chain_length=3, chain_steps=2, sy_steps=3, tau=period)
-
-
-def chain_energy(chain: Any, kT: Any) -> Any:
-    """Kinetic and potential energy of one of jax-md's chains, eV."""
-    kinetic = (0.5 * chain.momentum**2 / chain.mass).sum()
-    return kinetic + kT * (chain.degrees_of_freedom * chain.position[0] + chain.position[1:].sum())

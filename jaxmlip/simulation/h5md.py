@@ -60,6 +60,7 @@ class Fixed(NamedTuple):
         timestep_fs: fs.
         identity: plain data that tells the run from others.
         observed: units of the series that are not in `PLACES`, by name with `MEAN` before it.
+        fixed: [replicas, atoms], which atoms constraints hold; None where none does.
     """
 
     numbers: np.ndarray
@@ -69,6 +70,7 @@ class Fixed(NamedTuple):
     timestep_fs: float
     identity: dict[str, Any]
     observed: dict[str, str]
+    fixed: np.ndarray | None = None
 
 
 class Status(NamedTuple):
@@ -154,6 +156,7 @@ def read_fixed(file: h5py.File) -> Fixed:
         timestep_fs=float(array_at(file, "parameters/timestep_fs")),
         identity=json.loads(str(group_at(file, "parameters").attrs["identity"])),
         observed=json.loads(str(group_at(file, "parameters").attrs["observed"])),
+        fixed=array_at(file, "parameters/fixed").astype(bool) if "fixed" in group_at(file, "parameters") else None,
     )
 
 

@@ -17,7 +17,6 @@ from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.cell_lists import Bins, bins_for
 from jaxmlip.simulation.driver import Driver, slots_needed
 from jaxmlip.simulation.engine import Room, System, as_one_graph, current_cells, lists_of_replicas
-from jaxmlip.simulation.ensembles import n_atoms
 from jaxmlip.simulation.neighbors import image_search, within_cutoff
 from jaxmlip.simulation.recording import Sampler
 from jaxmlip.types import Leaf
@@ -43,7 +42,8 @@ class FrameState(flax.struct.PyTreeNode):
     """One frame, as observables see it.
 
     Attributes:
-        positions: [atoms, 3], Å.
+        positions: [atoms, 3], Å, up to translations of atoms by lattice vectors, and of the whole where not periodic:
+            what is far from the origin is seen near it, where single precision suffices.
         cell: [3, 3], lattice vectors as rows, Å; zero rows where not periodic.
         potential_energy: [], eV.
         temperature: [], kinetic temperature in K.
@@ -110,6 +110,8 @@ class Observer:
         self._sampler, self._driver, self._second, self._own = sampler, sampler.driver, None, None
         elsewhere = (*SCALAR_UNITS, PRESSURE_TENSOR)
         self._observables = tuple(each for each in observables if each.name not in elsewhere)
+        # Not those of the state: what is held weighs something else there.
+        self._masses = jnp.asarray(self._driver.masses, float)[:, :, None]
         self._kinds: dict[tuple[int, ...], list[int]] = {}
         for replica, of_atoms in enumerate(numbers):
             self._kinds.setdefault(tuple(of_atoms.tolist()), []).append(replica)
@@ -149,7 +151,7 @@ class Observer:
             stress = walkers.state.stress if self._own is None else self._own.evaluated().stress
             seen[PRESSURE_TENSOR] = _pressures(stress, walkers, self._cells())
         if self._second is not None:
-            seen |= _compared(self._second.evaluated(), self._driver.walkers)
+            seen |= _compared(self._second.evaluated(), self._driver.walkers, self._driver.sizes)
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in seen.items()}
         self._looks += 1
 
@@ -176,8 +178,7 @@ class Observer:
             return {}
         driver = self._driver
         heights = tuple(np.floor(10.0 * least_heights(driver)) / 10.0)
-        state = driver.walkers.state
-        of_replicas = state.position, self._cells(), state.mass
+        of_replicas = driver.walkers.state.position, self._cells(), self._masses
         if len(self._kinds) == 1:
             return _per_replica(self._observables, *self._kinds, heights, *of_replicas)
         seen = [
@@ -265,9 +266,9 @@ def _evaluated(
 
 
 @jax.jit
-def _compared(prediction: Prediction, walkers: Any) -> dict[str, Any]:
+def _compared(prediction: Prediction, walkers: Any, atoms: Any) -> dict[str, Any]:
     """Differences to the run's own energies, per atom and without references, and forces, [replicas]."""
-    force, atoms = walkers.state.force, n_atoms(walkers.state.mass)
+    force = walkers.state.force
     return {
         FORCE_ERROR: ((prediction.forces.reshape(force.shape) - force) ** 2).sum((1, 2)) / (3 * atoms),
         ENERGY_DIFFERENCE: (walkers.energy - prediction.energy) / atoms,

@@ -10,9 +10,9 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.simulation.driver import Driver
-from jaxmlip.simulation.engine import reservoirs
 from jaxmlip.simulation.h5md import Fixed, Status
 from jaxmlip.simulation.safety import OUTCOMES
+from jaxmlip.simulation.states import reservoirs
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.systems.graph import periodic_cell
@@ -41,7 +41,8 @@ class Sampler:
         """
         self.driver, self.kind = driver, driver.kind
         self.references = references
-        self.degrees = self.kind.degrees_of_freedom(driver.sizes)
+        held = driver.fixed.sum(1)
+        self.degrees = self.kind.degrees_of_freedom(driver.sizes - held, held > 0)
 
     def scalars(self) -> Sample:
         """Energy, temperature and, where it moves, cell and pressure."""
@@ -63,7 +64,7 @@ class Sampler:
     def sample(self, step: int) -> Sample:
         """What `Run` holds of the present state."""
         walkers, found = self.driver.walkers, self.scalars()
-        found["positions"] = np.array(walkers.state.position, np.float32)
+        found["positions"] = self.driver.recorded_positions()
         if self.kind.conserves:
             now = step * self.driver.timestep_fs * FS
             held = np.asarray(reservoirs(walkers.state, self.driver.schedules, now, kind=self.kind), np.float64)
@@ -117,6 +118,7 @@ class Recorder:
         identity: dict[str, Any],
         first: Sample,
         observed: dict[str, str],
+        fixed: np.ndarray | None = None,
     ) -> None:
         """Open a file; one that is there must be of the same run, and the driver then goes on where it ended.
 
@@ -128,6 +130,7 @@ class Recorder:
             identity: plain data that tells the run from others.
             first: a sample as those to come, for its shapes.
             observed: units of what is in it beside the series of a run.
+            fixed: see `Run.fixed`.
 
         Raises:
             ValueError: if the file is another run's, damaged, or being written by another process.
@@ -146,7 +149,7 @@ class Recorder:
                 self.file.close()
                 raise
         else:
-            fixed = Fixed(
+            constant = Fixed(
                 numbers=np.asarray(starts[0].numbers, np.int64),
                 pbc=np.asarray(starts[0].pbc, bool),
                 masses=np.stack([atoms.get_masses() for atoms in starts]),
@@ -154,9 +157,10 @@ class Recorder:
                 timestep_fs=self._driver.timestep_fs,
                 identity={"run": identity, "versions": versions()},
                 observed=observed,
+                fixed=fixed,
             )
             self.file = TrajectoryFile.create(
-                path, fixed, stacked([first]), self._driver.snapshot(self._here, [0.0, 0.0])
+                path, constant, _for_file([first]), self._driver.snapshot(self._here, [0.0, 0.0])
             )
         self.resumed = self.file.frames
         if self.resumed:
@@ -196,7 +200,7 @@ class Recorder:
         status = self.status(first + number, finished=False)
         # The driver may be on its way to the next frame, when an interrupt leads here.
         snapshot = self._driver.snapshot(self._here, [self._moving_s, status.wall_s])
-        self.file.append(steps, stacked(self._waiting), status, snapshot)
+        self.file.append(steps, _for_file(self._waiting), status, snapshot)
         self._waiting = []
         self._written = time.monotonic()
 
@@ -223,6 +227,12 @@ class Recorder:
 def stacked(samples: list[Sample]) -> dict[str, np.ndarray]:
     """Series [replicas, frames, ...] of samples."""
     return {name: np.stack([sample[name] for sample in samples], axis=1) for name in samples[0]}
+
+
+def _for_file(samples: list[Sample]) -> dict[str, np.ndarray]:
+    """Series with positions in double precision, which a replica may come to need; what it does not is compressed."""
+    series = stacked(samples)
+    return series | {"positions": series["positions"].astype(np.float64)}
 
 
 def endings(driver: Driver, frames: int, every: int) -> tuple[list[Outcome], np.ndarray, float]:

@@ -12,11 +12,12 @@ from ase import Atoms
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
-from jaxmlip.simulation.engine import current_cells
+from jaxmlip.simulation.engine import Layout
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.safety import OUTCOMES, no_bonds
 from jaxmlip.simulation.schedules import Number, Schedule, schedule
 from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.systems.constraints import fixed_atoms, hold
 from jaxmlip.systems.graph import check_structure
 from jaxmlip.types import HostMatrix, HostVectors, Leaf, Vectors
 from jaxmlip.units import FS, GPA
@@ -36,11 +37,11 @@ class Relaxed:
     """A relaxed structure, and how far it came.
 
     Attributes:
-        atoms: the structure, a copy; positions are not wrapped.
+        atoms: the structure, a copy; positions are not wrapped. Its constraint, if there was one, is one `FixAtoms`.
         outcome: `COMPLETED` if it is relaxed, `NOT_CONVERGED`, or the failure that stopped it.
         steps: steps taken.
         energy: total energy, elemental references included, eV.
-        forces: [atoms, 3], eV/Å.
+        forces: [atoms, 3], eV/Å, of the potential, on atoms that are held as well.
         stress: [3, 3], eV/Å³, positive under tension; None if the cell was fixed.
     """
 
@@ -53,12 +54,12 @@ class Relaxed:
 
     @property
     def converged(self) -> bool:
-        """Whether forces, and stress if the cell moved, are below the limits."""
+        """Whether forces on what moves, and stress if the cell moved, are below the limits."""
         return self.outcome is Outcome.COMPLETED
 
     def summary(self) -> str:
         """Steps, energy and what remains of forces and stress, in one line."""
-        longest = np.linalg.norm(self.forces, axis=1).max()
+        longest = np.linalg.norm(self.forces[~fixed_atoms(self.atoms)], axis=1).max(initial=0.0)
         left = f"{self.steps} steps, {self.energy:.6f} eV, longest force {longest:.2g} eV/Å"
         if self.stress is None:
             return f"{left}."
@@ -80,20 +81,22 @@ def relax(
 
     Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), as in ASE: the velocity before the step is mixed, and one step
     moves all coordinates together by at most 0.2 Å. The cell follows symmetric strains ε; as in ASE's UnitCellFilter
-    its coordinates are N ε for N atoms, with forces −V (σ + P 1)/N. Constraints of the Atoms are ignored.
+    its coordinates are N ε for N atoms, with forces −V (σ + P 1)/N. Atoms held by `FixAtoms` stay where they are, in a
+    cell that does not move.
 
     Args:
         potential: any Potential.
         structure: where to start.
-        forces_eV_A: the longest force on an atom that is allowed to remain, eV/Å.
+        forces_eV_A: the longest force on an atom that moves that is allowed to remain, eV/Å.
         stress_GPa: the largest element of σ + P 1 that is allowed to remain, GPa; None keeps the cell.
         pressure_GPa: external pressure P on a cell that moves.
         steps: steps after which to give up.
         skin: see `simulate`.
 
     Raises:
-        ValueError: for elements the potential does not know, a damaged structure, settings that make no sense, or a
-            cell that is to move without being periodic in all three directions.
+        ValueError: for elements the potential does not know, a damaged structure, settings that make no sense,
+            constraints other than `FixAtoms`, or a cell that is to move without being periodic in all three directions
+            or with atoms that are held.
     """
     check_structure(structure)
     check_species(potential, structure.numbers)
@@ -107,6 +110,12 @@ def relax(
             f"Only a cell that is periodic in all three directions can relax, not pbc {structure.pbc.tolist()}; leave "
             "out stress_GPa."
         )
+    fixed = fixed_atoms(structure)
+    if stress_GPa is not None and fixed.any():
+        raise ValueError(
+            f"{structure.symbols} has fixed atoms, which a cell that relaxes would move: keep the cell (no stress_GPa, "
+            "no --cell), or remove the constraint by atoms.set_constraint()."
+        )
     fire = Fire(forces_eV_A) if stress_GPa is None else FireWithCell(forces_eV_A, stress_GPa, pressure_GPa)
     engine = Driver(
         potential,
@@ -114,11 +123,13 @@ def relax(
         type(fire),
         fire.schedules(1),
         masses=[np.ones(len(structure))],
+        fixed=[fixed],
         bonds=no_bonds(1),
         timestep_fs=1.0 / FS,  # steps of length 1; FIRE has its own timestep
         skin=skin,
         seed=0,
         stop_at_failure=False,
+        layout=Layout(resting=bool(fixed.any())),
     )
     engine.prepare()
     reached = 0
@@ -134,10 +145,10 @@ def _relaxed(engine: Driver, structure: Atoms, reference: float) -> Relaxed:
     outcome = OUTCOMES[failure] if failure else Outcome.COMPLETED if walkers.state.done[0] else Outcome.NOT_CONVERGED
     state = jax.device_get(walkers.state)
     atoms = structure.copy()
-    atoms.set_constraint()
+    hold(atoms, engine.fixed[0])
     if engine.kind.moves_cell:
-        atoms.set_cell(np.asarray(current_cells(engine.system, walkers.state, engine.kind)[0], np.float64))
-    atoms.positions = np.asarray(state.position[0], np.float64)
+        atoms.set_cell(engine.cells[0])
+    atoms.positions = engine.recorded_positions()[0]
     return Relaxed(
         atoms=atoms,
         outcome=outcome,
@@ -152,8 +163,8 @@ class FireState(flax.struct.PyTreeNode):
     """State of one relaxation.
 
     Attributes:
-        position, momentum, force: [atoms, 3]; masses are 1.
-        mass: [atoms, 1].
+        position, momentum, force: [atoms, 3].
+        mass: [atoms, 1], 1, or `HELD_MASS`.
         cell, stress: [3, 3], as in `barostats.CellState`.
         growth: [3, 3], velocity of the coordinates N ε.
         dt, mixing: [], FIRE's present timestep and α.
@@ -219,7 +230,8 @@ class Fire(Ensemble):
     def finish(state: FireState, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> FireState:
         """Whether it is relaxed."""
         del dt
-        return state.replace(force=forces, done=(forces**2).sum(1).max() < numbers["force"] ** 2)
+        acting = forces / state.mass
+        return state.replace(force=forces, done=(acting**2).sum(1).max() < numbers["force"] ** 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +275,7 @@ def _excess(state: FireState, numbers: dict[str, Any]) -> Any:
 
 def _moved(state: FireState, dt: Any, of_cell: Any) -> FireState:
     """FIRE's step with the forces on atoms and on the coordinates N ε of the cell."""
-    force, velocity, growth = state.force, state.momentum, state.growth
+    force, velocity, growth = state.force / state.mass, state.momentum, state.growth
     power = (force * velocity).sum() + (of_cell * growth).sum()
     steepness = jnp.sqrt((force**2).sum() + (of_cell**2).sum())
     speed = jnp.sqrt((velocity**2).sum() + (growth**2).sum())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import numpy as np
 from ase import Atoms
 
 from jaxmlip.digests import digest
@@ -47,7 +48,8 @@ def simulate(
     Args:
         potential: any Potential. Runs of potentials with equal pytree structure share compiled code.
         structure: the start of all replicas, or one start for each: equal atoms in equal order, any cells. Masses are
-            those of the Atoms: hydrogen may be deuterium.
+            those of the Atoms: hydrogen may be deuterium. Atoms held by ASE's `FixAtoms` stay where they are, other
+            atoms in other replicas if need be, and count as no degrees of freedom.
         ensemble: for example `NVT(temperature_K=250)` or `NPT(temperature_K=250, pressure_GPa=0)`. Its temperature and
             pressure may be sequences, a value for each replica, and ramps (`Ramp`).
         time_ps: length of the run in ps; this or `steps`.
@@ -74,8 +76,8 @@ def simulate(
             each simulates its share of the replicas on devices of its own, and all return the whole run.
 
     Raises:
-        ValueError: for elements the potential does not know, damaged or unequal structures, and settings that make no
-            sense.
+        ValueError: for elements the potential does not know, damaged or unequal structures, settings that make no
+            sense, constraints other than `FixAtoms`, and atoms held in a cell that moves.
         SimulationError: if a replica fails and `on_failure` is "raise".
     """
     options = Options(
@@ -239,7 +241,8 @@ def simulate_to_file(
     session = make_session([potential], structure, ensemble, options, own_share)
     first = session.at_start()
     identity, units = _identity(session, potential, ensemble, options), prefixed(session.observed_units)
-    with Recorder(path, session.sampler, session.starts, session.every, identity, first, units) as recorder:
+    here = path, session.sampler, session.starts, session.every
+    with Recorder(*here, identity, first, units, session.fixed) as recorder:
         for sample, seconds in session.samples(recorder.resumed, progress):
             recorder.record(sample, seconds)
         status = recorder.finish(max(session.frames, recorder.resumed))
@@ -260,6 +263,7 @@ def _identity(session: Session, potential: Potential, ensemble: Ensemble, option
         "potential": digest(*jax.tree.leaves(potential)),
         "structure": digest(*(x for atoms in starts for x in (atoms.positions, atoms.cell, atoms.numbers, atoms.pbc))),
         "masses": digest(*(atoms.get_masses() for atoms in starts)),
+        "constraints": _described(session.fixed),
         "ensemble": str(ensemble),
         "timestep_fs": float(options.timestep_fs),
         "steps between frames": session.every,
@@ -272,3 +276,8 @@ def _identity(session: Session, potential: Potential, ensemble: Ensemble, option
         "against": None if against is None else digest(*jax.tree.leaves(against)),
         "steps between observations": session.stride if session.observer else None,
     }
+
+
+def _described(fixed: np.ndarray | None) -> str | None:
+    """The atoms that are held, told from others."""
+    return None if fixed is None else f"FixAtoms of {fixed.sum(1).tolist()} atoms ({digest(fixed)[:8]})"

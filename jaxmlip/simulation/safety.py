@@ -9,7 +9,8 @@ from ase import Atoms
 from ase.data import covalent_radii
 
 from jaxmlip.simulation import cells as geometry
-from jaxmlip.simulation.ensembles import Ensemble, n_atoms
+from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.motion import any_held, n_mobile
 from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.systems.graph import periodic_cell
@@ -56,7 +57,7 @@ class Bonds(flax.struct.PyTreeNode):
     Attributes:
         pairs: [replicas, bonds, 2], indices of atoms.
         shifts: [replicas, bonds, 3], lattice translation of the second atom, at the start and ever after: positions are
-            not wrapped.
+            not wrapped, but for those that the driver brings near the origin.
         limits: [replicas, bonds], Å.
     """
 
@@ -99,6 +100,12 @@ def bonds_to_watch(starts: list[Atoms]) -> Bonds:
     return Bonds(jnp.asarray(pairs), jnp.asarray(shifts, float), jnp.asarray(limits, float))
 
 
+def translated(bonds: Bonds, images: np.ndarray) -> Bonds:
+    """The bonds of atoms from which lattice translations [replicas, atoms, 3] were taken."""
+    first, second = (np.take_along_axis(images, np.asarray(bonds.pairs)[:, :, k, None], axis=1) for k in (0, 1))
+    return bonds.replace(shifts=bonds.shifts + jnp.asarray(second - first, bonds.shifts.dtype))
+
+
 def no_bonds(replicas: int) -> Bonds:
     """Nothing to watch."""
     return Bonds(jnp.zeros((replicas, 0, 2), jnp.int32), jnp.zeros((replicas, 0, 3)), jnp.zeros((replicas, 0)))
@@ -138,7 +145,7 @@ def failures(
         lost = ((ratio < 0.5) | (ratio > 2.0)).any(-1)
     if "kT" in schedules:
         # Few atoms may by chance have many times their mean kinetic energy; up to four count as four.
-        degrees = jnp.maximum(kind.degrees_of_freedom(n_atoms(state.mass)), 12)
+        degrees = jnp.maximum(kind.degrees_of_freedom(n_mobile(state.mass), any_held(state.mass)), 12)
         target = jnp.maximum(schedules["kT"].highest, KB * COLD)
         kinetic = 0.5 * (state.momentum**2 / state.mass).sum((1, 2))
         hot = kinetic > HOTTEST * 0.5 * degrees * target

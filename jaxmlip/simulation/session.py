@@ -22,6 +22,7 @@ from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, s
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.trajectory import Run
+from jaxmlip.systems.constraints import fixed_atoms
 from jaxmlip.systems.graph import check_structure, periodic_cell
 from jaxmlip.units import G_PER_CM3
 
@@ -61,6 +62,7 @@ class Session:
         sampler: of the driver.
         observer: of the driver, if anything is to be observed.
         first: index of the first replica, where other processes simulate those before.
+        fixed: see `Run.fixed`.
         numbers: [atoms], of the replica that has the most.
     """
 
@@ -73,6 +75,7 @@ class Session:
     sampler: Sampler
     observer: Observer | None
     first: int
+    fixed: np.ndarray | None
 
     @property
     def observed_units(self) -> dict[str, str]:
@@ -112,6 +115,7 @@ class Session:
             ns_per_day=ns_per_day(simulated_fs, moving_s),
             observed=observed,
             observed_units=self.observed_units,
+            fixed=self.fixed,
             **({"cells": np.stack([periodic_cell(atoms) for atoms in self.starts])} | series),  # type: ignore[arg-type]
         )
 
@@ -135,6 +139,7 @@ class Session:
                         self.observer.look()
                 step = (frame + 1) * self.every
                 sample = self._sample(step)
+                self.driver.bring_back()
                 moving_s += seconds
                 speed = ns_per_day((step - first * self.every) * self.driver.timestep_fs, moving_s)
                 bar.set_postfix_str(shown.text(sample, step * scale, speed), refresh=False)
@@ -212,6 +217,7 @@ def make_session(
             f"{everywhere[0].pbc.tolist()}; put the atoms into a cell, or keep the volume constant."
         )
 
+    fixed = _checked_fixed(everywhere, ensemble)
     chosen = share(len(everywhere)) if share else slice(len(everywhere))
     first, number = chosen.start or 0, len(potentials)
     starts = everywhere[chosen] * number
@@ -222,6 +228,7 @@ def make_session(
         type(ensemble),
         schedules,
         masses=[atoms.get_masses() for atoms in starts],
+        fixed=fixed[chosen] * number,
         bonds=bonds_to_watch(starts) if options.watch_bonds else no_bonds(len(starts)),
         timestep_fs=options.timestep_fs,
         skin=options.skin,
@@ -230,7 +237,7 @@ def make_session(
         layout=Layout(
             models=number > 1,
             mesh=_mesh(options.devices, number if number > 1 else len(starts), number > 1),
-            padded=any(len(atoms) < len(everywhere[0]) for atoms in starts),
+            resting=any(map(np.any, fixed)) or any(len(atoms) < len(everywhere[0]) for atoms in starts),
         ),
         # Replicas of equal index in different models have equal random numbers.
         indices=np.tile((np.arange(len(everywhere)) if indices is None else indices)[chosen], number),
@@ -244,7 +251,8 @@ def make_session(
         stride = _checked_stride(every, options.timestep_fs, options.observe_every_fs)
         observer = Observer(sampler, options.observables, options.against, [atoms.numbers for atoms in starts])
     numbers = np.asarray(everywhere[0].numbers, np.int64)
-    return Session(driver, starts, numbers, total // every, every, stride, sampler, observer, first)
+    held = driver.fixed if any(map(np.any, fixed)) else None  # of all replicas, lest processes differ
+    return Session(driver, starts, numbers, total // every, every, stride, sampler, observer, first, held)
 
 
 def _as_stack(potentials: list[Potential]) -> Potential:
@@ -316,6 +324,27 @@ def _checked_starts(
                 "and the same periodic directions; sort the atoms, or give unlike structures to simulate_each."
             )
     return starts
+
+
+def _checked_fixed(starts: list[Atoms], ensemble: Ensemble) -> list[np.ndarray]:
+    """Which atoms of each replica are held; ValueError if they cannot be."""
+    found = {id(atoms): fixed_atoms(atoms) for atoms in starts}
+    fixed, kind = [found[id(atoms)] for atoms in starts], type(ensemble).__name__
+    for index, mask in enumerate(fixed):
+        if mask.all():
+            raise ValueError(f"All atoms of structure {index} ({starts[index].symbols}) are fixed: nothing can move.")
+        if mask.any() and ensemble.moves_cell:
+            raise ValueError(
+                f"{starts[index].symbols} has fixed atoms, and {kind} would move them with the cell: keep the volume "
+                "constant, or remove the constraint from the file or by atoms.set_constraint()."
+            )
+    mobile = {int((~mask).sum()) for mask in fixed}
+    if any(map(np.any, fixed)) and len(mobile) > 1 and not ensemble.pads:
+        raise ValueError(
+            f"{kind} needs the same number of atoms that move in all replicas, not {sorted(mobile)}: use another "
+            "thermostat, or simulate_each."
+        )
+    return fixed
 
 
 def _checked_steps(

@@ -29,6 +29,7 @@ from jaxmlip.simulation.h5md import (
     read_steps,
 )
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
+from jaxmlip.systems.constraints import hold
 
 FRAMES_AT_ONCE = 256
 """Frames in memory while a trajectory is exported."""
@@ -47,7 +48,7 @@ class Outcome(enum.Enum):
     NOT_CONVERGED = "it was not yet relaxed after the last step"
 
 
-PER_REPLICA = (*(name for name in PLACES if name != "numbers"), "masses", "outcomes", "lengths")
+PER_REPLICA = (*(name for name in PLACES if name != "numbers"), "masses", "fixed", "outcomes", "lengths")
 """Attributes of `Run` whose first axis is that of the replicas, besides what was observed; in a fixed order."""
 
 
@@ -59,15 +60,17 @@ class Run:
 
     Attributes:
         numbers: [atoms], atomic numbers.
-        positions: [replicas, frames, atoms, 3], Å, unwrapped: differences in time are displacements.
+        positions: [replicas, frames, atoms, 3], Å, unwrapped: differences in time are displacements. In double
+            precision where they are far from the origin, or atoms are held.
         cells: [replicas, 3, 3], lattice vectors as rows, Å; zero rows where not periodic. [replicas, frames, 3, 3]
             where cells move; `frame_cells` is always of this shape.
         pbc: [3].
         masses: [replicas, atoms], amu.
         potential_energy: [replicas, frames], total energies in eV, elemental references included.
-        temperature: [replicas, frames], kinetic temperature in K: 2K/3Nk for Langevin dynamics (NVT, NPT), 2K/(3N − 3)k
-            where the centre of mass is at rest. With BAOAB it is low by about (ωh)²/4 in a mode of frequency ω (3 % for
-            an O–H stretch at h = 0.5 fs) although the configurations are right.
+        temperature: [replicas, frames], kinetic temperature in K: 2K/3Nk for Langevin dynamics (NVT, NPT) and where
+            atoms are held, N being those that move, 2K/(3N − 3)k where the centre of mass is at rest. With BAOAB it is
+            low by about (ωh)²/4 in a mode of frequency ω (3 % for an O–H stretch at h = 0.5 fs) although the
+            configurations are right.
         time_fs: [frames], time since the start; the start structure itself is not a frame.
         timestep_fs: fs.
         outcomes: one per replica.
@@ -79,6 +82,7 @@ class Run:
         pressure_GPa: [replicas, frames], instantaneous pressure, kinetic part included; None at constant volume.
         observed: [replicas, frames, ...] by name, means since the frame before of what was observed on the way.
         observed_units: their units.
+        fixed: [replicas, atoms], which atoms constraints have held (ASE's FixAtoms); None where none was.
     """
 
     numbers: Int[np.ndarray, " atoms"]
@@ -98,6 +102,7 @@ class Run:
     pressure_GPa: Float[np.ndarray, "replicas frames"] | None = None
     observed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     observed_units: dict[str, str] = dataclasses.field(default_factory=dict)
+    fixed: Bool[np.ndarray, "replicas atoms"] | None = None
 
     @property
     def n_replicas(self) -> int:
@@ -162,7 +167,7 @@ class Run:
             "time_fs": float(self.time_fs[frame]),
             "potential_energy": float(self.potential_energy[replica, frame]),
         }
-        return Atoms(
+        atoms = Atoms(
             self.numbers,
             self.positions[replica, frame].astype(np.float64),
             masses=None if (self.masses[replica] == atomic_masses[self.numbers]).all() else self.masses[replica],
@@ -170,6 +175,8 @@ class Run:
             pbc=self.pbc,
             info=info,
         )
+        hold(atoms, None if self.fixed is None else self.fixed[replica])
+        return atoms
 
     def part(self, chosen: slice) -> "Run":
         """The run of some of its replicas; wall time and speed remain those of all."""
@@ -194,6 +201,7 @@ class Run:
             timestep_fs=self.timestep_fs,
             identity={},
             observed=prefixed(self.observed_units),
+            fixed=self.fixed,
         )
         names = PLACES.keys() - ({"numbers"} if fixed.cells is None else CONSTANTS)
         series = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -303,6 +311,7 @@ def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None)
     names = PLACES.keys() - CONSTANTS
     series = {name: read_series(file, name, frames, chosen) for name in names}
     observed = {name.removeprefix(MEAN): read_series(file, name, frames, chosen) for name in fixed.observed}
+    series["positions"] = _single_if_exact(series["positions"])
     series["cells"] = read_series(file, "cells", frames, chosen) if fixed.cells is None else fixed.cells[chosen]
     # Frames of the slice that come before a replica's end.
     lengths = [len(range(*slice(frames.start, min(frames.stop, n), frames.step).indices(n))) for n in status.lengths]
@@ -318,5 +327,12 @@ def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None)
         ns_per_day=status.ns_per_day,
         observed=observed,  # type: ignore[arg-type]
         observed_units={name.removeprefix(MEAN): unit for name, unit in fixed.observed.items()},
+        fixed=None if fixed.fixed is None else fixed.fixed[chosen],
         **series,  # type: ignore[arg-type]
     )
+
+
+def _single_if_exact(values: Any) -> np.ndarray:
+    """The values in single precision if it holds them."""
+    single = np.asarray(values, np.float32)
+    return single if np.array_equal(single, values, equal_nan=True) else values

@@ -243,6 +243,8 @@ def _lay_out(file: h5py.File, fixed: Fixed, first: dict[str, np.ndarray], snapsh
     parameters.attrs["observed"] = json.dumps(fixed.observed)
     parameters["numbers"], parameters["timestep_fs"] = fixed.numbers, fixed.timestep_fs
     parameters.create_dataset("masses", data=fixed.masses).attrs["unit"] = "u"
+    if fixed.fixed is not None:
+        parameters["fixed"] = fixed.fixed.astype(np.uint8)
     if fixed.cells is not None:
         parameters.create_dataset("cells", data=fixed.cells).attrs["unit"] = "Angstrom"
     parameters["outcomes"] = np.full(replicas, "UNFINISHED", dtype="S16")

@@ -14,6 +14,7 @@ from ase import Atoms
 from jaxtyping import Bool, Int
 
 from jaxmlip.systems.neighbors import dense_neighbors
+from jaxmlip.systems.origin import offset_from_origin
 from jaxmlip.types import AnyArray, EdgeMask, EdgeVectors, HostMatrix, Leaf, Matrices, PerAtom, PerGraph, Vectors
 
 GHOST = -1
@@ -151,8 +152,10 @@ def graph_from_atoms(
 ) -> Graph:
     """One structure as a Graph with numpy leaves.
 
+    Positions far from the origin are translated, by lattice vectors or as a whole, before they are cast: see `origin`.
+
     Args:
-        atoms: the structure; periodic in any subset of directions, of any size.
+        atoms: the structure; periodic in any subset of directions, of any size, wrapped or not.
         cutoff: neighbours within this distance in Å get a slot; cells smaller than the cutoff use many images.
         inner_cutoff: distance that the leading `inner` slots must cover (see `Graph.inner`).
         slots: number of neighbour slots; by default just enough.
@@ -163,15 +166,15 @@ def graph_from_atoms(
         ValueError: for NaN or infinite positions, a singular periodic cell, coinciding atoms, or too few slots.
     """
     check_structure(atoms)
-    neighbors, shifts, needed_inner = dense_neighbors(
-        atoms.positions, periodic_cell(atoms), cutoff, inner_cutoff, slots=slots
-    )
+    cell = periodic_cell(atoms)
+    positions = atoms.positions - offset_from_origin(atoms.positions, cell).vectors(cell)
+    neighbors, shifts, needed_inner = dense_neighbors(positions, cell, cutoff, inner_cutoff, slots=slots)
     if inner is not None and inner < needed_inner:
         raise ValueError(f"{needed_inner} slots are needed within {inner_cutoff} Å, but inner={inner} was given.")
     return Graph(
-        positions=np.asarray(atoms.positions, dtype=dtype),
+        positions=np.asarray(positions, dtype=dtype),
         species=np.asarray(atoms.numbers, dtype=np.int32),
-        cell=np.asarray(periodic_cell(atoms)[None], dtype=dtype),
+        cell=np.asarray(cell[None], dtype=dtype),
         neighbors=neighbors,
         shifts=shifts,
         owner=np.zeros(len(atoms), dtype=np.int32),
@@ -180,7 +183,10 @@ def graph_from_atoms(
 
 
 def atoms_from_graph(graph: Graph) -> list[Atoms]:
-    """The structures of a batch, without padding; the inverse of `graph_from_atoms` and `batch_graphs`."""
+    """The structures of a batch, without padding: the inverse of `graph_from_atoms` and `batch_graphs`.
+
+    Translations from far off the origin are not undone.
+    """
     positions, species, cells, owner = map(np.asarray, (graph.positions, graph.species, graph.cell, graph.owner))
     structures = []
     for index, cell in enumerate(cells):
