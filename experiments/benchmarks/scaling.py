@@ -50,7 +50,7 @@ OURS = """
 import pathlib, re
 from jaxmlip.simulation.cell_lists import Bins, bins_for, fullest_bin
 from jaxmlip.simulation.driver import slots_needed
-from jaxmlip.simulation.engine import Room, lists_of_replicas
+from jaxmlip.simulation.step import Room, lists_of_replicas
 from jaxmlip.simulation.neighbors import cell_heights, image_search
 from jaxmlip.potentials.potential import evaluate
 from jaxmlip.systems.graph import graph_from_atoms

@@ -13,16 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.cell_lists import Bins, bins_for, fullest_bin
-from jaxmlip.simulation.engine import (
-    ONE,
-    SHARED,
-    Layout,
-    Room,
-    System,
-    Walkers,
-    advance,
-    current_cells,
-)
+from jaxmlip.simulation.engine import SHARED, Walkers, advance
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.motion import HELD_MASS, PADDING_MASS
 from jaxmlip.simulation.neighbors import cell_heights, image_search, pseudo_inverse
@@ -30,6 +21,7 @@ from jaxmlip.simulation.origins import Origins, strayed
 from jaxmlip.simulation.safety import OUTCOMES, Bonds, translated
 from jaxmlip.simulation.schedules import Number, Schedule
 from jaxmlip.simulation.states import as_before, initial_state, plain
+from jaxmlip.simulation.step import ONE, Layout, Room, System, current_cells
 from jaxmlip.systems.graph import GHOST, periodic_cell
 from jaxmlip.systems.neighbors import dense_neighbors
 from jaxmlip.systems.origin import offset_from_origin

@@ -15,52 +15,36 @@ A trajectory therefore depends neither on the skin nor on the room for the lists
 differently ordered neighbours.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from jaxmlip.potentials.potential import Potential, Prediction, evaluate
+from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation import cells as geometry
-from jaxmlip.simulation.cell_lists import Bins, binned_neighbors
 from jaxmlip.simulation.ensembles import Ensemble
-from jaxmlip.simulation.motion import at_rest
-from jaxmlip.simulation.neighbors import DeviceList, ImageSearch, device_neighbors, within_cutoff
-from jaxmlip.simulation.safety import Bonds, failures
+from jaxmlip.simulation.safety import failures
 from jaxmlip.simulation.schedules import Schedule
-from jaxmlip.systems.graph import GHOST, Graph
+from jaxmlip.simulation.step import (
+    ONE,
+    Layout,
+    Room,
+    System,
+    current_cells,
+    displacement,
+    lists_of_replicas,
+    step,
+)
 from jaxmlip.types import Leaf
-
-PAIRS_AT_ONCE = 2**24
-"""Pairs whose distances are held in memory at once when lists are made; replicas take turns beyond."""
 
 SHARED = "replicas"
 """Axis of a mesh along which replicas lie."""
 
 FLAGS = ("step", "stale", "fresh", "skin_broken", "narrow", "needed")
 """Fields of `Walkers` that replicas of one device have in common."""
-
-
-class System(flax.struct.PyTreeNode):
-    """What stays fixed during a run.
-
-    Attributes:
-        species: [replicas, atoms]; 0 marks padding, behind the atoms of replicas that have fewer than others.
-        cells: [replicas, 3, 3], those of the start, Å; zero rows where not periodic.
-        inverses: [replicas, 3, 3], their pseudo-inverses, 1/Å.
-        lowest: [3], heights of cells in Å below which `Room.search` is not complete.
-        bonds: see `Bonds`.
-    """
-
-    species: Leaf
-    cells: Leaf
-    inverses: Leaf
-    lowest: Leaf
-    bonds: Bonds
 
 
 class Walkers(flax.struct.PyTreeNode):
@@ -96,48 +80,6 @@ class Walkers(flax.struct.PyTreeNode):
     skin_broken: Leaf
     narrow: Leaf
     needed: Leaf
-
-
-@dataclasses.dataclass(frozen=True)
-class Room:
-    """Static sizes of the lists; a change compiles anew.
-
-    Attributes:
-        search: translations tried for each pair.
-        listed: neighbour slots of the lists, skin included.
-        slots: neighbour slots the potential sees.
-        inner: leading slots for the inner cutoff; 0 if the potential has none.
-        bins: of large cells, which then are looked through in place of all pairs.
-    """
-
-    search: ImageSearch
-    listed: int
-    slots: int
-    inner: int
-    bins: Bins | None = None
-
-    def fits(self, needed: Any) -> Any:
-        """Whether lists that need so many slots (listed, seen, inner) and atoms in a bin are complete."""
-        return (needed <= jnp.asarray([self.listed, self.slots, self.inner, self.bins.room if self.bins else 0])).all()
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the replicas are computed; static.
-
-    Attributes:
-        models: whether the potential is a stack of models, with as many replicas for each, one model's after another's.
-        mesh: devices that share the replicas, along its axis `SHARED`; None for one. Each looks after its own: the
-            flags of `Walkers` then have a leading axis of devices.
-        resting: whether there are atoms that do not move: padding of replicas that have fewer, and what is held.
-    """
-
-    models: bool = False
-    mesh: Mesh | None = None
-    resting: bool = False
-
-
-ONE = Layout()
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "room", "stop_at_failure", "layout"))
@@ -197,12 +139,12 @@ def _advance(
         stuck = walkers.skin_broken | walkers.narrow | ~room.fits(walkers.needed)
         return (walkers.step < until) & ~ended & ~stuck
 
-    def step(walkers: Walkers) -> Walkers:
+    def next_step(walkers: Walkers) -> Walkers:
         return _step(potential, system, walkers, schedules, dt, skin, kind, room, layout)
 
     def with_these_lists(walkers: Walkers) -> Walkers:
         walkers = jax.lax.cond(walkers.stale, remade, lambda same: same, walkers)
-        return jax.lax.while_loop(lambda w: wanted(w) & ~w.stale, step, walkers)
+        return jax.lax.while_loop(lambda w: wanted(w) & ~w.stale, next_step, walkers)
 
     return jax.lax.while_loop(wanted, with_these_lists, walkers)
 
@@ -231,31 +173,6 @@ def _with_lists(
     )
 
 
-def lists_of_replicas(
-    species: Any, positions: Any, cells: Any, inverses: Any, reach: Any, room: Room
-) -> tuple[DeviceList, Any]:
-    """Lists of all replicas, made for as many at once as memory allows, and the atoms in the fullest bin."""
-    replicas, atoms, _ = positions.shape
-    real = species > 0
-    if room.bins is not None:
-        bins = room.bins
-
-        def binned(replica: tuple[Any, Any, Any, Any]) -> Any:
-            real, where, cell, inverse = replica
-            return binned_neighbors(real, where, cell, inverse, reach, bins=bins, slots=room.listed)
-
-        lists, fullest = jax.lax.map(binned, (real, positions, cells, inverses))
-        return lists, fullest.max().astype(jnp.int32)
-
-    def lists_of(replica: tuple[Any, Any, Any, Any]) -> Any:
-        real, where, cell, inverse = replica
-        return device_neighbors(real, where, cell, inverse, reach, search=room.search, slots=room.listed)
-
-    pairs = atoms * atoms * len(room.search.translations)
-    at_once = max(1, min(replicas, PAIRS_AT_ONCE // pairs))
-    return jax.lax.map(lists_of, (real, positions, cells, inverses), batch_size=at_once), 0
-
-
 def _step(
     potential: Potential,
     system: System,
@@ -268,31 +185,14 @@ def _step(
     layout: Layout,
 ) -> Walkers:
     """One step of all replicas, kept only if the lists held for all of them."""
-    numbers = {name: schedule.at((walkers.step + 1) * dt) for name, schedule in schedules.items()}
-    state = jax.vmap(kind.move, in_axes=(0, None, 0))(walkers.state, dt, numbers)
-    if layout.resting:
-        state = at_rest(walkers.state, state)
-    cells = current_cells(system, state, kind)
+    time = (walkers.step + 1) * dt
     lists = walkers.neighbors, walkers.shifts
-    prediction, needed = _predicted(
-        potential, system, state.position, cells, *lists, kind.moves_cell, room, layout.models
-    )
-    energy, forces = prediction.energy, prediction.forces
-    if kind.moves_cell:
-        state = state.replace(stress=prediction.stress)
-    state = jax.vmap(kind.finish, in_axes=(0, 0, None, 0))(state, forces, dt, numbers)
-    if layout.resting:
-        state = at_rest(walkers.state, state)
-
-    old, origin = walkers.state.position, walkers.origin
-    leap_strain = strain = jnp.zeros(())
-    if kind.moves_cell:
-        # Displacements relative to the cell; what the cell adds to them is counted apart.
-        change, leap_strain = geometry.deformation(walkers.state.cell, cells)
-        old = old @ change
-        change, strain = geometry.deformation(walkers.origin_cells, cells)
-        origin = origin @ change
-    leap, away = _furthest(state.position, old), _furthest(state.position, origin)
+    state, energy, needed = step(potential, kind, schedules, system, walkers.state, lists, time, dt, room, layout)
+    cells = current_cells(system, state, kind)
+    before = walkers.state.position, current_cells(system, walkers.state, kind)
+    now = state.position, cells
+    leap, leap_strain = displacement(before, now, kind.moves_cell)
+    away, strain = displacement((walkers.origin, walkers.origin_cells), now, kind.moves_cell)
     sound = walkers.failure == 0
     found, wild = failures(kind, schedules, system.bonds, state, energy, leap, leap_strain, cells, system.cells)
     failure = jnp.where(sound, found, walkers.failure)
@@ -325,65 +225,3 @@ def _step(
         skin_broken=~within_skin & walkers.fresh,
         needed=jnp.where(within_skin, needed, walkers.needed),
     )
-
-
-def _predicted(
-    potential: Potential,
-    system: System,
-    positions: Any,
-    cells: Any,
-    neighbors: Any,
-    shifts: Any,
-    stress: bool,
-    room: Room,
-    models: bool,
-) -> tuple[Prediction, Any]:
-    """Energies, forces [replicas, atoms, 3] and stress, and the slots that atoms need, [replicas, atoms, 2]."""
-
-    def of_one_model(potential: Potential, species: Any, positions: Any, *rest: Any) -> tuple[Prediction, Any]:
-        graph, needed = within_cutoff(
-            as_one_graph(species, positions, *rest),
-            potential.cutoff,
-            potential.inner_cutoff,
-            slots=room.slots,
-            inner=room.inner,
-        )
-        prediction = evaluate(potential, graph, stress=stress)
-        forces = prediction.forces.reshape(positions.shape)
-        return prediction.replace(forces=forces), needed.reshape(*positions.shape[:2], 2)
-
-    replicas = system.species, positions, cells, neighbors, shifts
-    if not models:
-        return of_one_model(potential, *replicas)
-    number = jax.tree.leaves(potential)[0].shape[0]
-    by_model = potential, *(jnp.reshape(leaf, (number, -1, *leaf.shape[1:])) for leaf in replicas)
-    if jax.default_backend() == "cpu":  # where models side by side are slower than one after the other
-        found = jax.lax.map(lambda one: of_one_model(*one), by_model)
-    else:
-        found = jax.vmap(of_one_model)(*by_model)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
-
-
-def current_cells(system: System, state: Any, kind: type[Ensemble]) -> Any:
-    """Cells of all replicas now, [replicas, 3, 3]."""
-    return state.cell if kind.moves_cell else system.cells
-
-
-def as_one_graph(species: Any, positions: Any, cells: Any, neighbors: Any, shifts: Any) -> Graph:
-    """All replicas as one batch, which a potential handles better than a mapped axis: it knows how to cut batches."""
-    replicas, atoms, _ = positions.shape
-    offset = (atoms * jnp.arange(replicas, dtype=jnp.int32))[:, None, None]
-    neighbors = jnp.where(neighbors == GHOST, GHOST, neighbors + offset)
-    return Graph(
-        positions=positions.reshape(-1, 3),
-        species=species.reshape(-1),
-        cell=cells,
-        neighbors=neighbors.reshape(replicas * atoms, -1),
-        shifts=shifts.reshape(replicas * atoms, -1, 3),
-        owner=jnp.where(species > 0, jnp.arange(replicas, dtype=jnp.int32)[:, None], replicas).reshape(-1),
-    )
-
-
-def _furthest(here: Any, there: Any) -> Any:
-    """The longest displacement among a replica's atoms, Å."""
-    return jnp.sqrt(((here - there) ** 2).sum(-1).max(-1))

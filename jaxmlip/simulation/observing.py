@@ -16,9 +16,9 @@ from jaxmlip.potentials.potential import Potential, Prediction, check_species, e
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.cell_lists import Bins, bins_for
 from jaxmlip.simulation.driver import Driver, slots_needed
-from jaxmlip.simulation.engine import Room, System, as_one_graph, current_cells, lists_of_replicas
 from jaxmlip.simulation.neighbors import image_search, within_cutoff
 from jaxmlip.simulation.recording import Sampler
+from jaxmlip.simulation.step import Room, System, as_one_graph, current_cells, lists_of_replicas
 from jaxmlip.types import Leaf
 from jaxmlip.units import G_PER_CM3, GPA
 

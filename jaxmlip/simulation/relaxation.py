@@ -12,10 +12,10 @@ from ase import Atoms
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
-from jaxmlip.simulation.engine import Layout
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.safety import OUTCOMES, no_bonds
 from jaxmlip.simulation.schedules import Number, Schedule, schedule
+from jaxmlip.simulation.step import Layout
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.systems.constraints import fixed_atoms, hold
 from jaxmlip.systems.graph import check_structure

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,8 +39,8 @@ class Ramp:
             raise ValueError(f"A ramp takes a positive time_ps, not {self.time_ps!r}.")
 
 
-PerReplica: TypeAlias = Number | Ramp | Sequence[Number | Ramp] | np.ndarray
-"""One value or ramp for all replicas, or one for each."""
+PerReplica: TypeAlias = Number | Ramp | Sequence[Number | Ramp] | np.ndarray | jax.Array
+"""One value or ramp for all replicas, or one for each; arrays may be traced, to be differentiated by."""
 
 
 class Schedule(flax.struct.PyTreeNode):
@@ -71,31 +72,36 @@ def schedule(name: str, value: PerReplica, scale: float, replicas: int) -> Sched
         ValueError: if there are several values, but not one for each replica.
     """
     values = _each(value)
-    if isinstance(value, Number | Ramp):
+    if np.ndim(value) == 0:
         values = values * replicas
     if len(values) != replicas:
         raise ValueError(
             f"{name} has {len(values)} values for {replicas} replicas; give one value for all, or one for each."
         )
-    ramps = [each if isinstance(each, Ramp) else Ramp(each, each, 1.0) for each in values]
+    ends = [(each.start, each.stop, each.time_ps) if isinstance(each, Ramp) else (each, each, 1.0) for each in values]
+    begin, end, time_ps = zip(*ends, strict=True)
     return Schedule(
-        start=jnp.asarray([scale * ramp.start for ramp in ramps], float),
-        stop=jnp.asarray([scale * ramp.stop for ramp in ramps], float),
-        duration=jnp.asarray([1000.0 * FS * ramp.time_ps for ramp in ramps], float),
+        start=jnp.asarray([scale * value for value in begin], float),
+        stop=jnp.asarray([scale * value for value in end], float),
+        duration=jnp.asarray([1000.0 * FS * value for value in time_ps], float),
     )
 
 
 def check_range(owner: str, name: str, value: PerReplica, least: float, most: float) -> None:
-    """Raise ValueError unless all values are numbers above `least` and at most `most`."""
+    """Raise ValueError unless all values are numbers above `least` and at most `most`; traced ones are let pass."""
     for number in _numbers(value):
+        if isinstance(number, jax.core.Tracer):
+            continue
         if not (isinstance(number, int | float) and math.isfinite(number) and least < number <= most):
             raise ValueError(f"{owner} needs {least:g} < {name} ≤ {most:g}, not {number!r}.")
 
 
 def _each(value: PerReplica) -> list[Any]:
-    if isinstance(value, Number | Ramp):
-        return [value]
-    return np.asarray(value).tolist() if isinstance(value, np.ndarray) else list(value)
+    if isinstance(value, jax.core.Tracer):
+        return [value] if value.ndim == 0 else list(value)
+    if isinstance(value, np.ndarray | jax.Array):
+        value = np.asarray(value).tolist()
+    return list(value) if isinstance(value, Sequence) else [value]
 
 
 def _numbers(value: PerReplica) -> Iterator[Any]:

@@ -14,13 +14,14 @@ from jaxmlip.potentials.potential import Potential, check_species, reference_ene
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
 from jaxmlip.simulation.driver import Driver
-from jaxmlip.simulation.engine import SHARED, Layout
+from jaxmlip.simulation.engine import SHARED
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import MEAN, prefixed
 from jaxmlip.simulation.observing import Observer, PerFrame
 from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, stacked
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
 from jaxmlip.simulation.schedules import Number
+from jaxmlip.simulation.step import Layout
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.constraints import fixed_atoms
 from jaxmlip.systems.graph import check_structure, periodic_cell

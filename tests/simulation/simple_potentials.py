@@ -72,6 +72,21 @@ class LennardJones(Potential):
         return 0.5 * jnp.where(near, pair, 0.0).sum(-1)
 
 
+@flax.struct.dataclass
+class SmoothLennardJones(LennardJones):
+    """Lennard-Jones whose pairs end smoothly at the cutoff, as derivatives of trajectories want it."""
+
+    def atomic_energies(self, graph: Graph) -> PerAtom:
+        """Half the pair energies times (1 − (r / cutoff)²)³, eV."""
+        vectors, mask = edge_vectors(graph)
+        squared = (vectors**2).sum(-1)
+        near = mask & (squared < self.range_**2)
+        squared = jnp.where(near, squared, self.range_**2)
+        sixth = (self.params["sigma"] ** 2 / squared) ** 3
+        pair = 4.0 * self.params["epsilon"] * (sixth**2 - sixth) * (1.0 - squared / self.range_**2) ** 3
+        return 0.5 * jnp.where(near, pair, 0.0).sum(-1)
+
+
 def lennard_jones(**options) -> LennardJones:
     """Reduced units: ε = 1 eV, σ = 1 Å."""
     return LennardJones({"epsilon": np.float32(1.0), "sigma": np.float32(1.0)}, **options)

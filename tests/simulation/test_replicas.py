@@ -15,10 +15,11 @@ from jaxmlip.observables.thermodynamics import PotentialEnergy
 from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.potential import evaluate
 from jaxmlip.simulation.driver import Driver, SimulationError
-from jaxmlip.simulation.engine import Room, advance
+from jaxmlip.simulation.engine import advance
 from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.replicas import simulate
 from jaxmlip.simulation.safety import no_bonds
+from jaxmlip.simulation.step import Room
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.systems.graph import Graph, graph_from_atoms
 

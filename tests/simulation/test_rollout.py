@@ -1,0 +1,219 @@
+"""Rollouts: the trajectories of `simulate`, and their derivatives against finite differences and exact results."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from conftest import DT, fcc
+from simple_potentials import REDUCED_K, LennardJones, SmoothLennardJones, Wells, lennard_jones
+
+from jaxmlip.observables.structure import RDF
+from jaxmlip.potentials.files import load_potential
+from jaxmlip.potentials.potential import Potential, stack
+from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
+from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
+from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.rollout import Capacity, SimulationState, checkpointed_scan, rollout, start
+from jaxmlip.simulation.schedules import Ramp
+from jaxmlip.systems.ice import ice_ih
+
+STUDENT = Path(__file__).parent / "data" / "ice_student.jaxmlip"
+
+COLD = 0.3 * REDUCED_K
+"""K; a Lennard-Jones crystal bears it."""
+
+
+def in_double(potential: Any) -> Any:
+    return potential.replace(params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), potential.params))
+
+
+def rolled(potential: Potential, ensemble: Ensemble, begin: tuple[SimulationState, Capacity], **how: Any) -> tuple:
+    """One compiled rollout."""
+    state, capacity = begin
+    return jax.jit(lambda p, s: rollout(p, ensemble, s, capacity, **how))(potential, state)
+
+
+ENSEMBLES = {
+    "NVE": NVE(COLD),
+    "NVT, each replica its own": NVT([COLD, 0.5 * COLD]),
+    "NVT, a ramp": NVT(Ramp(COLD, 0.5 * COLD, time_ps=0.5)),
+    "Nosé–Hoover": NVTNoseHoover(COLD),
+    "velocity rescaling": NVTVelocityRescaling(COLD),
+    "NPT, isotropic": NPT(COLD, 1.0, compressibility_per_GPa=1e-3),
+    "NPT, flexible": NPT(COLD, 1.0, "flexible", compressibility_per_GPa=1e-3),
+    "Martyna–Tobias–Klein": NPTNoseHoover(COLD, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_the_trajectory_is_that_of_simulate(name: str, x64: None) -> None:
+    """Same seed, same frames, to rounding; the lists are others."""
+    potential, ensemble = in_double(lennard_jones()), ENSEMBLES[name]
+    how = {"timestep_fs": DT, "seed": 3, "skin": 0.8}
+    run = simulate(potential, fcc(2), ensemble, steps=60, sample_every_fs=20 * DT, replicas=2, progress=False, **how)
+    begin = start(potential, fcc(2), ensemble, replicas=2, steps_per_list=7, **how)
+    state, samples, valid = rolled(potential, ensemble, begin, steps=60, every=20, timestep_fs=DT)
+    assert bool(valid)
+    assert int(state.step) == 60
+    for mine, theirs in ((samples["positions"], run.positions), (samples["cells"], run.frame_cells)):
+        np.testing.assert_allclose(np.swapaxes(mine, 0, 1), theirs, rtol=0, atol=2e-6)  # frames are stored in single
+    np.testing.assert_allclose(samples["energy"].T, run.potential_energy, rtol=1e-10)
+
+
+def test_rollouts_go_on_where_others_end(x64: None) -> None:
+    potential, ensemble = in_double(lennard_jones()), NVT(COLD)
+    state, capacity = start(potential, fcc(2), ensemble, timestep_fs=DT, skin=0.8, steps_per_list=5)
+    go = jax.jit(lambda s: rollout(potential, ensemble, s, capacity, steps=10, every=5, timestep_fs=DT))
+    middle, first, _ = go(state)
+    _, second, _ = go(middle)
+    _, whole, _ = rolled(potential, ensemble, (state, capacity), steps=20, every=5, timestep_fs=DT)
+    both = np.concatenate([first["positions"], second["positions"]])
+    np.testing.assert_allclose(both, whole["positions"], rtol=0, atol=1e-10)
+
+
+def wells(stiffness: Any) -> tuple[Wells, Atoms]:
+    """64 carbon atoms, each in its own well, on a lattice about the origin."""
+    centres = 7.0 * (np.stack(np.meshgrid(*[np.arange(4)] * 3), axis=-1).reshape(-1, 3) - 1.5)
+    return Wells({"k": stiffness, "centres": jnp.asarray(centres, float)}), Atoms("C64", centres)
+
+
+@pytest.mark.physics
+def test_derivative_of_the_mean_square_displacement_in_wells(x64: None, agrees: Callable) -> None:
+    """d⟨x²⟩/dk = −kT/k² through BAOAB with given noise, and finite differences with the same noise to 1e-8."""
+    stiffness, kT = 2.0, 0.05
+    potential, atoms = wells(jnp.asarray(stiffness))
+    ensemble = NVT(kT * REDUCED_K, friction_per_ps=80.0)
+    state, capacity = start(potential, atoms, ensemble, seed=1, timestep_fs=5.0, skin=5.0, steps_per_list=1000)
+
+    @jax.jit
+    def squares(k: Any) -> Any:
+        """Mean over time of the squared displacement of each atom and direction."""
+        moved = potential.replace(params=potential.params | {"k": k})
+        _, samples, valid = rollout(moved, ensemble, state, capacity, steps=6000, every=6, timestep_fs=5.0)
+        away = samples["positions"][200:, 0] - potential.params["centres"]
+        return jnp.where(valid, (away**2).mean(0).reshape(-1), jnp.nan)
+
+    k = jnp.asarray(stiffness)
+    slope = jax.jit(jax.jacfwd(squares))(k)
+    reverse = jax.jit(jax.grad(lambda k: squares(k).mean()))(k)
+    np.testing.assert_allclose(reverse, slope.mean(), rtol=1e-10)
+    step = 1e-4
+    up, down, far_up, far_down = (squares(k + n * step).mean() for n in (1, -1, 2, -2))
+    np.testing.assert_allclose(reverse, (8 * (up - down) - (far_up - far_down)) / (12 * step), rtol=1e-8)
+    error = slope.std() / np.sqrt(slope.size)
+    agrees("d⟨x²⟩/dk in harmonic wells, through dynamics (Å²/(eV/Å²))", slope.mean(), error, -kT / stiffness**2)
+    of_values = squares(k)
+    agrees("⟨x²⟩ in harmonic wells, of a rollout (Å²)", of_values.mean(), of_values.std() / 192**0.5, kT / stiffness)
+
+
+def test_derivatives_by_everything_that_may_vary(x64: None) -> None:
+    """32 Lennard-Jones atoms, 200 steps: by potential, temperature and start, against finite differences."""
+    potential = SmoothLennardJones({name: jnp.ones(()) for name in ("epsilon", "sigma")})
+    state, capacity = start(potential, fcc(2), NVT(COLD), seed=2, timestep_fs=DT, skin=0.8, steps_per_list=10)
+
+    @jax.jit
+    def value(epsilon: Any, sigma: Any, kelvin: Any, momentum: Any) -> Any:
+        changed = SmoothLennardJones({"epsilon": epsilon, "sigma": sigma})
+        begin = state.replace(dynamics=state.dynamics.set(momentum=momentum * state.dynamics.momentum))
+        how = {"steps": 200, "every": 50, "timestep_fs": DT}
+        _, samples, valid = rollout(changed, NVT(kelvin), begin, capacity, **how)
+        return jnp.where(valid, samples["energy"].mean() + (samples["positions"] ** 2).mean(), jnp.nan)
+
+    point = tuple(jnp.asarray(x) for x in (1.0, 1.0, COLD, 1.0))
+    slopes = jax.jit(jax.grad(value, argnums=(0, 1, 2, 3)))(*point)
+    forward = jax.jit(lambda: jax.jvp(value, point, tuple(jnp.ones(()) for _ in point))[1])()
+    np.testing.assert_allclose(forward, sum(slopes), rtol=1e-9)
+    for place, slope in enumerate(slopes):
+        step = 1e-5 * float(point[place])
+
+        def shifted(times: int, place: int = place, step: float = step) -> Any:
+            return value(*[x + times * step * (n == place) for n, x in enumerate(point)])
+
+        numeric = (8 * (shifted(1) - shifted(-1)) - (shifted(2) - shifted(-2))) / (12 * step)
+        np.testing.assert_allclose(slope, numeric, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-3), (np.float64, 1e-6)])
+def test_derivative_by_all_parameters_of_a_student_of_ice(dtype: type, tolerance: float) -> None:
+    """50 steps of NVE, along a random direction of all parameters, against finite differences in double precision."""
+    with jax.enable_x64(True):
+        ice = ice_ih(molecules=16, seed=0)
+        student = in_double(load_potential(STUDENT))
+        rng = np.random.default_rng(0)
+        along = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * np.std(leaf)), student.params)
+        state, capacity = start(student, ice, NVE(150.0), seed=0, timestep_fs=0.5, skin=1.0, steps_per_list=10)
+
+    def value(student: Any, state: SimulationState) -> Any:
+        _, samples, valid = rollout(student, NVE(150.0), state, capacity, steps=50, every=25)
+        rdf = samples["energy"].mean() + 10.0 * (samples["positions"][-1] - state.positions).__pow__(2).mean()
+        return jnp.where(valid, rdf, jnp.nan)
+
+    with jax.enable_x64(dtype is np.float64):
+        cast = lambda leaf: jnp.asarray(leaf, dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf  # noqa: E731
+        mine, begin, tangent = jax.tree.map(cast, (student, state, along))
+        slopes = jax.jit(jax.grad(lambda params: value(student.replace(params=params), begin)))(mine.params)
+        pairs = zip(jax.tree.leaves(slopes), jax.tree.leaves(tangent), strict=True)
+        slope = float(sum(jnp.vdot(a, b) for a, b in pairs))
+    with jax.enable_x64(True):
+        compiled = jax.jit(
+            lambda t: value(student.replace(params=jax.tree.map(lambda p, d: p + t * d, student.params, along)), state)
+        )
+        step = 1e-5
+        up, down, far_up, far_down = (float(compiled(n * step)) for n in (1, -1, 2, -2))
+    np.testing.assert_allclose(slope, (8 * (up - down) - (far_up - far_down)) / (12 * step), rtol=tolerance)
+
+
+def test_stacked_potentials_are_mapped(x64: None) -> None:
+    """value_and_grad of a rollout, mapped over four potentials, equals four single ones."""
+    potentials = [
+        LennardJones({"epsilon": jnp.asarray(1.0 + 0.02 * n), "sigma": jnp.asarray(1.0 - 0.002 * n)}) for n in range(4)
+    ]
+    rdf = RDF("Ar", "Ar", r_max=1.5)
+    state, capacity = start(potentials[0], fcc(2), NVT(COLD), seed=2, timestep_fs=DT, skin=0.8, steps_per_list=5)
+
+    def value(potential: Any) -> Any:
+        how = {"steps": 20, "every": 10, "timestep_fs": DT, "observe": [rdf]}
+        _, samples, valid = rollout(potential, NVT(COLD), state, capacity, **how)
+        return jnp.where(valid, samples["energy"].mean() + samples[rdf.name].sum(), jnp.nan)
+
+    single = jax.jit(jax.value_and_grad(lambda params: value(LennardJones(params))))
+    both = jax.jit(jax.vmap(jax.value_and_grad(lambda params: value(LennardJones(params)))))
+    mapped = both(stack(potentials).params)
+    for place, potential in enumerate(potentials):
+        here = jax.tree.map(lambda leaf, place=place: leaf[place], mapped)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), here, single(potential.params))
+
+
+def test_what_is_not_valid_is_told(x64: None) -> None:
+    """Too thin a skin for the life of a list, and lists without room."""
+    potential, ensemble = in_double(lennard_jones()), NVT(COLD)
+    how = {"timestep_fs": DT, "seed": 2}
+    thin = start(potential, fcc(2), ensemble, skin=0.01, steps_per_list=40, **how)
+    assert not bool(rolled(potential, ensemble, thin, steps=40, every=40, timestep_fs=DT)[2])
+    state, capacity = start(potential, fcc(2), ensemble, skin=0.8, steps_per_list=5, **how)
+    small = capacity.room.__class__(capacity.room.search, 8, 8, 0)
+    tight = Capacity(small, 0.8, 5, capacity.numbers, capacity.heights)
+    assert not bool(rolled(potential, ensemble, (state, tight), steps=5, every=5, timestep_fs=DT)[2])
+    assert bool(rolled(potential, ensemble, (state, capacity), steps=5, every=5, timestep_fs=DT)[2])
+
+
+def test_refusals() -> None:
+    state, capacity = start(lennard_jones(), fcc(2), NVT(COLD), timestep_fs=DT, skin=0.8)
+    with pytest.raises(ValueError, match="multiple of every=7"):
+        rollout(lennard_jones(), NVT(COLD), state, capacity, steps=10, every=7)
+    with pytest.raises(ValueError, match="1 step or more"):
+        start(lennard_jones(), fcc(2), NVT(COLD), steps_per_list=0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 12])
+def test_checkpointed_scan_is_a_scan(length: int) -> None:
+    body = lambda carry, _: (carry * 1.1 + 1.0, carry)  # noqa: E731
+    for mine, theirs in zip(
+        checkpointed_scan(body, jnp.ones(()), length), jax.lax.scan(body, jnp.ones(()), length=length), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
