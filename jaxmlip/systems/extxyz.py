@@ -78,7 +78,10 @@ def _second_line(line: str) -> dict[str, Any]:
     for key in MATRICES:
         value = said.pop(PASSED + key, True)
         if value is not True:  # a bare word, as in any comment
-            said[key] = _matrix(np.asarray(value))
+            matrix = np.asarray(value)
+            if matrix.dtype.kind not in "fi":
+                raise ValueError(f"{key!r} is not numeric ({value!r})")
+            said[key] = _matrix(matrix)
     columns = said.get("Properties", "species:S:1:pos:R:3")
     if isinstance(columns, str):
         fields = columns.split(":")
@@ -91,7 +94,7 @@ def _matrix(value: np.ndarray) -> np.ndarray:
     """A 3 × 3 matrix from 9 numbers, column by column as ASE has it, or from 6; anything else as it is."""
     if value.shape == (9,):
         return value.reshape(3, 3, order="F")
-    if value.shape == (6,) and value.dtype.kind in "fi":
+    if value.shape == (6,):
         return voigt_6_to_full_3x3_stress(value)
     return value
 
