@@ -100,7 +100,7 @@ def _matrix(value: np.ndarray) -> np.ndarray:
 
 
 def extxyz_text(atoms: Atoms, columns: dict[str, np.ndarray], said: dict[str, Any]) -> str:
-    """One frame as text; 17 digits restore a double exactly, ASE's own writer keeps 8 decimals.
+    """One frame as text, with all digits of a double; ASE's own writer keeps 8 decimals.
 
     Args:
         atoms: the structure. Its further arrays become columns, masses where they are not the standard ones, and
@@ -133,7 +133,7 @@ def extxyz_text(atoms: Atoms, columns: dict[str, np.ndarray], said: dict[str, An
 
 def _column(values: np.ndarray) -> tuple[str, list[str]]:
     """The letter of a column's type, and its text for each atom."""
-    formats = {"f": ("R", "{:.17g}".format), "i": ("I", str), "u": ("I", str), "b": ("L", lambda x: "FT"[int(x)])}
+    formats = {"f": ("R", repr), "i": ("I", str), "u": ("I", str), "b": ("L", lambda x: "FT"[int(x)])}
     letter, text = formats.get(values.dtype.kind, ("S", lambda word: re.sub(r"\s+", "_", str(word)) or "_"))
     return letter, [" ".join(map(text, row)) for row in values.tolist()]
 
