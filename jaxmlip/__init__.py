@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxmlip.simulation.ensembles import NVT as NVT
     from jaxmlip.simulation.ensembles import NVTNoseHoover as NVTNoseHoover
     from jaxmlip.simulation.ensembles import NVTVelocityRescaling as NVTVelocityRescaling
+    from jaxmlip.simulation.frames import open_frames as open_frames
     from jaxmlip.simulation.relaxation import Relaxed as Relaxed
     from jaxmlip.simulation.relaxation import relax as relax
     from jaxmlip.simulation.replicas import simulate as simulate
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from jaxmlip.systems.graph import graph_from_atoms as graph_from_atoms
     from jaxmlip.systems.ice import ice_ih as ice_ih
     from jaxmlip.systems.store import FrameStore as FrameStore
-    from jaxmlip.systems.store import open_frames as open_frames
     from jaxmlip.systems.store import write_store as write_store
     from jaxmlip.training.distill import distil as distil
     from jaxmlip.training.strategies import Differential as Differential
@@ -99,7 +99,7 @@ _HOME = {
     "read_frames": "systems.dataset",
     "write_frames": "systems.dataset",
     "FrameStore": "systems.store",
-    "open_frames": "systems.store",
+    "open_frames": "simulation.frames",
     "write_store": "systems.store",
     "Graph": "systems.graph",
     "batch_graphs": "systems.graph",

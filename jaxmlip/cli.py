@@ -14,9 +14,16 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 config_app = typer.Typer(no_args_is_help=True, help="Print a configuration to start from, or its JSON schema.")
 app.add_typer(config_app, name="config")
 
+SHOWN = 3
+"""Of frames that are left out, so many are named."""
+
 POTENTIAL_HELP = "chgnet:gga, chgnet:r2scan, ase:package.module:factory, or the path of a .jaxmlip file"
 PotentialOption = Annotated[str, typer.Option("--potential", help=POTENTIAL_HELP)]
 IndexOption = Annotated[str, typer.Option(help="frames to read, as an ASE slice")]
+CloseOption = Annotated[bool, typer.Option("--allow-close", help="take atoms that are closer than any bond")]
+EnergyKey = Annotated[str, typer.Option(help="name of the energy label, eV; none to do without")]
+ForcesKey = Annotated[str, typer.Option(help="name of the force label, eV/Å; none to do without")]
+StressKey = Annotated[str, typer.Option(help="name of the stress label, eV/Å³; read where it is there, none: nowhere")]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="overrides, e.g. seed=1 system.molecules=96")]
 
 
@@ -104,54 +111,66 @@ def train(
 
 @app.command()
 def label(
-    structures: Annotated[Path, typer.Argument(help="structures: a store (.h5), or any format that ASE reads")],
+    structures: Annotated[
+        Path, typer.Argument(help="structures: a store or trajectory (.h5), or any format that ASE reads")
+    ],
     potential: PotentialOption,
     out: Annotated[Path, typer.Option(help="extxyz file to write")],
     index: IndexOption = ":",
     stress: Annotated[bool, typer.Option("--stress", help="label the stress as well")] = False,
+    allow_close: CloseOption = False,
 ) -> None:
-    """Label structures with energies and forces of a potential."""
+    """Label structures with energies and forces of a potential; all else that their file says of them is kept."""
     with _mistakes_in_one_sentence():
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
+        from jaxmlip.simulation.frames import open_frames
         from jaxmlip.systems.dataset import write_frames
-        from jaxmlip.systems.store import open_frames
 
         teacher = load(potential)
-        frames = open_frames(structures, energy_key=None, forces_key=None, index=index)
-        labelled = label_frames([frame.atoms for frame in frames], teacher, stress=stress, progress=sys.stderr.isatty())
+        unread = {"energy_key": None, "forces_key": None, "stress_key": None}
+        frames = open_frames(structures, **unread, index=index, allow_close=allow_close)
+        shown = {"progress": sys.stderr.isatty(), "allow_close": allow_close}
+        labelled = label_frames([frame.atoms for frame in frames], teacher, stress=stress, **shown)
         write_frames(out, labelled)
         typer.echo(f"Wrote {len(labelled)} frames to {out}.")
 
 
 @app.command()
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="labelled frames: extxyz, ASE database or store (.h5)")],
+    file: Annotated[
+        Path, typer.Argument(help="labelled frames: extxyz, ASE database, store or trajectory (.h5, its energies)")
+    ],
     potential: PotentialOption,
-    energy_key: Annotated[str, typer.Option(help="name of the energy label, eV")] = "energy",
-    forces_key: Annotated[str, typer.Option(help="name of the force label, eV/Å")] = "forces",
-    stress_key: Annotated[str | None, typer.Option(help="name of the stress label, eV/Å³")] = None,
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
     index: IndexOption = ":",
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    allow_close: CloseOption = False,
 ) -> None:
-    """Hold a potential against reference labels."""
+    """Hold a potential against the reference labels that there are."""
     with _mistakes_in_one_sentence():
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
+        from jaxmlip.simulation.frames import open_frames
         from jaxmlip.study.workspace import to_json
-        from jaxmlip.systems.store import open_frames
-        from jaxmlip.validation.errors import compare
+        from jaxmlip.validation.errors import as_table, compare, has_stress
 
         model = load(potential)
-        reference = open_frames(file, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, index=index)
-        predicted = label_frames([frame.atoms for frame in reference], model, stress=stress_key is not None)
-        report = compare(reference, predicted).to_json()
-        typer.echo(to_json(report, indent=None) if as_json else _two_columns(report))
+        names = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
+        names = {name: _or_none(key) for name, key in names.items()}
+        reference = [*open_frames(file, **names, index=index, allow_close=allow_close)]
+        structures, stress = [frame.atoms for frame in reference], any(map(has_stress, reference))
+        report = compare(reference, label_frames(structures, model, stress=stress, allow_close=allow_close))
+        typer.echo(to_json(report.to_json(), indent=None) if as_json else as_table(report))
 
 
 @app.command()
 def md(
-    structure: Annotated[Path, typer.Argument(help="starting structure, in any format that ASE reads")],
+    structure: Annotated[
+        Path, typer.Argument(help="starting structure, the last of a trajectory (.h5) or of any file that ASE reads")
+    ],
     potential: PotentialOption,
     temperature_k: Annotated[float, typer.Option("--temperature_K", help="K; nve: of the velocities at the start")],
     time_ps: Annotated[float, typer.Option("--time_ps", help="length of each replica, ps")],
@@ -169,6 +188,7 @@ def md(
     sample_every_fs: Annotated[float, typer.Option("--sample_every_fs", help="time between stored frames, fs")] = 10.0,
     replicas: Annotated[int, typer.Option(help="independent replicas, run as one program")] = 1,
     seed: Annotated[int, typer.Option(help="of velocities and noise")] = 0,
+    allow_close: CloseOption = False,
 ) -> None:
     """Simulate a structure at constant energy, at constant temperature, or at constant temperature and pressure.
 
@@ -181,8 +201,8 @@ def md(
         from jaxmlip.processes import join_processes
         from jaxmlip.simulation.barostats import NPT, NPTNoseHoover, check_cell_motion
         from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
+        from jaxmlip.simulation.frames import last_structure
         from jaxmlip.simulation.replicas import simulate_to_file
-        from jaxmlip.systems.store import open_frames
 
         made = {
             "nve": lambda: NVE(temperature_k),
@@ -197,7 +217,7 @@ def md(
         chosen = made[ensemble]()
         join_processes()
         model = load_potential(potential)
-        start = open_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
+        start = last_structure(structure, allow_close=allow_close)
         result = simulate_to_file(
             out,
             model,
@@ -245,55 +265,56 @@ def relax(
     stress_gpa: Annotated[float, typer.Option("--stress_GPa", help="with --cell: stress that may remain, GPa")] = 0.05,
     pressure_gpa: Annotated[float, typer.Option("--pressure_GPa", help="with --cell: external pressure, GPa")] = 0.0,
     steps: Annotated[int, typer.Option(help="steps after which to give up")] = 1000,
+    allow_close: CloseOption = False,
 ) -> None:
     """Relax the positions of a structure, and its cell if asked, by FIRE; exit status 1 if it does not converge."""
     with _mistakes_in_one_sentence():
-        from ase.io import write
-
         from jaxmlip.potentials.files import load_potential
+        from jaxmlip.simulation.frames import last_structure
         from jaxmlip.simulation.relaxation import relax as relax_structure
-        from jaxmlip.systems.store import open_frames
+        from jaxmlip.systems.dataset import Frame, check_writable, write_structure
 
+        check_writable(out)
         model = load_potential(potential)
-        start = open_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
+        start = last_structure(structure, allow_close=allow_close)
         limit = stress_gpa if cell else None
         relaxed = relax_structure(model, start, forces_ev_a, limit, pressure_GPa=pressure_gpa, steps=steps)
-        write(out, relaxed.atoms)
+        labels = {} if relaxed.stress is None else {"stress": relaxed.stress}
+        write_structure(out, Frame(relaxed.atoms, relaxed.energy, relaxed.forces, **labels, info=relaxed.atoms.info))
         typer.echo(f"Wrote {out}: {relaxed.summary()}")
         if not relaxed.converged:
             raise RuntimeError(f"{structure} did not relax: {relaxed.outcome.value}; raise --steps, or look at {out}.")
 
 
 @app.command("convert-data")
-def convert_data(
-    source: Annotated[Path, typer.Argument(help="extxyz, ASE database, or JSON of the MPtrj layout (.json, .json.gz)")],
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="extxyz, ASE database, trajectory, or JSON of the MPtrj layout (.json, .json.gz)")
+    ],
     out: Annotated[Path, typer.Argument(help=".h5 file to write, which is read frame by frame")],
     energy_key: Annotated[
-        str | None, typer.Option(help="name of the energy label; energy, or uncorrected_total_energy of MPtrj")
+        str | None,
+        typer.Option(help="name of the energy label; energy, or uncorrected_total_energy of MPtrj; none to do without"),
     ] = None,
-    forces_key: Annotated[str, typer.Option(help="name of the force label; not for MPtrj")] = "forces",
-    stress_key: Annotated[str | None, typer.Option(help="name of the stress label; not for MPtrj")] = None,
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
     quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+    allow_close: CloseOption = False,
 ) -> None:
-    """Turn labelled frames into a store, for sets larger than memory; one frame after the other is in memory."""
-    with _mistakes_in_one_sentence():
-        from jaxmlip.progress import progress_bar
-        from jaxmlip.systems.dataset import iterate_frames
-        from jaxmlip.systems.mptrj import is_mptrj, iterate_mptrj
-        from jaxmlip.systems.store import write_store
+    """Turn labelled frames into a store, for sets larger than memory; one frame after the other is in memory.
 
-        if out.suffix != ".h5":
-            raise ValueError(f"The name of a store ends in .h5, and {out} does not.")
-        if ".json" in source.suffixes and is_mptrj(source):
-            keys = {"energy": energy_key or "uncorrected_total_energy", "forces": "force", "stress": "stress"}
-            frames = iterate_mptrj(source, energy_key=keys["energy"])
-        else:
-            keys = {"energy": energy_key or "energy", "forces": forces_key}
-            keys |= {"stress": stress_key} if stress_key else {}
-            frames = iterate_frames(source, energy_key=keys["energy"], forces_key=forces_key, stress_key=stress_key)
-        shown = iter(progress_bar(frames, desc="converting", unit="frame", disable=quiet))
-        number = write_store(out, shown, keys=keys)
+    Bad entries of the MPtrj layout are left out, counted and named; any other bad frame ends the conversion.
+    """
+    with _mistakes_in_one_sentence():
+        from jaxmlip.study.convert import convert_data
+
+        given = {"energy": energy_key or "energy", "forces": forces_key, "stress": stress_key}
+        keys = {label: _or_none(key) for label, key in given.items() if key != label}
+        number, left_out = convert_data(source, out, keys, allow_close=allow_close, progress=not quiet)
         typer.echo(f"Wrote {number} frames to {out}.")
+        if left_out:
+            typer.echo(f"Left out {len(left_out)} frames that cannot be used, the first of them:", err=True)
+            typer.echo("\n".join(left_out[:SHOWN]), err=True)
 
 
 @app.command("convert-mace")
@@ -363,6 +384,6 @@ def config_schema(
         typer.echo(json.dumps(schema(kind), indent=1))
 
 
-def _two_columns(report: dict) -> str:
-    width = max(map(len, report))
-    return "\n".join(f"{key:<{width}}  {value:.6g}" for key, value in report.items())
+def _or_none(key: str) -> str | None:
+    """The name of a label, or None where the user writes none."""
+    return None if key.lower() == "none" else key

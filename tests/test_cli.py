@@ -17,6 +17,7 @@ from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
 from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load, save
 from jaxmlip.systems.dataset import read_frames, write_frames
+from jaxmlip.systems.store import open_frames
 
 COMMANDS = ["run", "train", "label", "evaluate", "md", "relax", "export", "convert-data", "tabulate", "config"]
 
@@ -90,6 +91,88 @@ def test_a_store_serves_wherever_a_file_does(water, tmp_path):
     from_file, from_store = (invoke(*evaluate, source, "--json").stdout for source in (water, store))
     assert json.loads(from_store) == json.loads(from_file)
     assert "has no 'dft_energy'" in sentence(*evaluate, store, "--energy-key", "dft_energy")
+
+
+WATER = "O 0 0 0.119{0}\nH 0 0.763 -0.477{0}\nH 0 -0.763 -0.477{0}\n"
+CELL = 'Lattice="8 0 0 0 8 0 0 0 8" Properties=species:S:1:pos:R:3'
+
+
+def test_what_label_writes_is_read(tmp_path):
+    """A crystal with stress, a molecule without, and all that the file says of them."""
+    crystal = f"3\n{CELL}:tags:I:1 config_type=cation charge=1\n{WATER.format(' 4').replace('H', 'D', 1)}"
+    (tmp_path / "mixed.xyz").write_text(crystal + "3\nProperties=species:S:1:pos:R:3\n" + WATER.format(""))
+    out, store = tmp_path / "l.xyz", tmp_path / "l.h5"
+    potential = ("--potential", "chgnet:gga")
+    result = invoke("label", tmp_path / "mixed.xyz", *potential, "--stress", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "config_type=cation charge=1" in out.read_text()
+    assert "tags:I:1" in out.read_text()
+    assert invoke("convert-data", out, store, "--quiet").exit_code == 0
+    for path in (out, store):
+        report = json.loads(invoke("evaluate", path, *potential, "--json").stdout)
+        assert (report["frames"], report["force_components"], report["stress_frames"]) == (2, 18, 1)
+        assert report["stress_max_GPa"] < 1e-3
+        first, second = open_frames(path)
+        assert first.atoms.get_masses()[1] == 2.01410178
+        assert first.atoms.get_tags().tolist() == [4, 4, 4]
+        assert np.isnan(second.stress).all()
+    without = ("--forces-key", "none", "--stress-key", "None")
+    report = json.loads(invoke("evaluate", out, *potential, *without, "--json").stdout)
+    assert (report["energy_frames"], report["force_components"]) == (2, 0)
+    assert "stress_frames" not in report
+
+
+def test_evaluate_shows_a_dash_where_nothing_is_defined(tmp_path):
+    """Energies alone, one frame: no forces, and no standard error."""
+    (tmp_path / "one.xyz").write_text(f"3\n{CELL} energy=-14.2\n{WATER.format('')}")
+    result = invoke("evaluate", tmp_path / "one.xyz", "--potential", "chgnet:gga")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split() for line in result.stdout.splitlines())
+    assert lines["energy_rmse_meV_atom_error"] == lines["force_rmse_meV_A"] == "–"
+    assert float(lines["energy_rmse_meV_atom"]) > 0
+
+
+def test_close_atoms_only_if_meant(argon, tmp_path):
+    file, *potential = argon
+    crystal = read(file)
+    crystal += crystal[:1]
+    crystal.positions[-1] += 0.05
+    write(tmp_path / "close.xyz", crystal)
+    md = ["--temperature_K", 10, "--time_ps", 0.002, "--sample_every_fs", 1, "--out", tmp_path / "run.h5"]
+    for command, options in {
+        "label": ["--out", tmp_path / "l.xyz"],
+        "evaluate": ["--forces-key", "none", "--energy-key", "none"],
+        "md": md,
+        "relax": ["--out", tmp_path / "r.xyz"],
+    }.items():
+        line = sentence(command, tmp_path / "close.xyz", *potential, *options)
+        assert "close.xyz, frame 0: Atoms 0 (Ar) and 4 (Ar) are 0.0866 Å apart" in line, command
+        assert "--allow-close" in line
+    result = invoke("label", tmp_path / "close.xyz", *potential, "--out", tmp_path / "l.xyz", "--allow-close")
+    assert result.exit_code == 0, result.output
+    assert invoke("evaluate", tmp_path / "l.xyz", *potential).exit_code == 0, "the file says that it is meant"
+
+
+def test_a_trajectory_serves_where_structures_do(argon, tmp_path):
+    file, *potential = argon
+    crystal = read(file)
+    crystal.set_masses([40.0, 36, 38, 40])
+    write(file, crystal)
+    run, out = tmp_path / "run.h5", tmp_path / "l.xyz"
+    md = ["--temperature_K", 10, "--time_ps", 0.003, "--sample_every_fs", 1]
+    assert invoke("md", file, *potential, *md, "--out", run).exit_code == 0
+    result = invoke("label", run, *potential, "--out", out)
+    assert result.stdout == f"Wrote 3 frames to {out}.\n", result.output
+    frames = read_frames(out)
+    assert frames[2].atoms.get_masses().tolist() == [40, 36, 38, 40]
+    assert [frame.info["time_fs"] for frame in frames] == [1.0, 2.0, 3.0]
+    report = json.loads(invoke("evaluate", run, *potential, "--json").stdout)
+    assert (report["energy_frames"], report["force_components"]) == (3, 0)
+    assert report["energy_max_meV_atom"] < 1e-3, "the energies are those of the potential that made the run"
+    assert invoke("md", run, *potential, *md, "--out", tmp_path / "more.h5").exit_code == 0
+    assert invoke("relax", run, *potential, "--out", tmp_path / "r.xyz", "--forces_eV_A", 100).exit_code == 0
+    assert read(tmp_path / "r.xyz").get_masses().tolist() == [40, 36, 38, 40]
+    assert "is of no format that ASE writes" in sentence("relax", run, *potential, "--out", tmp_path / "r.nonsense")
 
 
 def test_mistaken_conversions(water, tmp_path):
@@ -233,7 +316,7 @@ def test_mistakes_get_one_sentence(water, tmp_path):
     line = sentence(*evaluate, water, "--energy-key", "dft_energy")
     assert "dft_energy" in line
     assert "frame 0" in line
-    assert "energy" in line.partition("dft_energy")[2]
+    assert "the keys that are there: energy, forces" in line.partition("dft_energy")[2]
 
     assert "there is no configuration" in sentence("run", tmp_path / "absent.yaml").lower()
     assert "the names are chgnet:gga, chgnet:r2scan" in sentence("evaluate", "--potential", "chgnet:pbe", water)

@@ -255,7 +255,7 @@ class AseTeacher:
         """Label structures with the calculator, one after another.
 
         Args:
-            structures: constraints and calculators they carry are ignored.
+            structures: constraints do not act on forces, and calculators they carry are ignored.
             stress: label stresses too, for structures periodic in all three directions (NaN for the others).
             progress: show a progress bar.
 
@@ -288,8 +288,6 @@ class AseTeacher:
                 raise ValueError(f"{where}: the calculator does not implement {what} ({error}).") from error
             except Exception as error:
                 raise ValueError(f"{where}: {error or type(error).__name__}") from error
-            atoms.calc = None
-            frames.append(
-                Frame(atoms, float(labels["energy"]), labels["forces"], labels["stress"], dict(structure.info))
-            )
+            kept, info = structure.copy(), dict(structure.info)
+            frames.append(Frame(kept, float(labels["energy"]), labels["forces"], labels["stress"], info))
         return frames

@@ -11,6 +11,7 @@ from ase import Atoms
 
 from jaxmlip.potentials.potential import Potential, Prediction, check_species, evaluate, reference_energy
 from jaxmlip.progress import progress_bar
+from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
 
@@ -67,14 +68,16 @@ def predict(
 
     Args:
         potential: any Potential.
-        structures: periodic in any subset of directions, of any sizes; constraints and calculators are ignored.
+        structures: periodic in any subset of directions, of any sizes; constraints do not act on forces. Atoms may be
+            as close as a scan of a repulsive wall brings them, but must not coincide.
         stress: compute stresses, for structures periodic in all three directions (NaN for the others).
         batch_atoms: small structures are evaluated together up to this many atoms; a larger one goes alone.
         progress: show a progress bar.
 
     Returns:
         Frames in the order of the structures: energy in eV with references, forces [atoms, 3] in eV/Å, stress [3, 3]
-        in eV/Å³. `Frame.info` is a copy of `Atoms.info`.
+        in eV/Å³. `Frame.info` is a copy of `Atoms.info`, and `Frame.atoms` of the structure with all it carries but a
+        calculator.
 
     Raises:
         ValueError: naming the index of the frame, for an element the potential does not know, a structure that cannot
@@ -112,7 +115,12 @@ def predict(
 
 
 def label(
-    structures: Sequence[Atoms], teacher: Potential | Teacher, *, stress: bool = False, progress: bool = False
+    structures: Sequence[Atoms],
+    teacher: Potential | Teacher,
+    *,
+    stress: bool = False,
+    progress: bool = False,
+    allow_close: bool = False,
 ) -> list[Frame]:
     """Label structures by a teacher: a Potential, or anything with a `label` method (an `AseTeacher`).
 
@@ -121,26 +129,38 @@ def label(
         teacher: what to trust.
         stress: label stresses too, for structures periodic in all three directions (NaN for the others).
         progress: show a progress bar.
+        allow_close: label structures with atoms closer than any bond as well, and note it in their `info`.
 
     Returns:
-        Frames in the order of the structures, in the units of `Frame`.
+        Frames in the order of the structures, in the units of `Frame`; what the structures carry (`info`, masses,
+        constraints, further arrays) is kept, and constraints do not act on forces.
 
     Raises:
-        ValueError: as `predict` does, or as the teacher's own method.
+        ValueError: for a structure that `check_input` refuses, as `predict` does, or as the teacher's own method.
         TypeError: if the teacher is neither.
     """
+    if not isinstance(teacher, Potential | Teacher):
+        raise TypeError(
+            f"A teacher is a Potential or an AseTeacher, not {type(teacher).__name__}; load one by name with "
+            "jaxmlip.potentials.files.load."
+        )
+    for index, atoms in enumerate(structures):
+        try:
+            check_input(atoms, allow_close=allow_close)
+        except ValueError as error:
+            raise ValueError(f"{_name(index, atoms)}: {error}") from None
     if isinstance(teacher, Potential):
-        return predict(teacher, structures, stress=stress, progress=progress)
-    if isinstance(teacher, Teacher):
-        return teacher.label(structures, stress=stress, progress=progress)
-    raise TypeError(
-        f"A teacher is a Potential or an AseTeacher, not {type(teacher).__name__}; load one by name with "
-        "jaxmlip.potentials.files.load."
-    )
+        frames = predict(teacher, structures, stress=stress, progress=progress)
+    else:
+        frames = teacher.label(structures, stress=stress, progress=progress)
+    for frame in frames if allow_close else ():
+        if close_contact(frame.atoms):
+            frame.atoms.info[ALLOW_CLOSE] = frame.info[ALLOW_CLOSE] = True
+    return frames
 
 
 def bare_copy(atoms: Atoms) -> Atoms:
-    """The structure without calculator or constraints, as a Frame holds it."""
+    """The structure without calculator or constraints, which would act on its forces."""
     copy = atoms.copy()
     copy.set_constraint()
     return copy
@@ -162,7 +182,7 @@ def _frame(index: int, atoms: Atoms, energy: float, forces: np.ndarray, stress: 
                 "anything it was trained on (atoms too close), or its parameters are damaged."
             )
     info = dict(atoms.info)
-    return Frame(bare_copy(atoms), energy, forces, np.full((3, 3), np.nan) if stress is None else stress, info)
+    return Frame(atoms.copy(), energy, forces, np.full((3, 3), np.nan) if stress is None else stress, info)
 
 
 def _windows(structures: Sequence[Atoms]) -> Iterator[list[int]]:

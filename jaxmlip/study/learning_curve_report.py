@@ -176,8 +176,10 @@ def _rank(strategy: str) -> tuple[int, str]:
 
 def _cell(measured: dict[str, Any]) -> str:
     value, seeds, frames = measured["value"], measured["error_seeds"], measured["error_frames"]
+    if math.isnan(value):
+        return "–"
     over_seeds = "" if seeds is None else f" ± {seeds if seeds > 1e-9 * abs(value) else 0.0:.2g}"  # not rounding
-    return f"{value:.1f}{over_seeds} ({frames:.2g})"
+    return f"{value:.1f}{over_seeds} ({'–' if math.isnan(frames) else format(frames, '.2g')})"
 
 
 def _float(value: float | None) -> float:

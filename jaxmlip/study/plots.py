@@ -52,11 +52,13 @@ def learning_curve(ax: Axes, history: Sequence[Mapping[str, Any]]) -> None:
 def force_parity(ax: Axes, reference: Sequence[Frame], predicted: Sequence[Frame], title: str) -> None:
     """Force components of a potential against the reference, as a density of points."""
     x, y = (np.concatenate([frame.forces.ravel() for frame in frames]) for frames in (reference, predicted))
-    limit = 1.05 * float(np.abs(np.concatenate([x, y])).max())
+    both = ~np.isnan(x + y)  # NaN is a label that is absent
+    x, y = x[both], y[both]
+    limit = 1.05 * float(np.abs(np.concatenate([x, y])).max(initial=0.0)) or 1.0
     ax.hexbin(x, y, gridsize=70, bins="log", mincnt=1, extent=(-limit, limit, -limit, limit), cmap="viridis")
     ax.plot([-limit, limit], [-limit, limit], color="0.3", lw=0.8)
-    rmse = 1e3 * float(np.sqrt(np.mean((x - y) ** 2)))
-    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=f"{title}\n{rmse:.0f} meV/Å")
+    rmse = f"{1e3 * float(np.sqrt(np.mean((x - y) ** 2))):.0f} meV/Å" if x.size else "no forces"
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=f"{title}\n{rmse}")
 
 
 def rdf(ax: Axes, teacher: Estimate, students: Mapping[str, Estimate], pair: str) -> None:
@@ -93,7 +95,7 @@ def scatter_of_students(
     """
     for name, numbers in measured.items():
         horizontal, vertical = _dig(numbers, x), _dig(numbers, y)
-        if horizontal is None or vertical is None:
+        if horizontal is None or vertical is None or horizontal["value"] is None or vertical["value"] is None:
             continue
         strategy, _, labels = name.partition(".")
         ax.errorbar(

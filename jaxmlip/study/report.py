@@ -248,7 +248,7 @@ def _noise(number: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _plain(number: dict[str, Any] | None, digits: int) -> str:
     """Value ± standard error, with so many digits or as many as show the error; or a dash."""
-    if number is None:
+    if number is None or number["value"] is None:
         return "–"
     error = number.get("error")
     if error is None:

@@ -146,7 +146,10 @@ def verdict(measured: dict[str, Any], force_rms: float, limits: Verdict) -> dict
     if (width := max(error["error"] for error in measured["rdf_error_A"].values())) > limits.rdf_tolerance_A:
         reason = f"RDF errors are known to ± {width:.2f} Å only, more than the tolerance: run longer"
         return {"level": "undecided", "reason": reason}
-    share = measured["force_rmse_meV_A"]["value"] / force_rms
+    force_rmse = measured["force_rmse_meV_A"]["value"]
+    if force_rmse is None:
+        return {"level": "undecided", "reason": "its run looks right, but there are no forces to compare"}
+    share = force_rmse / force_rms
     if share > limits.force_tolerance:
         reason = f"its run looks right, but forces are off by {100 * share:.0f} % of their RMS"
         return {"level": "right for the wrong reasons", "reason": reason}
@@ -169,7 +172,9 @@ def _errors(test: list[Frame], predicted: list[Frame]) -> dict[str, dict[str, An
     errors = {key: report.measured(key) | {"frames": report.frames} for key in keys}
     per_molecule = len(test[0].atoms) / _molecules(test[0].atoms)
     mean = report.measured("energy_mean_meV_atom")
-    errors["energy_mean_meV_molecule"] = {key: per_molecule * (value or 0.0) for key, value in mean.items()}
+    errors["energy_mean_meV_molecule"] = {
+        key: None if value is None else per_molecule * value for key, value in mean.items()
+    }
     return errors
 
 

@@ -90,6 +90,8 @@ def _clusters_of(atoms: Atoms, centres: Int[np.ndarray, " chosen"], radius: floa
             )
         origins = np.concatenate([np.zeros((1, 3)), vectors[near]])
         cluster = Atoms("OH2" * len(members), (origins[:, None, :] + bonds[members]).reshape(-1, 3))
+        if atoms.has("masses"):
+            cluster.set_array("masses", atoms.get_masses()[molecules[members].ravel()], float, ())
         cluster.info = {"centre_atom": int(molecules[centre, 0]), "radius_A": float(radius)}
         clusters.append(cluster)
     return clusters

@@ -10,14 +10,24 @@ import ase.db
 import ase.io
 import numpy as np
 from ase import Atoms
-from ase.io.extxyz import key_val_dict_to_str
-from ase.io.formats import UnknownFileTypeError, filetype
-from ase.stress import voigt_6_to_full_3x3_stress
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from ase.utils import string2index
 from jaxtyping import Float, Int
 
-from jaxmlip.systems.graph import Graph, check_structure, graph_from_atoms
+from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
+from jaxmlip.systems.extxyz import extxyz_text, read_extxyz
+from jaxmlip.systems.graph import Graph, graph_from_atoms
+from jaxmlip.systems.label_keys import LabelKeys
 from jaxmlip.types import HostMatrix
+
+LABELS = ("energy", "free_energy", "energies", "forces", "stress", "stresses")
+"""What ASE calls results of a calculation that a frame's labels stand for; those that are not read are let go."""
+
+OF_ATOMS = ("magmoms", "charges")
+"""What ASE calls results that belong to single atoms and stay with them."""
+
+ORIGIN = ("file", "frame")
+"""Keys of a frame's `info` that say where it was read from; they are not written again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +35,13 @@ class Frame:
     """A structure and what a level of theory says of it; NaN marks a label that is absent.
 
     Attributes:
-        atoms: the structure, without calculator or constraints.
+        atoms: the structure with all that is said of it besides labels: masses, momenta, tags, charges, magnetic
+            moments, constraints, further arrays, `info`; without calculator.
         energy: total energy in eV, elemental references included.
         forces: eV/Å.
         stress: eV/Å³, positive under tension.
-        info: where the frame comes from (file, index, kind), for messages and per-type errors.
+        info: words and numbers for messages and per-type errors: where the frame comes from (`file`, `frame`), and of
+            `atoms.info` what is no array (`kind`, `config_type`, `charge` …).
     """
 
     atoms: Atoms
@@ -44,12 +56,14 @@ def read_frames(
     *,
     energy_key: str | None = "energy",
     forces_key: str | None = "forces",
-    stress_key: str | None = None,
+    stress_key: str | None = "stress",
     index: str | int = ":",
+    allow_close: bool = False,
 ) -> list[Frame]:
     """Labelled frames from extended XYZ, an ASE database, or any other file ASE reads.
 
     Labels are taken as the file states them: constraints that ASE reads along with a structure do not zero forces.
+    Labels that a file or some of its frames lack are NaN; the rule is told in `LabelKeys`.
 
     Args:
         path: the file.
@@ -58,6 +72,8 @@ def read_frames(
         stress_key: name of the stress, eV/Å³, positive under tension, as 6 Voigt components (xx yy zz yz xz xy), 9 or
             3 × 3 numbers; None for frames without this label.
         index: which frames, as in `ase.io.read`: a number or a slice such as "-100:".
+        allow_close: take atoms that are closer than any bond; their frames carry `allow_close` in `atoms.info`, which
+            says so to all who get them.
 
     Returns:
         Frames; their `info` has `file`, `frame` (number in the file) and whatever numbers and words the file says of
@@ -65,16 +81,17 @@ def read_frames(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read or has no frames (of this index); if a key is missing (naming file, frame
-            and the keys that are there), a label has a wrong shape or is infinite, or a structure is damaged (NaN,
-            singular cell).
+        ValueError: if the file cannot be read or has no frames (of this index); if a label is missing (naming file,
+            frame and the keys that are there), has a wrong shape or is infinite; if a structure is damaged, occupied
+            in part or has atoms too close (see `check_input`).
     """
     path = Path(path)
     everything = [*_structures(path)]
     selected = select_index(len(everything), index, path)
-    return [
-        _read_frame(everything[number], path, int(number), energy_key, forces_key, stress_key) for number in selected
-    ]
+    keys = LabelKeys(path, energy_key, forces_key, stress_key)
+    frames = [_frame(everything[number], keys, int(number), allow_close) for number in selected]
+    keys.check()
+    return frames
 
 
 def iterate_frames(
@@ -82,16 +99,25 @@ def iterate_frames(
     *,
     energy_key: str | None = "energy",
     forces_key: str | None = "forces",
-    stress_key: str | None = None,
+    stress_key: str | None = "stress",
+    allow_close: bool = False,
 ) -> Iterator[Frame]:
-    """The frames of a file one by one, so that they need not fit into memory; see `read_frames`."""
-    path = Path(path)
-    for number, atoms in enumerate(_structures(path)):
-        yield _read_frame(atoms, path, number, energy_key, forces_key, stress_key)
+    """The frames of a file one by one, so that they need not fit into memory; see `read_frames`.
+
+    That no frame has a label is known, and said, after the last.
+    """
+    keys = LabelKeys(Path(path), energy_key, forces_key, stress_key)
+    for number, atoms in enumerate(_structures(Path(path))):
+        yield _frame(atoms, keys, number, allow_close)
+    keys.check()
 
 
 def write_frames(path: str | Path, frames: Sequence[Frame], *, prefix: str = "") -> None:
     """Frames as extended XYZ, to the last digit; labels that are absent (NaN) are left out.
+
+    All that `read_frames` keeps of a structure is written, and read again by it and by ASE: masses where they are not
+    the standard ones, momenta, tags, charges, magnetic moments, other arrays, constraints that fix atoms
+    (`move_mask`), and `info`.
 
     The file is complete or not there at all: it is written beside its place and renamed.
 
@@ -99,16 +125,37 @@ def write_frames(path: str | Path, frames: Sequence[Frame], *, prefix: str = "")
         path: the file; replaced if it exists.
         frames: labelled structures. Their `info`, but for where they were read from, is written along.
         prefix: the labels' keys are `energy`, `forces` and `stress` with this in front.
+
+    Warns:
+        UserWarning: for a constraint that the format cannot hold.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("w") as file:
             for frame in frames:
-                file.write(_extended_xyz(frame, prefix))
+                file.write(_text(frame, prefix))
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise ValueError unless the name of a file is one that a structure can be written to."""
+    try:
+        kind = filetype(str(path), read=False)
+    except UnknownFileTypeError:
+        kind = None
+    if kind not in ioformats or not ioformats[kind].can_write:
+        raise ValueError(f"{path} is of no format that ASE writes; use extended XYZ (.extxyz), .cif or .traj.")
+
+
+def write_structure(path: str | Path, frame: Frame) -> None:
+    """A structure in the format that ASE tells from the file's name; as extended XYZ by `write_frames`, with labels."""
+    if filetype(str(path), read=False) == "extxyz":
+        write_frames(path, [frame])
+    else:
+        ase.io.write(path, frame.atoms)
 
 
 def split(frames: Sequence, parts: Sequence[int | float], seed: int = 0) -> tuple[Any, ...]:
@@ -182,46 +229,38 @@ def frame_kind(frame: Frame) -> str:
     return Path(str(frame.info.get("file", ""))).stem
 
 
-def _read_frame(
-    atoms: Atoms, path: Path, number: int, energy_key: str | None, forces_key: str | None, stress_key: str | None
-) -> Frame:
+def _frame(atoms: Atoms, keys: LabelKeys, number: int, allow_close: bool) -> Frame:
     """One frame as ASE has read it, checked."""
-    where = f"{path}, frame {number}"
     labels = _labels(atoms)
-
-    def label(key: str | None, shapes: list[tuple[int, ...]]) -> np.ndarray:
-        if key is None:
-            return np.full(shapes[0], np.nan)
-        if key not in labels:
-            there = ", ".join(sorted(labels)) or "none"
-            raise ValueError(f"{where} has no {key!r}; the keys that are there: {there}.")
-        try:
-            value = np.asarray(labels[key], np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {key!r} is not numeric ({labels[key]!r}).") from error
-        if value.shape not in shapes:
-            wanted = " or ".join(map(str, shapes))
-            raise ValueError(f"{where}: {key!r} has shape {value.shape} instead of {wanted}.")
-        if np.isinf(value).any():
-            raise ValueError(f"{where}: {key!r} is infinite; write NaN for a label that is absent.")
-        return value
-
     try:
-        check_structure(atoms)
+        check_input(atoms, allow_close=allow_close)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    stress = label(stress_key, [(3, 3), (6,), (9,)])
-    stress = voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress.reshape(3, 3)
-    said = {key: value.item() if isinstance(value, np.generic) else value for key, value in labels.items()}
-    said = {key: value for key, value in said.items() if isinstance(value, str | bool | int | float)}
-    used = {energy_key, forces_key, stress_key, *(atoms.calc.results if atoms.calc else ())}
-    return Frame(
-        atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc),
-        energy=float(label(energy_key, [()])),
-        forces=label(forces_key, [(len(atoms), 3)]),
-        stress=0.5 * (stress + stress.T),
-        info={key: value for key, value in said.items() if key not in used} | {"file": str(path), "frame": number},
-    )
+        raise ValueError(f"{keys.path}, frame {number}: {error}") from error
+    energy, forces, stress = keys.read(labels, len(atoms), number)
+    _settle(atoms, {key for key in keys.names.values() if key is not None})
+    if allow_close and close_contact(atoms):
+        atoms.info[ALLOW_CLOSE] = True
+    said = {key: value.item() if isinstance(value, np.generic) else value for key, value in atoms.info.items()}
+    words = {key: value for key, value in said.items() if isinstance(value, str | bool | int | float)}
+    return Frame(atoms, energy, forces, stress, words | {"file": str(keys.path), "frame": number})
+
+
+def _settle(atoms: Atoms, used: set[str]) -> None:
+    """Leave with a structure all that was read but its labels: results of a calculator and of a database included."""
+    results = dict(atoms.calc.results) if atoms.calc else {}
+    atoms.calc = None
+    info = atoms.info
+    info.pop("unique_id", None)
+    info.pop("occupancy", None)  # every site is full, or the frame would have been refused
+    info = info.pop("key_value_pairs", {}) | info.pop("data", {}) | info
+    for key, value in results.items():
+        if key in OF_ATOMS and len(value) == len(atoms):
+            atoms.arrays.setdefault(key, np.asarray(value))
+        elif key not in LABELS:
+            info.setdefault(key, value)
+    atoms.info = {key: value for key, value in info.items() if key not in used}
+    for key in used & atoms.arrays.keys():
+        del atoms.arrays[key]
 
 
 def _structures(path: Path) -> Iterator[Atoms]:
@@ -232,9 +271,12 @@ def _structures(path: Path) -> Iterator[Atoms]:
         raise ValueError(f"{path} has no frames: it is empty.")
     number = 0
     try:
-        if filetype(str(path)) in ("db", "json"):
+        kind = filetype(str(path))
+        if kind in ("db", "json"):
             rows = ase.db.connect(path, serial=True).select()
             structures = (row.toatoms(add_additional_information=True) for row in rows)
+        elif kind == "extxyz":
+            structures = read_extxyz(path)
         else:
             structures = ase.io.iread(path, ":")
         for atoms in structures:
@@ -262,23 +304,19 @@ def _labels(atoms: Atoms) -> dict[str, Any]:
     return (dict(atoms.calc.results) if atoms.calc else {}) | nested | info | arrays
 
 
-def _extended_xyz(frame: Frame, prefix: str) -> str:
-    """One frame as text; 17 digits restore a double exactly, ASE's own writer keeps 8 decimals."""
-    atoms = frame.atoms
-    columns, properties = [atoms.positions], "species:S:1:pos:R:3"
-    if not np.isnan(frame.forces).all():
-        columns.append(frame.forces)
-        properties += f":{prefix}forces:R:3"
-    elsewhere = {"file", "frame", *(prefix + label for label in ("energy", "forces", "stress"))}
-    said = {key: value for key, value in frame.info.items() if key not in elsewhere}
+def _text(frame: Frame, prefix: str) -> str:
+    """One frame as extended XYZ."""
+    names = {label: prefix + label for label in ("energy", "forces", "stress")}
+    said = said_of(frame)
+    said = {key: value for key, value in said.items() if key not in names.values()}
     if not np.isnan(frame.energy):
-        said[f"{prefix}energy"] = float(frame.energy)
+        said[names["energy"]] = float(frame.energy)
     if not np.isnan(frame.stress).all():
-        said[f"{prefix}stress"] = frame.stress.reshape(9)
-    header = {"Properties": properties, "pbc": atoms.pbc} | said
-    if atoms.cell.array.any():
-        header = {"Lattice": atoms.cell.array.T} | header  # the writer flattens it in column order
-    lines = [str(len(atoms)), key_val_dict_to_str(header)]
-    for symbol, row in zip(atoms.symbols, np.concatenate(columns, axis=1), strict=True):
-        lines.append(" ".join([symbol, *(f"{value:.17g}" for value in row)]))
-    return "\n".join(lines) + "\n"
+        said[names["stress"]] = frame.stress.reshape(9)
+    columns = {} if np.isnan(frame.forces).all() else {names["forces"]: frame.forces}
+    return extxyz_text(frame.atoms, columns, said)
+
+
+def said_of(frame: Frame) -> dict[str, Any]:
+    """All that is said of a frame besides labels and where it was read from."""
+    return frame.atoms.info | {key: value for key, value in frame.info.items() if key not in ORIGIN}

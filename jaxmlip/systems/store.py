@@ -20,13 +20,17 @@ from typing import Any, overload
 import h5py
 import numpy as np
 from ase import Atoms
+from ase.constraints import dict2constraint
+from ase.data import atomic_masses
 from jaxtyping import Int
 
-from jaxmlip.systems.dataset import Frame, describe, frame_graph, read_frames, select_index
+from jaxmlip.systems.dataset import ORIGIN, Frame, describe, frame_graph, read_frames, said_of, select_index
+from jaxmlip.systems.extxyz import plain
 from jaxmlip.systems.plan import Counts, count_graphs
 
 FORMAT = "jaxmlip-frames"
-LAYOUT = 1
+LAYOUT = 2
+"""Layout 1 has nothing but a frame's `info` in the text of a frame; it is still read."""
 
 CHUNK = 2**15
 """Bytes of a chunk before compression. One frame at random costs a chunk of each array: small ones make that cheap."""
@@ -103,12 +107,18 @@ class FrameStore(Sequence[Frame]):
             raise FileNotFoundError(f"There is no file {self.path}.")
         try:
             with h5py.File(self.path, "r") as file:
+                if "h5md" in file:
+                    raise ValueError(
+                        f"{self.path} is a trajectory, and no store of labelled frames; make frames of it with jaxmlip "
+                        "export or jaxmlip label."
+                    )
                 if file.attrs.get("format") != FORMAT:
                     raise ValueError(f"{self.path} is an HDF5 file, but no store of frames; make one with write_store.")
-                if file.attrs["layout"] != LAYOUT:
+                self._layout = int(np.asarray(file.attrs["layout"]).item())
+                if self._layout not in (1, LAYOUT):
                     raise ValueError(
-                        f"{self.path} is a store of layout {file.attrs['layout']}, and this version of jaxmlip reads "
-                        f"layout {LAYOUT}; convert the frames again."
+                        f"{self.path} is a store of layout {self._layout}, and this version of jaxmlip reads layouts 1 "
+                        f"to {LAYOUT}; convert the frames again."
                     )
                 self.id = str(file.attrs["id"])
                 self.keys: dict[str, str] = json.loads(str(file.attrs["keys"]))
@@ -226,10 +236,11 @@ class FrameStore(Sequence[Frame]):
         for k, number in enumerate(range(begin, end)):
             mine = slice(*(offsets[k : k + 2] - offsets[0]))
             cell, pbc = value["cell"][k], value["pbc"][k]
-            info = json.loads(text[slice(*(said[k : k + 2] - said[0]))])
+            atoms = Atoms(column["numbers"][mine], column["positions"][mine], cell=cell, pbc=pbc)
+            info = _tell(atoms, json.loads(text[slice(*(said[k : k + 2] - said[0]))]), self._layout)
             frames.append(
                 Frame(
-                    atoms=Atoms(column["numbers"][mine], column["positions"][mine], cell=cell, pbc=pbc),
+                    atoms=atoms,
                     energy=float(value["energy"][k]),
                     forces=column["forces"][mine].copy(),  # else one frame held would hold all that were read with it
                     stress=value["stress"][k].copy(),
@@ -244,10 +255,13 @@ def open_frames(
     *,
     energy_key: str | None = "energy",
     forces_key: str | None = "forces",
-    stress_key: str | None = None,
+    stress_key: str | None = "stress",
     index: str | int = ":",
+    allow_close: bool = False,
 ) -> Sequence[Frame]:
-    """Labelled frames from wherever they are: a store is read lazily, any other file as by `read_frames`.
+    """Labelled frames from files and stores: a store is read lazily, any other file as by `read_frames`.
+
+    `jaxmlip.open_frames` reads trajectories as well.
 
     Args:
         path: a store (`.h5`), or a file that `read_frames` reads.
@@ -256,6 +270,7 @@ def open_frames(
         forces_key: likewise, "forces".
         stress_key: likewise, "stress".
         index: which frames; see `read_frames`.
+        allow_close: see `read_frames`. The frames of a store were checked when they were read to be stored.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -263,7 +278,8 @@ def open_frames(
     """
     path = Path(path)
     if path.suffix != ".h5":
-        return read_frames(path, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, index=index)
+        keys = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
+        return read_frames(path, **keys, index=index, allow_close=allow_close)
     store = FrameStore(path)
     wanted = {"energy": energy_key, "forces": forces_key, "stress": stress_key}
     for kind, key in wanted.items():
@@ -324,17 +340,37 @@ def _fill(file: h5py.File, frames: Iterable[Frame]) -> int:
 
 
 def _text(frame: Frame, number: int) -> bytes:
-    """What a frame's `info` says, as JSON; numpy's numbers and arrays as plain ones."""
+    """What is said of a frame, as JSON; numpy's numbers and arrays as plain ones.
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray | np.generic):
-            return value.tolist()
-        raise TypeError(f"{value!r} is neither number, text, list nor table")
-
+    That is its `info`, and of its atoms what has no array in the file: further words, arrays and constraints.
+    """
+    atoms = frame.atoms
+    arrays = {name: values for name, values in atoms.arrays.items() if name not in ("numbers", "positions")}
+    if "masses" in arrays and np.array_equal(arrays["masses"], atomic_masses[atoms.numbers]):
+        del arrays["masses"]
+    parts = {
+        "info": frame.info,
+        "words": {key: value for key, value in said_of(frame).items() if key not in frame.info},
+        "arrays": arrays,
+        "constraints": [constraint.todict() for constraint in atoms.constraints],
+    }
     try:
-        return json.dumps(frame.info, default=plain).encode()
+        return json.dumps({name: part for name, part in parts.items() if part}, default=plain).encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{describe(frame, number)}: its info cannot be written as JSON: {error}.") from error
+
+
+def _tell(atoms: Atoms, said: Any, layout: int) -> dict[str, Any]:
+    """Give a structure what `_text` has written of it; returns the frame's `info`."""
+    parts: dict[str, Any] = {"info": said} if layout == 1 else said
+    info = parts.get("info", {})
+    atoms.info = {key: value for key, value in info.items() if key not in ORIGIN} | parts.get("words", {})
+    for name, values in parts.get("arrays", {}).items():
+        atoms.arrays[name] = np.asarray(values)
+    constraints = [dict2constraint(constraint) for constraint in parts.get("constraints", [])]
+    if constraints:
+        atoms.set_constraint(constraints)
+    return info
 
 
 def _kept_counts(path: Path, identity: str) -> Counts | None:

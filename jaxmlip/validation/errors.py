@@ -14,6 +14,10 @@ VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 """Rows and columns of the six independent components of a stress."""
 
 
+DASH = "–"
+"""Where a table has no number."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ErrorReport:
     """Errors of predicted against reference frames; NaN where there is nothing to compare.
@@ -73,6 +77,20 @@ class ErrorReport:
             for key, value in dataclasses.asdict(self).items()
             if self.stress_frames or not key.startswith("stress_")
         }
+
+
+def as_table(report: ErrorReport) -> str:
+    """The report in two columns, for people; a dash stands for what is undefined."""
+    entries = report.to_json()
+    width = max(map(len, entries))
+    return "\n".join(
+        f"{name:<{width}}  {DASH if value is None else format(value, '.6g')}" for name, value in entries.items()
+    )
+
+
+def has_stress(frame: Frame) -> bool:
+    """Whether a frame has a stress label."""
+    return not np.isnan(frame.stress).all()
 
 
 def compare(reference: Sequence[Frame], predicted: Sequence[Frame]) -> ErrorReport:

@@ -134,8 +134,37 @@ def test_constraints_do_not_reach_the_labels():
     (one,), (other,) = predict(morse(), [free]), predict(morse(), [held])
     np.testing.assert_array_equal(one.forces, other.forces)
     assert np.abs(other.forces).max() > 0.01
-    assert not other.atoms.constraints
+    assert other.atoms.constraints[0].index.tolist() == [0, 1, 2, 3], "kept, but without effect"
+    assert other.atoms.calc is None
     assert held.constraints
+    (taught,) = label([held], AseTeacher("ase.calculators.emt:EMT"))
+    assert np.abs(taught.forces).min() > 0
+    assert taught.atoms.constraints[0].index.tolist() == [0, 1, 2, 3]
+
+
+def test_what_a_structure_carries_is_kept():
+    carried = rattled(bulk("Cu", cubic=True), 6)
+    carried.set_masses([65.0, 63, 63, 63])
+    carried.set_tags([1, 2, 3, 4])
+    carried.info = {"config_type": "bulk", "vector": np.arange(2.0)}
+    for teacher in (morse(), AseTeacher("ase.calculators.emt:EMT")):
+        (frame,) = label([carried], teacher)
+        assert frame.atoms.get_masses().tolist() == [65, 63, 63, 63]
+        assert frame.atoms.get_tags().tolist() == [1, 2, 3, 4]
+        assert frame.info["config_type"] == frame.atoms.info["config_type"] == "bulk"
+
+
+def test_close_atoms_are_labelled_only_if_meant():
+    """A doubled site is refused by every teacher, and a potential still says what it thinks of it."""
+    doubled = bulk("Cu", cubic=True) + Atoms("Cu", [[0.02, 0, 0]])
+    for teacher in (morse(), AseTeacher("ase.calculators.emt:EMT")):
+        with pytest.raises(ValueError, match=r"Frame 1 \(Cu5\): Atoms 0 \(Cu\) and 4 \(Cu\) are 0\.02 Å apart"):
+            label([bulk("Cu", cubic=True), doubled], teacher)
+    sound, meant = label([bulk("Cu", cubic=True), doubled], morse(), allow_close=True)
+    assert meant.atoms.info == {"allow_close": True}
+    assert not sound.atoms.info
+    (said,) = predict(morse(), [doubled])
+    assert said.energy == pytest.approx(meant.energy)
 
 
 def test_unknown_elements_are_named_before_anything_is_computed():

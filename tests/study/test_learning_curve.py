@@ -230,6 +230,13 @@ def test_seeds_are_averaged():
         "error_frames": pytest.approx(2.0),
     }
     assert "| energies only | 50 | direct | 3 | 100.0 ± 5.8 (2) |" in table([arm])
+    undefined = {
+        "force_rmse_meV_A": {"value": None, "error": None},
+        "energy_std_meV_H2O": {"value": 3.0, "error": None},
+    }
+    line = table(summarise([runs[0] | undefined])).splitlines()[2]
+    assert "| – |" in line, "what is undefined is a dash"
+    assert "3.0 (–)" in line
     (single,) = summarise(runs[:1])
     assert single["force_rmse_meV_A"]["error_seeds"] is None
     runs[0]["diverged"] = "The loss is not finite."

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixBondLength, FixCartesian
+from furnished import assert_furnished, furnished
 
 from jaxmlip.systems.dataset import Frame, read_frames, split, write_frames
 from jaxmlip.systems.ice import ice_ih
@@ -69,8 +70,14 @@ def test_absent_labels_stay_absent(tmp_path: Path) -> None:
     assert np.isnan(first.forces).all()
     assert np.isnan(first.stress).all()
     assert not first.atoms.pbc.any()
-    with pytest.raises(ValueError, match=r"a\.extxyz, frame 0 has no 'energy'; the keys that are there: none\."):
-        read_frames(tmp_path / "a.extxyz")
+    with pytest.raises(
+        ValueError, match=r"a\.extxyz, frame 0 has neither 'energy' nor 'forces'; the keys that are there: none\."
+    ):
+        read_frames(tmp_path / "a.extxyz", index=0)
+    first, other = read_frames(tmp_path / "a.extxyz")
+    assert np.isnan(first.energy)
+    assert np.isnan(first.forces).all(), "what one frame lacks and another has is NaN"
+    assert other.energy == -1.0
     (second,) = read_frames(tmp_path / "a.extxyz", index=1)
     assert second.energy == -1.0
     np.testing.assert_array_equal(second.forces, half)
@@ -86,7 +93,7 @@ def test_labels_in_a_calculator_despite_constraints(tmp_path: Path, name: str) -
     np.testing.assert_allclose(back.stress, STRESS, atol=1e-12)
     np.testing.assert_allclose(back.atoms.positions, frame.atoms.positions, atol=1e-8)
     assert back.atoms.calc is None
-    assert not back.atoms.constraints
+    assert back.atoms.constraints[0].index.tolist() == [0, 1, 2], "the constraint is kept, and has zeroed no force"
     assert back.info["config_type"] == "ice Ih"
     if name == "ice.db":
         (other,) = read_frames(tmp_path / name, energy_key=None, forces_key="r2_forces")
@@ -107,7 +114,7 @@ def test_published_ice(ice_data: Path) -> None:
     with pytest.raises(ValueError, match="r2scan_energy") as caught:
         read_frames(ice_data / "bulk.extxyz", energy_key="r2scan_energy", forces_key="off23_forces", index="3:5")
     assert str(caught.value) == (
-        f"{ice_data / 'bulk.extxyz'}, frame 3 has no 'r2scan_energy'; the keys that are there: "
+        f"{ice_data / 'bulk.extxyz'}, frame 3 has no 'r2scan_energy', nor has any other; the keys that are there: "
         "mp0_energy, mp0_forces, off23_energy, off23_forces."
     )
 
@@ -143,6 +150,62 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"one\.extxyz has 1 frames, and"):
             read_frames(tmp_path / "one.extxyz", index=index)
     assert read_frames(tmp_path / "one.extxyz", index=-1)[0].forces.tolist() == [[1, 2, 3]]
+
+
+def test_all_that_is_said_of_a_structure_is_kept(tmp_path: Path) -> None:
+    atoms = furnished()
+    frame = Frame(atoms, -1.0, np.arange(9.0).reshape(3, 3), STRESS, {"kind": "water"})
+    write_frames(tmp_path / "all.extxyz", [frame])
+    (back,) = read_frames(tmp_path / "all.extxyz")
+    assert_furnished(back.atoms, atoms)
+    assert (back.info["kind"], back.info["charge"], back.info["code"]) == ("water", 1, "007")
+    assert "vector" not in back.info
+    write_frames(tmp_path / "again.extxyz", [back])
+    assert_furnished(read_frames(tmp_path / "again.extxyz")[0].atoms, atoms)
+    by_ase = ase.io.read(tmp_path / "all.extxyz")
+    assert isinstance(by_ase, Atoms)
+    np.testing.assert_array_equal(by_ase.get_masses(), atoms.get_masses())
+    np.testing.assert_array_equal(by_ase.get_momenta(), atoms.get_momenta())
+    assert by_ase.get_forces(apply_constraint=False).tolist() == frame.forces.tolist()
+
+
+@pytest.mark.parametrize("name", ["all.traj", "all.db", "all.json", "all.xyz"])
+def test_what_ase_writes_is_kept(tmp_path: Path, name: str) -> None:
+    atoms = furnished()
+    ase.io.write(tmp_path / name, atoms)
+    (frame,) = read_frames(tmp_path / name, energy_key=None, forces_key=None)
+    for get in (Atoms.get_masses, Atoms.get_tags, Atoms.get_initial_charges, Atoms.get_initial_magnetic_moments):
+        np.testing.assert_allclose(get(frame.atoms), get(atoms), atol=1e-8)
+    np.testing.assert_allclose(frame.atoms.arrays["momenta"], atoms.arrays["momenta"], atol=1e-8)
+    assert frame.atoms.constraints[0].index.tolist() == [0, 2]
+    if name in ("all.traj", "all.xyz"):  # ASE's databases leave out info
+        assert frame.info["charge"] == 1
+
+
+def test_results_that_are_no_labels_are_kept(tmp_path: Path) -> None:
+    """Moments and dipoles stay; energies and forces that are not read go, as another potential will give others."""
+    atoms = furnished()
+    results = {"energy": -1.0, "forces": np.ones((3, 3)), "magmoms": np.array([2.0, 0, 0]), "dipole": np.arange(3.0)}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    ase.io.write(tmp_path / "a.xyz", atoms)
+    (frame,) = read_frames(tmp_path / "a.xyz", energy_key=None, forces_key=None)
+    write_frames(tmp_path / "b.xyz", [frame])
+    (back,) = read_frames(tmp_path / "b.xyz", energy_key=None, forces_key=None)
+    np.testing.assert_array_equal(back.atoms.arrays["magmoms"], [2, 0, 0])
+    np.testing.assert_array_equal(back.atoms.info["dipole"], [0, 1, 2])
+    assert not {"energy", "forces", "free_energy"} & (back.atoms.info.keys() | back.atoms.arrays.keys())
+
+
+def test_a_constraint_that_the_format_lacks_is_told(tmp_path: Path) -> None:
+    atoms = furnished()
+    atoms.set_constraint(FixBondLength(0, 1))
+    with pytest.warns(UserWarning, match="cannot hold the constraint FixBondLength"):
+        write_frames(tmp_path / "a.xyz", [Frame(atoms, 0.0, np.zeros((3, 3)))])
+    atoms.set_constraint(FixCartesian(1, mask=[True, False, True]))
+    write_frames(tmp_path / "a.xyz", [Frame(atoms, 0.0, np.zeros((3, 3)))])
+    (back,) = read_frames(tmp_path / "a.xyz")
+    assert back.atoms.constraints[1].index.tolist() == [1]
+    assert back.atoms.constraints[1].mask.tolist() == [True, False, True]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

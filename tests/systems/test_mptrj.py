@@ -144,7 +144,9 @@ def test_frames_that_are_refused(crystal: Atoms, tmp_path: Path) -> None:
     assert "'stress' is not numeric" in said_of(good | {"stress": "low"})
     structure = good["structure"]
     mixed = [{"species": [{"element": "Na", "occu": 0.5}, {"element": "K", "occu": 0.5}], "xyz": [0, 0, 0]}]
-    assert "site 0 is not occupied by one element alone" in said_of(good | {"structure": structure | {"sites": mixed}})
+    assert "site 0 is not occupied by one element alone (Na 0.5, K 0.5)" in said_of(
+        good | {"structure": structure | {"sites": mixed}}
+    )
     assert "the structure cannot be used: it lacks 'lattice'" in said_of(good | {"structure": {"sites": []}})
     flat = structure | {"lattice": {"matrix": np.ones((3, 3)).tolist()}}
     assert "singular" in said_of(good | {"structure": flat})
@@ -153,6 +155,53 @@ def test_frames_that_are_refused(crystal: Atoms, tmp_path: Path) -> None:
     (tmp_path / "empty.json").write_text("{}")
     with pytest.raises(ValueError, match=r"empty\.json has no frames"):
         list(iterate_mptrj(tmp_path / "empty.json"))
+
+
+def test_bad_entries_are_left_out_by_name(crystal: Atoms, tmp_path: Path) -> None:
+    good = published(crystal, -1.0)
+    bad = [json.loads(json.dumps(good)) for _ in range(3)]
+    bad[0]["structure"]["sites"][0]["species"][0]["element"] = "Qq"
+    bad[1]["structure"]["sites"][1]["species"][0]["occu"] = 0.5
+    bad[2]["structure"]["sites"][2]["xyz"] = (np.array(good["structure"]["sites"][0]["xyz"]) + 0.01).tolist()
+    frames = {f"mp-1-0-{k}": frame for k, frame in enumerate([*bad, good, {"energy": 1}, None])}
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps({"mp-1": frames, "mp-2": None, "mp-3": {"mp-3-0-0": good}}))
+    left_out: list[str] = []
+    kept = [*iterate_mptrj(path, left_out=left_out)]
+    assert [frame.info["frame_id"] for frame in kept] == ["mp-1-0-3", "mp-3-0-0"]
+    for said, expected in zip(
+        left_out,
+        [
+            "mp-1, frame mp-1-0-0: the structure cannot be used: site 0: 'Qq' is no element.",
+            "mp-1, frame mp-1-0-1: the structure cannot be used: site 1 is not occupied by one element alone (",
+            "mp-1, frame mp-1-0-2: the structure cannot be used: Atoms 0 (",
+            "mp-1, frame mp-1-0-4 has no structure or no 'uncorrected_total_energy'",
+            "mp-1, frame mp-1-0-5 has no structure or no",
+            "'mp-2' is no table of frames",
+        ],
+        strict=True,
+    ):
+        assert expected in said
+    assert len([*iterate_mptrj(path, left_out=[], allow_close=True)]) == 3
+    with pytest.raises(ValueError, match=r"frame mp-1-0-0: the structure cannot be used"):
+        next(iterate_mptrj(path))
+    path.write_text(json.dumps({"mp-1": dict.fromkeys(map(str, range(1500)), bad[0])}))
+    with pytest.raises(ValueError, match=r"No frame of .*some\.json can be used; of the 1000 .* frame 0: .*'Qq'"):
+        next(iterate_mptrj(path, left_out=[]))
+
+
+def test_deuterium(crystal: Atoms, tmp_path: Path) -> None:
+    frame = published(crystal, -1.0)
+    for site in frame["structure"]["sites"][4:]:
+        site["species"][0]["element"] = "D"
+    (tmp_path / "d.json").write_text(json.dumps({"mp-1": {"mp-1-0-0": frame}}))
+    (one,) = iterate_mptrj(tmp_path / "d.json")
+    assert one.atoms.numbers[4:].tolist() == [1] * 4
+    assert one.atoms.get_masses()[4:].tolist() == [2.01410178] * 4
+    assert one.atoms.get_masses()[0] == crystal.get_masses()[0]
+    assert one.atoms.info["mp_id"] == "mp-22862"
+    write_store(tmp_path / "d.h5", [one])
+    assert FrameStore(tmp_path / "d.h5")[0].atoms.get_masses()[4:].tolist() == [2.01410178] * 4
 
 
 def test_other_json_is_told_apart(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Stores of frames: what is written comes back, lazily, and damage is named."""
 
 import dataclasses
+import json
 import multiprocessing
 import pickle
 import weakref
@@ -10,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from furnished import assert_furnished, furnished
 
 from jaxmlip.systems.batches import JoinedSamples, LazySamples, Recipe, Sample, make_samples, plan_batches, stream
 from jaxmlip.systems.clusters import cut_clusters
@@ -69,6 +71,48 @@ def test_frames_come_back_to_the_last_digit(frames: list[Frame], path: Path) -> 
     with pytest.raises(IndexError, match=r"ice\.h5 has 40 frames, and 40 is none of them"):
         store[40]
     assert {"jaxmlip", "numpy", "h5py", "ase"} <= store.versions.keys()
+
+
+def test_all_that_is_said_of_a_structure_is_kept(tmp_path: Path) -> None:
+    atoms = furnished()
+    write_store(tmp_path / "a.h5", [Frame(atoms, -1.0, np.zeros((3, 3)), info={"kind": "water"})] * 2)
+    for back in FrameStore(tmp_path / "a.h5"):
+        assert_furnished(back.atoms, atoms)
+        assert back.info == {"file": str(tmp_path / "a.h5"), "frame": back.info["frame"], "kind": "water"}
+        assert back.atoms.info["kind"] == "water"
+
+
+def test_a_store_of_the_first_layout_is_read(tmp_path: Path) -> None:
+    """As earlier versions wrote it: the text of a frame is its info and nothing else."""
+    path = tmp_path / "old.h5"
+    frames = made_up_frames(5)
+    write_store(path, frames)
+    texts = [json.dumps({"kind": "ice", "step": k, "info": "a word of that name"}).encode() for k in range(5)]
+    with h5py.File(path, "a") as file:
+        file.attrs["layout"] = 1
+        del file["info"], file["info_offsets"]
+        file["info"] = np.frombuffer(b"".join(texts), np.uint8)
+        file["info_offsets"] = np.cumsum([0, *map(len, texts)])
+    for number, (one, other) in enumerate(zip(frames, FrameStore(path), strict=True)):
+        assert_same(one, other)
+        assert other.info == {
+            "file": str(path),
+            "frame": number,
+            "kind": "ice",
+            "step": number,
+            "info": "a word of that name",
+        }
+
+
+def test_stress_is_seen_where_it_is_there(frames: list[Frame], tmp_path: Path) -> None:
+    for prefix in ("", "dft_"):
+        write_frames(tmp_path / "a.extxyz", frames[:6], prefix=prefix)
+        keys = {label: prefix + label for label in ("energy", "forces", "stress")}
+        named = {f"{label}_key": key for label, key in keys.items()}
+        write_store(tmp_path / "a.h5", iterate_frames(tmp_path / "a.extxyz", **named), keys=keys)
+        for one, other in zip(frames[:6], open_frames(tmp_path / "a.h5"), strict=True):
+            np.testing.assert_array_equal(one.stress, other.stress)
+        assert np.isnan(open_frames(tmp_path / "a.h5", stress_key=None)[0].stress).all()
 
 
 def test_views_read_nothing(frames: list[Frame], path: Path) -> None:
@@ -136,7 +180,7 @@ def test_files_that_are_no_stores(frames: list[Frame], path: Path, tmp_path: Pat
         ("cut.h5", r"cut\.h5 cannot be read as a store of frames: it is truncated, damaged or no HDF5 file"),
         ("text.h5", r"text\.h5 cannot be read as a store"),
         ("run.h5", r"run\.h5 is an HDF5 file, but no store of frames"),
-        ("later.h5", r"later\.h5 is a store of layout 7, and this version of jaxmlip reads layout 1"),
+        ("later.h5", r"later\.h5 is a store of layout 7, and this version of jaxmlip reads layouts 1 to 2"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             FrameStore(tmp_path / name)
@@ -164,7 +208,7 @@ def test_one_function_opens_all(frames: list[Frame], tmp_path: Path) -> None:
         assert one.info == other.info, "both know where the frame was first read from"
     assert isinstance(lists[1], FrameStore)
     write_store(tmp_path / "all.h5", frames)
-    hidden = open_frames(tmp_path / "all.h5", energy_key=None, forces_key=None)[4]
+    hidden = open_frames(tmp_path / "all.h5", energy_key=None, forces_key=None, stress_key=None)[4]
     assert np.isnan([hidden.energy, *hidden.forces.ravel(), *hidden.stress.ravel()]).all()
     assert_same(open_frames(tmp_path / "all.h5", stress_key="stress")[4], frames[4])
     assert len(open_frames(tmp_path / "ice.h5")) == 6

@@ -8,7 +8,7 @@ from ase import Atoms
 
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.units import GPA
-from jaxmlip.validation.errors import compare
+from jaxmlip.validation.errors import as_table, compare
 
 CELL = np.eye(3) * 5.0
 
@@ -137,3 +137,15 @@ def test_frames_that_do_not_belong_together_are_refused():
         compare([frame(2)], [moved])
     with pytest.raises(ValueError, match=r"Frame 0 \(H2\): the energy of the prediction is infinite"):
         compare([frame(2)], [frame(2, np.inf)])
+
+
+def test_a_dash_stands_for_what_is_undefined():
+    """One frame has no standard error, and a frame without forces no force error."""
+    absent = np.full((2, 3), np.nan)
+    table = as_table(compare([frame(2, -1.0, absent)], [frame(2, -1.004)]))
+    lines = dict(line.split() for line in table.splitlines())
+    assert float(lines["energy_rmse_meV_atom"]) == pytest.approx(2.0)
+    for name in ("energy_rmse_meV_atom_error", "force_rmse_meV_A", "force_rmse_meV_A_error", "force_max_meV_A"):
+        assert lines[name] == "–"
+    nothing = as_table(compare([frame(2, np.nan, absent)], [frame(2, np.nan, absent)]))
+    assert dict(line.split() for line in nothing.splitlines())["energy_rmse_meV_atom"] == "–"
