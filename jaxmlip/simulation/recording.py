@@ -15,7 +15,6 @@ from jaxmlip.simulation.h5md import Fixed, Status
 from jaxmlip.simulation.safety import OUTCOMES
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
-from jaxmlip.systems.graph import periodic_cell
 from jaxmlip.units import FS, GPA, KB
 from jaxmlip.versions import versions
 
@@ -150,7 +149,7 @@ class Recorder:
                 numbers=np.asarray(starts[0].numbers, np.int64),
                 pbc=np.asarray(starts[0].pbc, bool),
                 masses=np.stack([atoms.get_masses() for atoms in starts]),
-                cells=None if sampler.kind.moves_cell else np.stack([periodic_cell(atoms) for atoms in starts]),
+                cells=None if sampler.kind.moves_cell else np.stack([atoms.cell.array for atoms in starts]),
                 timestep_fs=self._driver.timestep_fs,
                 identity={"run": identity, "versions": versions()},
                 observed=observed,

@@ -22,7 +22,7 @@ from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, s
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.trajectory import Run
-from jaxmlip.systems.graph import check_structure, periodic_cell
+from jaxmlip.systems.graph import check_structure
 from jaxmlip.units import G_PER_CM3
 
 
@@ -112,7 +112,7 @@ class Session:
             ns_per_day=ns_per_day(simulated_fs, moving_s),
             observed=observed,
             observed_units=self.observed_units,
-            **({"cells": np.stack([periodic_cell(atoms) for atoms in self.starts])} | series),  # type: ignore[arg-type]
+            **({"cells": np.stack([atoms.cell.array for atoms in self.starts])} | series),  # type: ignore[arg-type]
         )
 
     def _sample(self, step: int) -> Sample:

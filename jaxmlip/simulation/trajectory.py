@@ -60,8 +60,8 @@ class Run:
     Attributes:
         numbers: [atoms], atomic numbers.
         positions: [replicas, frames, atoms, 3], Å, unwrapped: differences in time are displacements.
-        cells: [replicas, 3, 3], lattice vectors as rows, Å; zero rows where not periodic. [replicas, frames, 3, 3]
-            where cells move; `frame_cells` is always of this shape.
+        cells: [replicas, 3, 3], lattice vectors as rows, Å, with the vacuum of directions that are not periodic.
+            [replicas, frames, 3, 3] where cells move; `frame_cells` is always of this shape.
         pbc: [3].
         masses: [replicas, atoms], amu.
         potential_energy: [replicas, frames], total energies in eV, elemental references included.
@@ -118,7 +118,7 @@ class Run:
     @property
     def volume(self) -> Float[np.ndarray, "replicas frames"]:
         """Volumes in Å³; 0 unless periodic in all three directions."""
-        return np.abs(np.linalg.det(self.frame_cells))
+        return np.abs(np.linalg.det(self.frame_cells)) * self.pbc.all()
 
     @property
     def completed(self) -> Bool[np.ndarray, " replicas"]:

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from conftest import DT, FLUID, fcc, fluid_options, run_fluid
-from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, Wells, lennard_jones
 
 from jaxmlip.simulation import h5md
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.ensembles import NVE, Ensemble, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.recording import FRAMES_BETWEEN_WRITES, Recorder
-from jaxmlip.simulation.replicas import simulate_to_file
+from jaxmlip.simulation.replicas import simulate, simulate_to_file
 from jaxmlip.simulation.trajectory import Outcome, Run, export_extxyz, load_run
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.units import GPA
@@ -66,6 +66,38 @@ def test_stopped_and_resumed_is_undisturbed(small_fluid: Atoms, tmp_path: Path, 
     again = record(tmp_path / "run.h5", small_fluid, ensemble, replicas=2, steps=80)
     assert (again.frames, again.resumed) == (8, 8), "a finished run does no work"
     assert_same(load_run(tmp_path / "run.h5"), undisturbed)
+
+
+def as_before(path: Path) -> None:
+    """Make of a file one as earlier versions wrote it."""
+    with h5py.File(path, "r+") as file:
+        file["h5md/creator"].attrs["version"] = "jaxmlip-run-2"
+        box: Any = file["particles/replica0/box"]
+        pbc = [each == "periodic" for each in box.attrs["boundary"]]
+        box.attrs["boundary"] = np.array(["periodic" if each else "none" for each in pbc], dtype="S8")
+        for dataset in (file["parameters/cells"], box["edges/value"]):
+            dataset[...] = np.where(np.array(pbc)[:, None], dataset[...], 0.0)
+
+
+def test_slabs_keep_their_vacuum(tmp_path: Path) -> None:
+    """In memory and in files; a file of an earlier version goes on as it is, and its pbc is right."""
+    path = tmp_path / "run.h5"
+    slab = Atoms("O2", positions=[[0.0, 0.0, 12.0], [2.5, 2.0, 12.5]], cell=[6.0, 7.0, 25.0], pbc=(True, True, False))
+    wells = Wells({"k": np.float32(10.0), "centres": slab.positions.astype(np.float32)})
+    options: dict[str, Any] = {"sample_every_fs": 0.5, "progress": False}
+    undisturbed = simulate(wells, slab, NVE(300.0), steps=4, **options)
+    simulate_to_file(path, wells, slab, NVE(300.0), steps=2, **options)
+    for run in (undisturbed, load_run(path)):
+        assert run[0].cell.lengths().tolist() == [6.0, 7.0, 25.0]
+        assert run[0].pbc.tolist() == [True, True, False]
+        assert not run.volume.any()
+    as_before(path)
+    assert load_run(path)[0].pbc.tolist() == [True, True, False]
+    assert simulate_to_file(path, wells, slab, NVE(300.0), steps=4, **options).resumed == 2
+    run = load_run(path)
+    np.testing.assert_array_equal(run.positions, undisturbed.positions)
+    assert run[3].pbc.tolist() == [True, True, False]
+    assert run[3].cell.lengths().tolist() == [6.0, 7.0, 0.0], "which is all that the file knew"
 
 
 def test_frames_are_written_in_pieces(small_fluid: Atoms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +204,7 @@ import numpy as np
 from ase import Atoms
 from simple_potentials import Wells
 from jaxmlip.simulation.ensembles import NVT
-from jaxmlip.simulation.replicas import simulate_to_file
+from jaxmlip.simulation.replicas import simulate, simulate_to_file
 atoms = Atoms("O8", positions=4.0 * np.indices((2, 2, 2)).reshape(3, -1).T)
 wells = Wells({{"k": np.float32(10.0), "centres": atoms.positions.astype(np.float32)}})
 run = simulate_to_file({path!r}, wells, atoms, NVT(300.0), time_ps={time_ps}, replicas=10, progress=False)
