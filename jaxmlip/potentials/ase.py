@@ -14,6 +14,7 @@ from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import CalculationFailed, PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.evaluation import bare_copy, compiled_evaluate, potential_dtype
 from jaxmlip.potentials.graph_sizes import GraphSize, GraphSizes, graph_sizes
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
@@ -44,8 +45,9 @@ class Calculator(ase_calculator.Calculator):
             skin: extra reach of the neighbour list in Å; 0 makes a new list at every step.
 
         Raises:
-            ValueError: for a negative skin.
+            ValueError: for a negative skin, a stack of potentials, or inside of `jax.grad`, `jax.jit` and the like.
         """
+        check_one(potential, "Calculator", "make a calculator of each")
         if skin < 0:
             raise ValueError(f"The skin of the neighbour list must not be negative, but is {skin} Å.")
         super().__init__()

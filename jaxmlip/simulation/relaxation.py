@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
@@ -95,6 +96,7 @@ def relax(
         ValueError: for elements the potential does not know, a damaged structure, settings that make no sense, or a
             cell that is to move without being periodic in all three directions.
     """
+    check_one(potential, "relax", "relax with one after the other")
     check_structure(structure)
     check_species(potential, structure.numbers)
     limits = {"forces_eV_A": forces_eV_A, "steps": steps, "skin": skin}

@@ -1,6 +1,7 @@
 """Runs whose frames go to a file: the same trajectory, whatever happens on the way."""
 
 import fcntl
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from conftest import DT, FLUID, fcc, fluid_options, run_fluid
-from simple_potentials import REDUCED_K, REDUCED_TIME_FS, Wells, lennard_jones
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
 
 from jaxmlip.simulation import h5md
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
@@ -248,18 +249,50 @@ def test_refuses_what_is_not_the_same_run(small_fluid: Atoms, tmp_path: Path) ->
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"run.h5 holds another run: seed is 1 there and 0 here"):
         record(path, small_fluid)
-    with pytest.raises(ValueError, match="another run: structure is"):
-        record(path, fcc(2, rattle=0.2), seed=1)
-    with pytest.raises(ValueError, match="another run: ensemble is"):
-        record(path, small_fluid, NVE(REDUCED_K), seed=1)
+    shifted, heavier, changed, thin = (small_fluid.copy() for _ in range(4))
+    shifted.positions += 0.1
+    heavier.set_masses(np.full(32, 2.0))
+    changed.numbers[0] = 2
+    thin.pbc = (True, True, False)
+    others = {
+        "it started from other positions, or from another cell": {"structure": shifted},
+        "it started in another cell": {"structure": fcc(2, density=0.7)},
+        "its atoms are Ar32 there and HeAr31 here": {"structure": changed},
+        r"it is periodic along \[True, True, True\] there and \[True, True, False\] here": {"structure": thin},
+        "its atoms have other masses": {"structure": heavier},
+        "replicas is 1 there and 2 here": {"replicas": 2},
+        "ensemble is .* there and .* here, and timestep_fs is .* here": {"ensemble": NVE(REDUCED_K), "timestep_fs": 1},
+        "what it is compared with is no potential there and another potential here": {"against": lennard_jones()},
+    }
+    for words, options in others.items():
+        with pytest.raises(ValueError, match=f"run.h5 holds another run: [^;]*{words}") as refused:
+            record(path, **{"structure": small_fluid, "seed": 1} | options)
+        assert re.search("[0-9a-f]{32}", str(refused.value)) is None, "no digests"
+    other = LennardJones({"epsilon": np.float32(1.1), "sigma": np.float32(1.0)})
+    with pytest.raises(ValueError, match=r"another run: it is of another potential; choose another file"):
+        simulate_to_file(path, other, small_fluid, FLUID, **fluid_options(seed=1))
+    with pytest.raises(ValueError, match=r"run.h5 already holds 4 frames \(0.00204 ps\), more than the 2 \(0.00102 ps\)"):
+        record(path, small_fluid, seed=1, steps=20, progress=True)
     assert path.read_bytes() == before
     path.write_bytes(before[: len(before) // 2])
     with pytest.raises(ValueError, match=r"run.h5 is no trajectory that can go on, or is damaged"):
+        record(path, small_fluid, seed=1)
+    run_fluid(small_fluid).save(path)
+    with pytest.raises(ValueError, match=r"run.h5 is of a run that was saved as a whole, and cannot go on"):
         record(path, small_fluid, seed=1)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["something"] = 1
     with pytest.raises(ValueError, match=r"other.h5 is no trajectory that can go on"):
         record(tmp_path / "other.h5", small_fluid)
+
+
+def test_time_that_is_no_whole_number_of_frames_is_said(small_fluid: Atoms, tmp_path: Path) -> None:
+    options = fluid_options(time_ps=35.0 * DT / 1000) | {"steps": None}
+    said = "0.00178159 ps is not a whole number of the 0.509025 fs between frames: 0.00152708 ps are simulated, 3 frame"
+    with pytest.warns(UserWarning, match=said):
+        assert simulate(lennard_jones(), small_fluid, FLUID, **options).n_frames == 3
+    with pytest.warns(UserWarning, match=said):
+        assert simulate_to_file(tmp_path / "run.h5", lennard_jones(), small_fluid, FLUID, **options).frames == 3
 
 
 def test_one_process_writes_at_a_time(small_fluid: Atoms, tmp_path: Path) -> None:
