@@ -268,7 +268,10 @@ def relax(
         model = load_potential(potential)
         start = open_frames(structure, energy_key=None, forces_key=None, index="-1")[0].atoms
         limit = stress_gpa if cell else None
-        relaxed = relax_structure(model, start, forces_ev_a, limit, pressure_GPa=pressure_gpa, steps=steps)
+        shown = sys.stderr.isatty()
+        relaxed = relax_structure(
+            model, start, forces_ev_a, limit, pressure_GPa=pressure_gpa, steps=steps, progress=shown
+        )
         write(out, relaxed.atoms)
         typer.echo(f"Wrote {out}: {relaxed.summary()}")
         if not relaxed.converged:

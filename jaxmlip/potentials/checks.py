@@ -53,7 +53,8 @@ def is_stack(potential: Potential) -> bool:
     def member(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(np.shape(leaf)[1:], leaf.dtype)
 
-    if _has_energies(potential):
+    (number,) = leading.pop()
+    if _has_energies(potential) or _has_energies(potential, number):  # a potential may have a parameter for each atom
         return False
     params = jax.tree.map(member, potential.params)
     try:
@@ -62,18 +63,18 @@ def is_stack(potential: Potential) -> bool:
         return False
 
 
-def readouts_shape(potential: Potential) -> tuple[int, ...]:
-    """Shape of the readouts of two atoms, traced without computing; fails if parameters do not fit the network."""
-    pair = Graph(
-        positions=np.zeros((2, 3), np.float32),
-        species=np.full(2, potential.species[0], np.int32),
+def readouts_shape(potential: Potential, atoms: int = 2) -> tuple[int, ...]:
+    """Shape of the readouts of so many atoms, traced without computing; fails if parameters do not fit the network."""
+    graph = Graph(
+        positions=np.zeros((atoms, 3), np.float32),
+        species=np.full(atoms, potential.species[0], np.int32),
         cell=np.zeros((1, 3, 3), np.float32),
-        neighbors=np.full((2, 2), GHOST, np.int32),
-        shifts=np.zeros((2, 2, 3), np.int8),
-        owner=np.zeros(2, np.int32),
+        neighbors=np.full((atoms, 2), GHOST, np.int32),
+        shifts=np.zeros((atoms, 2, 3), np.int8),
+        owner=np.zeros(atoms, np.int32),
         inner=1,
     )
-    return jax.eval_shape(_readouts, potential, pair).shape
+    return jax.eval_shape(_readouts, potential, graph).shape
 
 
 def _readouts(potential: Potential, graph: Graph) -> Any:
@@ -85,10 +86,10 @@ def _with_params(potential: Potential, params: Any) -> Potential:
     return potential.replace(params=params)
 
 
-def _has_energies(potential: Potential) -> bool:
-    """Whether two atoms have energies."""
+def _has_energies(potential: Potential, atoms: int = 2) -> bool:
+    """Whether so many atoms have energies."""
     try:
-        shape = readouts_shape(potential)
+        shape = readouts_shape(potential, atoms)
     except Exception:  # networks raise anything when shapes do not fit
         return False
-    return len(shape) == 2 and shape[0] == 2
+    return len(shape) == 2 and shape[0] == atoms

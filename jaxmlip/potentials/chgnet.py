@@ -32,9 +32,10 @@ UNFITTED = 1e-6
 """Magnitude in eV below which an elemental reference was never fitted: no training structure had the element."""
 
 NOT_IN_MPTRJ = (84, 85, 86, 87, 88)
-"""Po, At, Rn, Fr and Ra: MPtrj, on which all checkpoints were trained at first, has 89 of the first 94 elements (Deng et
-al.). Their references in the checkpoints of GGA are small, not zero, and mean nothing; the rows of these elements alone
-in the embedding are as initialised, the same bits before and after the transfer to r2SCAN."""
+"""Po, At, Rn, Fr and Ra: no structure of MPtrj, on which CHGNet was trained, has one of them (it has the other 89 of
+the first 94 elements). The source is the published weights: the rows of these five alone in the embedding have the same
+bits before and after the transfer to r2SCAN, so that no gradient ever reached them, and the length of rows that are
+drawn from the normal distribution. Their references for GGA are small instead of zero, and mean nothing."""
 
 
 @flax.struct.dataclass

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -14,6 +15,7 @@ from ase.data import atomic_masses
 from ase.io import write
 from jaxtyping import Bool, Float, Int
 
+from jaxmlip.describing import count, short
 from jaxmlip.simulation.h5md import (
     CONSTANTS,
     MEAN,
@@ -98,6 +100,15 @@ class Run:
     pressure_GPa: Float[np.ndarray, "replicas frames"] | None = None
     observed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     observed_units: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Atoms, replicas, frames and how they ended."""
+        length = f" to {self.time_fs[-1] / 1000:g} ps" if self.n_frames else ""
+        sizes = f"{count(self.n_replicas, 'replica')} of {count(self.n_frames, 'frame')}{length}"
+        ends = Counter(outcome.name for outcome in self.outcomes)
+        told = ", ".join(f"{number} {name}" for name, number in ends.items())
+        observed = f"observed {', '.join(self.observed)}" if self.observed else ""
+        return short("Run", str(Atoms(self.numbers).symbols), sizes, told, observed)
 
     @property
     def n_replicas(self) -> int:

@@ -16,6 +16,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from ase.utils import string2index
 from jaxtyping import Float, Int
 
+from jaxmlip.describing import short
 from jaxmlip.systems.graph import Graph, check_structure, graph_from_atoms
 from jaxmlip.types import HostMatrix
 
@@ -37,6 +38,16 @@ class Frame:
     forces: Float[np.ndarray, "atoms 3"]
     stress: HostMatrix = dataclasses.field(default_factory=lambda: np.full((3, 3), np.nan))
     info: dict = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """The structure, its labels and where it is from."""
+        energy = "no energy" if np.isnan(self.energy) else f"{self.energy:.6f} eV"
+        longest = np.linalg.norm(self.forces, axis=-1).max(initial=0.0)
+        forces = "no forces" if np.isnan(self.forces).all() else f"longest force {longest:.3g} eV/Å"
+        stress = "" if np.isnan(self.stress).all() else "stress"
+        return short(
+            "Frame", str(self.atoms.symbols), energy, forces, stress, describe(self, -1) if "file" in self.info else ""
+        )
 
 
 def read_frames(

@@ -22,6 +22,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Int
 
+from jaxmlip.describing import count, short
 from jaxmlip.systems.dataset import Frame, describe, frame_graph, read_frames, select_index
 from jaxmlip.systems.plan import Counts, count_graphs
 
@@ -123,6 +124,11 @@ class FrameStore(Sequence[Frame]):
         self._which = np.arange(len(self._offsets) - 1)
         self._hidden: frozenset[str] = frozenset()
         self._open: tuple[int, h5py.File, dict[str, h5py.Dataset]] | None = None
+
+    def __repr__(self) -> str:
+        """The file, the number of frames, and the names of the labels."""
+        labels = ", ".join(f"{label} {key!r}" for label, key in self.keys.items())
+        return short("FrameStore", str(self.path), count(len(self), "frame"), labels)
 
     def __len__(self) -> int:
         """Number of frames."""
