@@ -80,13 +80,17 @@ def as_before(path: Path) -> None:
             dataset[...] = np.where(np.array(pbc)[:, None], dataset[...], 0.0)
 
 
-def test_slabs_keep_their_vacuum(tmp_path: Path) -> None:
+def test_slabs_keep_their_vacuum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In memory and in files; a file of an earlier version goes on as it is, and its pbc is right."""
     path = tmp_path / "run.h5"
     slab = Atoms("O2", positions=[[0.0, 0.0, 12.0], [2.5, 2.0, 12.5]], cell=[6.0, 7.0, 25.0], pbc=(True, True, False))
     wells = Wells({"k": np.float32(10.0), "centres": slab.positions.astype(np.float32)})
     options: dict[str, Any] = {"sample_every_fs": 0.5, "progress": False}
-    undisturbed = simulate(wells, slab, NVE(300.0), steps=4, **options)
+    undisturbed = simulate(wells, slab, NVE(300.0), steps=4, **options | {"progress": True})
+    drawn = capsys.readouterr().err.split("\r")
+    assert "compiling:   0%" in drawn[1]
+    assert "compiling" not in "".join(drawn[2:])
+    assert "100%" in drawn[-1]
     simulate_to_file(path, wells, slab, NVE(300.0), steps=2, **options)
     for run in (undisturbed, load_run(path)):
         assert run[0].cell.lengths().tolist() == [6.0, 7.0, 25.0]

@@ -40,6 +40,7 @@ def run() -> Run:
 
 def test_is_a_sequence_of_structures(run: Run) -> None:
     frames = [*run]
+    assert repr(run) == "<Run: OH2, 2 replicas of 4 frames to 0.02 ps, 1 COMPLETED, 1 NOT_FINITE>"
     assert len(frames) == len(run) == 7, "frames of failed replicas end at the failure"
     np.testing.assert_array_equal(frames[5].positions, run.positions[1, 1].astype(float))
     assert frames[5].cell.array[0, 0] == 10.0
