@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.graph import GHOST, Graph
@@ -30,7 +31,7 @@ def check_one(potential: Potential, what: str, instead: str = "") -> None:
 
 def check_concrete(values: Any, what: str) -> None:
     """Raise ValueError if jax traces one of some values: in `jax.grad`, `jax.jit`, `jax.vmap` and the like."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
         raise ValueError(
             f"{what} works on the host and cannot be differentiated, compiled or mapped by jax (grad, jit, vmap): call "
             "it with plain numbers, and differentiate evaluate(potential, graph) in its place."

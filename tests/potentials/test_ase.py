@@ -194,7 +194,7 @@ class TestCalculator:
         """After a larger structure too, as soon as padding has cost a compilation."""
         large, small = copper(3), copper(2)
         (frame,) = predict(morse(), [small])
-        calculator = Calculator(morse())
+        calculator: Any = Calculator(morse())
         calculator.calculate(large)
         calculator.calculate(small)
         assert calculator._graph.n_atoms == len(large)

@@ -76,7 +76,8 @@ def as_before(path: Path) -> None:
         box: Any = file["particles/replica0/box"]
         pbc = [each == "periodic" for each in box.attrs["boundary"]]
         box.attrs["boundary"] = np.array(["periodic" if each else "none" for each in pbc], dtype="S8")
-        for dataset in (file["parameters/cells"], box["edges/value"]):
+        cells: Any = file["parameters/cells"]
+        for dataset in (cells, box["edges/value"]):
             dataset[...] = np.where(np.array(pbc)[:, None], dataset[...], 0.0)
 
 
@@ -85,20 +86,20 @@ def test_slabs_keep_their_vacuum(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path = tmp_path / "run.h5"
     slab = Atoms("O2", positions=[[0.0, 0.0, 12.0], [2.5, 2.0, 12.5]], cell=[6.0, 7.0, 25.0], pbc=(True, True, False))
     wells = Wells({"k": np.float32(10.0), "centres": slab.positions.astype(np.float32)})
-    options: dict[str, Any] = {"sample_every_fs": 0.5, "progress": False}
-    undisturbed = simulate(wells, slab, NVE(300.0), steps=4, **options | {"progress": True})
+    options: dict[str, Any] = {"sample_every_fs": 0.5}
+    undisturbed = simulate(wells, slab, NVE(300.0), steps=4, progress=True, **options)
     drawn = capsys.readouterr().err.split("\r")
     assert "compiling:   0%" in drawn[1]
     assert "compiling" not in "".join(drawn[2:])
     assert "100%" in drawn[-1]
-    simulate_to_file(path, wells, slab, NVE(300.0), steps=2, **options)
+    simulate_to_file(path, wells, slab, NVE(300.0), steps=2, progress=False, **options)
     for run in (undisturbed, load_run(path)):
         assert run[0].cell.lengths().tolist() == [6.0, 7.0, 25.0]
         assert run[0].pbc.tolist() == [True, True, False]
         assert not run.volume.any()
     as_before(path)
     assert load_run(path)[0].pbc.tolist() == [True, True, False]
-    assert simulate_to_file(path, wells, slab, NVE(300.0), steps=4, **options).resumed == 2
+    assert simulate_to_file(path, wells, slab, NVE(300.0), steps=4, progress=False, **options).resumed == 2
     run = load_run(path)
     np.testing.assert_array_equal(run.positions, undisturbed.positions)
     assert run[3].pbc.tolist() == [True, True, False]
@@ -253,7 +254,8 @@ def test_refuses_what_is_not_the_same_run(small_fluid: Atoms, tmp_path: Path) ->
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"run.h5 holds another run: seed is 1 there and 0 here"):
         record(path, small_fluid)
-    shifted, heavier, changed, thin = (small_fluid.copy() for _ in range(4))
+    copies: Any = [small_fluid.copy() for _ in range(4)]
+    shifted, heavier, changed, thin = copies
     shifted.positions += 0.1
     heavier.set_masses(np.full(32, 2.0))
     changed.numbers[0] = 2
@@ -293,7 +295,7 @@ def test_refuses_what_is_not_the_same_run(small_fluid: Atoms, tmp_path: Path) ->
 
 
 def test_time_that_is_no_whole_number_of_frames_is_said(small_fluid: Atoms, tmp_path: Path) -> None:
-    options = fluid_options(time_ps=35.0 * DT / 1000) | {"steps": None}
+    options: dict[str, Any] = fluid_options(time_ps=35.0 * DT / 1000) | {"steps": None}
     said = "0.00178159 ps is not a whole number of the 0.509025 fs between frames: 0.00152708 ps are simulated, 3 frame"
     with pytest.warns(UserWarning, match=said):
         assert simulate(lennard_jones(), small_fluid, FLUID, **options).n_frames == 3

@@ -75,8 +75,8 @@ def test_other_programs_see_what_is_periodic(run: Run, tmp_path: Path, pbc: tupl
     assert not open_run.volume.any()
     open_run.save(tmp_path / "run.h5")
     export_extxyz(tmp_path / "run.h5", tmp_path / "run.xyz")
-    exported = ase.io.read(tmp_path / "run.xyz", 0)
-    elsewhere = znh5md.IO(str(tmp_path / "run.h5"), particles_group="replica0")[0]
+    exported: Any = ase.io.read(tmp_path / "run.xyz", 0)
+    elsewhere: Any = znh5md.IO(str(tmp_path / "run.h5"), particles_group="replica0")[0]
     for atoms in (open_run[0], load_run(tmp_path / "run.h5")[0], exported, elsewhere):
         assert tuple(atoms.pbc) == pbc
         np.testing.assert_allclose(atoms.cell.array, cell, atol=1e-9)
