@@ -3,10 +3,11 @@
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,9 +35,19 @@ def main() -> None:
 
 @contextmanager
 def _mistakes_in_one_sentence() -> Iterator[None]:
-    """Turn the errors that a user can mend into one sentence on stderr and exit status 1."""
+    """Turn the errors that a user can mend into one sentence on stderr and exit status 1, warnings into a sentence."""
     try:
-        yield
+        with warnings.catch_warnings():
+            shown = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+                if category is UserWarning:
+                    typer.secho(f"Warning: {message}", fg="yellow", err=True)
+                else:
+                    shown(message, category, *where, **more)
+
+            warnings.showwarning = show
+            yield
     except (ValueError, OSError, ImportError, RuntimeError, NotImplementedError) as error:
         if type(error).__module__.partition(".")[0] in ("jax", "jaxlib"):  # an error of the program, not of its use
             raise
@@ -278,7 +289,10 @@ def relax(
         model = load_potential(potential)
         start = last_structure(structure, allow_close=allow_close)
         limit = stress_gpa if cell else None
-        relaxed = relax_structure(model, start, forces_ev_a, limit, pressure_GPa=pressure_gpa, steps=steps)
+        shown = sys.stderr.isatty()
+        relaxed = relax_structure(
+            model, start, forces_ev_a, limit, pressure_GPa=pressure_gpa, steps=steps, progress=shown
+        )
         labels = {} if relaxed.stress is None else {"stress": relaxed.stress}
         write_structure(out, Frame(relaxed.atoms, relaxed.energy, relaxed.forces, **labels, info=relaxed.atoms.info))
         typer.echo(f"Wrote {out}: {relaxed.summary()}")

@@ -70,9 +70,10 @@ class Observable(abc.ABC):
 def frame_states(run: Run, first: int = 0) -> FrameState:
     """The frames from `first` on of the replicas that ran to the end; leaves start with [replicas, frames]."""
     kept = run.completed
+    cells = np.where(run.pbc[:, None], run.frame_cells[kept, first:], 0.0)
     # Rounded down, so that runs of nearly equal cells share compiled code.
-    cells = run.frame_cells[kept, first:]
-    heights = np.floor(10.0 * cell_heights(run.cells[kept]).reshape(-1, 3).min(axis=0)) / 10.0
+    lowest = cell_heights(np.where(run.pbc[:, None], run.cells[kept], 0.0)).reshape(-1, 3).min(axis=0)
+    heights = np.floor(10.0 * lowest) / 10.0
     return FrameState(
         positions=_near_origin(run.positions[kept, first:], cells),
         cell=cells.astype(np.float32),

@@ -28,8 +28,11 @@ class Adapter(Potential):
     params: Leaf
     potential: "EquivariantPotential | LowRank"
 
+    def _described(self) -> tuple[str, ...]:
+        return (f"of {type(self.potential).__name__}",)
+
     @property
-    def references(self) -> Float[AnyArray, "119"]:
+    def references(self) -> Float[AnyArray, "*models 119"]:
         """Of the adapted potential, eV."""
         return self.potential.references
 

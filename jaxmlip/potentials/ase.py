@@ -14,7 +14,9 @@ from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import CalculationFailed, PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from jaxmlip.potentials.evaluation import bare_copy, compiled_evaluate, potential_dtype, round_up
+from jaxmlip.potentials.checks import check_one
+from jaxmlip.potentials.evaluation import bare_copy, compiled_evaluate, potential_dtype
+from jaxmlip.potentials.graph_sizes import GraphSize, GraphSizes, graph_sizes
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.dataset import Frame
@@ -26,8 +28,9 @@ class Calculator(ase_calculator.Calculator):
     """A Potential as an ASE calculator, for ASE's optimisers, filters and dynamics.
 
     The neighbour list reaches `skin` further than the potential and is kept until atoms (or the cell) have moved far
-    enough that it could miss a pair. Atoms and slots are padded, with room that grows when needed: a structure that
-    outgrows either compiles anew, once, and then has room for a tenth more.
+    enough that it could miss a pair. Atoms and slots are padded so that structures of any sizes, one after the other,
+    need a handful of compilations, which all calculators of potentials of one structure share; a structure that stays,
+    as in an optimisation, loses no time by it. See `graph_sizes`.
 
     Energies include the elemental references (eV), forces are eV/Å, stress is eV/Å³ in Voigt order xx yy zz yz xz xy,
     positive under tension, and only for structures periodic in all three directions.
@@ -43,8 +46,9 @@ class Calculator(ase_calculator.Calculator):
             skin: extra reach of the neighbour list in Å; 0 makes a new list at every step.
 
         Raises:
-            ValueError: for a negative skin.
+            ValueError: for a negative skin, a stack of potentials, or inside of `jax.grad`, `jax.jit` and the like.
         """
+        check_one(potential, "Calculator", "make a calculator of each")
         if skin < 0:
             raise ValueError(f"The skin of the neighbour list must not be negative, but is {skin} Å.")
         super().__init__()
@@ -54,6 +58,8 @@ class Calculator(ase_calculator.Calculator):
         self._list_made_for: Atoms | None = None
         self._graph: Graph | None = None
         self._offset: Offset | None = None
+        self._needed = GraphSize(0, 0, 0)
+        self._compiled: dict[bool, GraphSizes] = {}
 
     def calculate(
         self,
@@ -82,7 +88,10 @@ class Calculator(ase_calculator.Calculator):
             )
         check_species(self.potential, atoms.numbers)
         check_structure(atoms)
-        prediction = jax.device_get(compiled_evaluate(self._on_device, self._current_graph(atoms), periodic))
+        graph = self._current_graph(atoms)
+        prediction = jax.device_get(compiled_evaluate(self._on_device, graph, periodic))
+        if self._sizes(periodic).count(self._needed, GraphSize(graph.n_atoms, graph.n_slots, graph.inner)):
+            self._graph = None
         energy = float(prediction.energy[0]) + reference_energy(self.potential, atoms.numbers)
         forces = np.asarray(prediction.forces[: len(atoms)], np.float64)
         results = {"energy": energy, "free_energy": energy, "forces": forces}
@@ -129,30 +138,21 @@ class Calculator(ase_calculator.Calculator):
         return bool((self.potential.cutoff + self.skin) * smallest - 2.0 * moved >= self.potential.cutoff)
 
     def _new_graph(self, atoms: Atoms) -> Graph:
-        """A padded graph: of the present capacity if it suffices, else of a larger one with some room."""
+        """A padded graph, of a size that is compiled if there is one that suits it."""
         potential = self.potential
         reach = potential.cutoff + self.skin
         inner_reach = potential.inner_cutoff + self.skin if potential.inner_cutoff > 0 else 0.0
         graph = graph_from_atoms(atoms, reach, inner_reach, dtype=potential_dtype(potential))
-        needed = (graph.n_atoms, graph.n_slots, graph.inner)
-        previous = self._graph
-        if previous is None or graph.n_atoms < previous.n_atoms // 2:
-            # Most structures keep their number of atoms: room for more would only cost time.
-            capacity = (needed[0], *map(_with_room, needed[1:]))
-        else:
-            capacity = (previous.n_atoms, previous.n_slots, previous.inner)
-            if graph.n_atoms > previous.n_atoms:
-                capacity = (_with_room(graph.n_atoms), *capacity[1:])
-            if graph.n_slots > previous.n_slots or graph.inner > previous.inner:
-                # Both grow together, so that a compression that fills either compiles once.
-                capacity = (capacity[0], *map(max, capacity[1:], map(_with_room, needed[1:])))
-        n_atoms, slots, inner = capacity
-        return batch_graphs([graph], n_atoms=n_atoms, n_graphs=1, slots=slots).replace(inner=min(inner, slots))
+        varies = self._needed.atoms not in (0, graph.n_atoms)
+        self._needed = GraphSize(graph.n_atoms, graph.n_slots, graph.inner)
+        size = self._sizes(bool(atoms.pbc.all())).size_for(self._needed, varies=varies)
+        return batch_graphs([graph], n_atoms=size.atoms, n_graphs=1, slots=size.slots).replace(inner=size.inner)
 
-
-def _with_room(number: int) -> int:
-    """A capacity at least a tenth larger."""
-    return round_up(number + -(-number // 10))
+    def _sizes(self, stress: bool) -> GraphSizes:
+        """The sizes of graphs that are compiled, with stress or without."""
+        if stress not in self._compiled:
+            self._compiled[stress] = graph_sizes(self.potential, potential_dtype(self.potential), stress)
+        return self._compiled[stress]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,12 @@ CHECKPOINTS = {"gga": "pretrained/0.3.0", "r2scan": "pretrained/r2scan"}
 UNFITTED = 1e-6
 """Magnitude in eV below which an elemental reference was never fitted: no training structure had the element."""
 
+NOT_IN_MPTRJ = (84, 85, 86, 87, 88)
+"""Po, At, Rn, Fr and Ra: no structure of MPtrj, on which CHGNet was trained, has one of them (it has the other 89 of
+the first 94 elements). The source is the published weights: the rows of these five alone in the embedding have the same
+bits before and after the transfer to r2SCAN, so that no gradient ever reached them, and the length of rows that are
+drawn from the normal distribution. Their references for GGA are small instead of zero, and mean nothing."""
+
 
 @flax.struct.dataclass
 class CHGNet(Potential):
@@ -58,8 +64,9 @@ class CHGNet(Potential):
 
     @property
     def species(self) -> tuple[int, ...]:
-        """Atomic numbers with a reference energy in the checkpoint; not to be asked for in traced code."""
-        return tuple(np.flatnonzero(np.abs(np.asarray(self.references)) > UNFITTED).tolist())
+        """Atomic numbers that training structures had, see `NOT_IN_MPTRJ`; not to be asked for in traced code."""
+        fitted = np.flatnonzero(np.abs(np.asarray(self.references)) > UNFITTED).tolist()
+        return tuple(number for number in fitted if number not in NOT_IN_MPTRJ)
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Contribution of each atom in eV, relative to AtomRef; NaN if a bond lies outside of the inner slots."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxmlip.describing import count
 from jaxmlip.potentials.architecture import Architecture
 from jaxmlip.potentials.equivariant_network import Network
 from jaxmlip.potentials.potential import N_SPECIES, Potential
@@ -115,6 +116,11 @@ class EquivariantPotential(Potential):
     average_neighbors: float = flax.struct.field(pytree_node=False)
     heads: int = flax.struct.field(pytree_node=False, default=1)
     tabulated: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def _described(self) -> tuple[str, ...]:
+        model = self.specification
+        layers = f"{count(model.layers, 'layer')} of {count(model.channels, 'channel')}"
+        return layers, count(self.heads, "readout") if self.heads > 1 else "", "with tables" if self.tabulated else ""
 
     @property
     def cutoff(self) -> float:

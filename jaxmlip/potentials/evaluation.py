@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.potential import Potential, Prediction, check_species, evaluate, reference_energy
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
@@ -81,10 +82,12 @@ def predict(
 
     Raises:
         ValueError: naming the index of the frame, for an element the potential does not know, a structure that cannot
-            be evaluated (see `graph_from_atoms`), or an energy, force or stress that is not finite.
+            be evaluated (see `graph_from_atoms`), or an energy, force or stress that is not finite. Also for a stack
+            of potentials, or inside of `jax.grad`, `jax.jit` and the like.
     """
     if batch_atoms < 1:
         raise ValueError(f"batch_atoms must be at least 1, not {batch_atoms}.")
+    check_one(potential, "predict", "give them one by one")
     for index, atoms in enumerate(structures):
         try:
             check_species(potential, atoms.numbers)
@@ -93,7 +96,7 @@ def predict(
 
     on_device = jax.device_put(potential)
     frames: dict[int, Frame] = {}
-    with progress_bar(total=len(structures), disable=not progress, desc="evaluate", unit="frame") as bar:
+    with progress_bar(total=len(structures), disable=not progress, desc="evaluate", unit="frame", compiles=True) as bar:
         for window in _windows(structures):
             graphs = {index: _graph(potential, structures[index], index) for index in window}
             for members, batch in _batches(graphs, batch_atoms):

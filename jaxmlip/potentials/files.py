@@ -28,8 +28,8 @@ from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxmlip.potentials.ase import AseTeacher
+from jaxmlip.potentials.checks import check_one, readouts_shape
 from jaxmlip.potentials.potential import N_SPECIES, Potential, Sum
-from jaxmlip.systems.graph import GHOST, Graph
 
 FORMAT = "jaxmlip potential"
 VERSION = 1
@@ -200,7 +200,7 @@ def save(potential: Potential, path: str | Path, *, provenance: Mapping[str, Any
 
     Raises:
         PotentialFileError: if there is no kind for the potential, a parameter is not finite, the parameters do not
-            fit the network (as those of a stack of potentials), or the provenance is not JSON.
+            fit the network, it is a stack of potentials or traced by jax, or the provenance is not JSON.
         FileNotFoundError: if the folder does not exist.
     """
     path = Path(path)
@@ -208,6 +208,7 @@ def save(potential: Potential, path: str | Path, *, provenance: Mapping[str, Any
         raise FileNotFoundError(f"Cannot write {path}: there is no folder {path.parent}.")
     arrays: dict[str, np.ndarray] = {}
     with _refusing(path, "cannot be written"):
+        check_one(potential, "save", "save its members one by one")
         node = _encode(potential, arrays)
         _check_network(potential)
         header = {
@@ -316,23 +317,9 @@ def _check_finite(name: str, array: np.ndarray) -> None:
 
 def _check_network(potential: Potential) -> None:
     """Trace, without computing, the energy of two atoms: fails if the parameters do not fit the network."""
-    pair = Graph(
-        positions=np.zeros((2, 3), np.float32),
-        species=np.full(2, potential.species[0], np.int32),
-        cell=np.zeros((1, 3, 3), np.float32),
-        neighbors=np.full((2, 2), GHOST, np.int32),
-        shifts=np.zeros((2, 2, 3), np.int8),
-        owner=np.zeros(2, np.int32),
-        inner=1,
-    )
-    readouts = jax.eval_shape(_readouts, potential, pair)
-    if len(readouts.shape) != 2 or readouts.shape[0] != 2:
-        raise ValueError(f"the energies of two atoms have shape {readouts.shape}: save members of a stack one by one")
-
-
-def _readouts(potential: Potential, graph: Graph) -> Any:
-    """A function of the module, so that JAX keeps its trace: potentials of equal structure are traced once."""
-    return potential.readouts(graph)
+    shape = readouts_shape(potential)
+    if len(shape) != 2 or shape[0] != 2:
+        raise ValueError(f"the energies of two atoms have shape {shape}: save members of a stack one by one")
 
 
 def _read(path: Path) -> dict[str, bytes]:

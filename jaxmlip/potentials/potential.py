@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxmlip.describing import elements, parameters, short
 from jaxmlip.systems.graph import Graph, strained
 from jaxmlip.types import AnyArray, Leaf, Matrices, PerAtom, PerGraph, Vectors
 
@@ -36,6 +37,28 @@ class Potential(abc.ABC):
         def replace(self, **updates: Any) -> Self:
             """A copy with other values, as flax.struct.dataclass provides it."""
             ...
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Keep the repr: a dataclass would print all parameters in its place."""
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__repr__
+
+    def __repr__(self) -> str:
+        """Kind, elements, cutoff and parameters."""
+        try:
+            known, cutoff = elements(self.species), f"cutoff {self.cutoff:g} Å"
+            several = np.shape(self.references)[:-1]
+        except Exception:  # while jax rebuilds a tree, leaves are anything
+            return f"<{type(self).__name__}>"
+        stacked = f"a stack of {several[0]}" if several else ""
+        return short(
+            type(self).__name__, *self._described(), stacked, known, cutoff, parameters(jax.tree.leaves(self.params))
+        )
+
+    def _described(self) -> tuple[str, ...]:
+        """What a subclass adds to the repr."""
+        return ()
 
     @property
     @abc.abstractmethod
@@ -75,13 +98,16 @@ class Sum(Potential):
 
     terms: tuple
 
+    def _described(self) -> tuple[str, ...]:
+        return (" + ".join(type(term).__name__ for term in self.terms),)
+
     @property
     def params(self) -> tuple:
         """Parameters of the terms, in order."""
         return tuple(term.params for term in self.terms)
 
     @property
-    def references(self) -> Float[np.ndarray, "119"]:
+    def references(self) -> Float[np.ndarray, "*models 119"]:
         """Sum of the terms' references, eV."""
         return np.sum([np.asarray(term.references, np.float64) for term in self.terms], axis=0)
 

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-LAYOUT = "jaxmlip-run-2"
+LAYOUT = "jaxmlip-run-3"
+"""Of the files that are written."""
+
+LAYOUTS = ("jaxmlip-run-2", LAYOUT)
+"""Of the files that are read and go on. The older has the names of boundaries as bytes, which znh5md takes for
+periodic ones, and no cell vectors of directions that are not periodic."""
 
 CLOCK = "particles/replica0/position"
 """Where steps and times of the frames are; all other series have links to them."""
@@ -56,7 +61,7 @@ class Fixed(NamedTuple):
         numbers: [atoms], atomic numbers.
         pbc: [3].
         masses: [replicas, atoms], amu.
-        cells: [replicas, 3, 3], Å, if they do not move; else None.
+        cells: [replicas, 3, 3], Å, also of directions that are not periodic, if they do not move; else None.
         timestep_fs: fs.
         identity: plain data that tells the run from others.
         observed: units of the series that are not in `PLACES`, by name with `MEAN` before it.
@@ -141,8 +146,8 @@ def _open_to_read(path: Path) -> h5py.File:
 def check_layout(file: h5py.File) -> None:
     """Raise ValueError or KeyError unless the file has our layout."""
     layout = str(file["h5md/creator"].attrs["version"])
-    if layout != LAYOUT:
-        raise ValueError(f"its layout is {layout}, not {LAYOUT}")
+    if layout not in LAYOUTS:
+        raise ValueError(f"its layout is {layout}, and this version reads {' and '.join(LAYOUTS)}")
 
 
 def read_fixed(file: h5py.File) -> Fixed:
@@ -150,7 +155,7 @@ def read_fixed(file: h5py.File) -> Fixed:
     box = group_at(file, "particles/replica0/box")
     return Fixed(
         numbers=array_at(file, "parameters/numbers"),
-        pbc=np.array([bytes(each) == b"periodic" for each in np.asarray(box.attrs["boundary"])]),
+        pbc=np.array([each in ("periodic", b"periodic") for each in np.asarray(box.attrs["boundary"]).tolist()]),
         masses=array_at(file, "parameters/masses"),
         cells=array_at(file, "parameters/cells") if "cells" in group_at(file, "parameters") else None,
         timestep_fs=float(array_at(file, "parameters/timestep_fs")),

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.simulation.driver import Driver
-from jaxmlip.simulation.h5md import Fixed, Status
+from jaxmlip.simulation.h5md import Fixed, Status, opened, read_fixed, read_frames_number
 from jaxmlip.simulation.safety import OUTCOMES
 from jaxmlip.simulation.states import reservoirs
 from jaxmlip.simulation.trajectory import Outcome
@@ -144,7 +144,7 @@ class Recorder:
         if path.exists():
             self.file = TrajectoryFile.reopen(path)
             try:
-                _check_identity(path, self.file.fixed.identity["run"], identity)
+                _check_identity(path, self.file.fixed, starts, identity)
             except ValueError:
                 self.file.close()
                 raise
@@ -153,7 +153,7 @@ class Recorder:
                 numbers=np.asarray(starts[0].numbers, np.int64),
                 pbc=np.asarray(starts[0].pbc, bool),
                 masses=np.stack([atoms.get_masses() for atoms in starts]),
-                cells=None if sampler.kind.moves_cell else np.stack([periodic_cell(atoms) for atoms in starts]),
+                cells=None if sampler.kind.moves_cell else np.stack([atoms.cell.array for atoms in starts]),
                 timestep_fs=self._driver.timestep_fs,
                 identity={"run": identity, "versions": versions()},
                 observed=observed,
@@ -249,11 +249,68 @@ def ns_per_day(simulated_fs: float, seconds: float) -> float:
     return 1e-6 * simulated_fs * 86400.0 / seconds if seconds > 0 else 0.0
 
 
-def _check_identity(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    different = [name for name in wanted if there.get(name) != wanted[name]]
-    if different:
-        name = different[0]
+def check_file(path: Path, starts: list[Atoms], every: int, frames: int, identity: dict[str, Any]) -> None:
+    """Refuse a file of another run, or of a longer one, before anything is computed.
+
+    What is there but no trajectory is left to those that open it to write.
+
+    Args:
+        path: of the file, which need not exist.
+        starts: the structures that the run starts from.
+        every: steps between frames.
+        frames: how many there are to be.
+        identity: see `Recorder`.
+
+    Raises:
+        ValueError: naming all that is different.
+    """
+    try:
+        with opened(path) as file:
+            fixed, there = read_fixed(file), read_frames_number(file)
+    except (FileNotFoundError, ValueError):
+        return
+    _check_identity(path, fixed, starts, identity)
+    if there > frames:
+        ps = every * fixed.timestep_fs / 1000
         raise ValueError(
-            f"{path} holds another run: {name} is {there.get(name)} there and {wanted[name]} here; choose another "
-            "file, or delete this one."
+            f"{path} already holds {there} frames ({there * ps:g} ps), more than the {frames} ({frames * ps:g} ps) "
+            "asked for: give a time that is as long or longer, or another file."
         )
+
+
+def _check_identity(path: Path, fixed: Fixed, starts: list[Atoms], wanted: dict[str, Any]) -> None:
+    """Raise ValueError, saying in words what is different, unless a file is of the run that is wanted."""
+    there = fixed.identity.get("run")
+    if there is None:
+        raise ValueError(f"{path} is of a run that was saved as a whole, and cannot go on; choose another file.")
+    different = [name for name in wanted if there.get(name) != wanted[name]]
+    if "replicas" in different or "first replica" in different:
+        # What is kept of all starts together differs then too, and says nothing more.
+        different = [name for name in different if name not in ("structure", "masses")]
+    if different:
+        said = [_difference(name, fixed, starts, wanted) for name in different]
+        raise ValueError(f"{path} holds another run: {', and '.join(said)}; choose another file, or delete this one.")
+
+
+def _difference(name: str, fixed: Fixed, starts: list[Atoms], wanted: dict[str, Any]) -> str:
+    """What is different, in words: what the file knows by its digest alone is told from what else is there."""
+    there = fixed.identity["run"]
+    if name == "structure":
+        numbers, pbc = fixed.numbers, starts[0].pbc
+        if not np.array_equal(numbers, starts[0].numbers):
+            return f"its atoms are {Atoms(numbers).symbols} there and {starts[0].symbols} here"
+        if not np.array_equal(fixed.pbc, pbc):
+            return f"it is periodic along {fixed.pbc.tolist()} there and {pbc.tolist()} here"
+        cells = np.stack([periodic_cell(atoms) for atoms in starts])
+        if fixed.cells is not None and not np.array_equal(fixed.cells * fixed.pbc[:, None], cells):
+            return "it started in another cell"
+        return "it started from other positions, or from another cell"
+    if name == "masses":
+        return "its atoms have other masses"
+    if name == "potential":
+        return "it is of another potential"
+    if name == "against" and None not in (there.get(name), wanted[name]):
+        return "it is compared with another potential"
+    shown = {"against": lambda value: "no potential" if value is None else "another potential"}.get(name, str)
+    called = {"against": "what it is compared with"}.get(name, name)
+    return f"{called} is {shown(there.get(name))} there and {shown(wanted[name])} here"

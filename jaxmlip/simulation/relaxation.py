@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.describing import short
+from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.progress import progress_bar
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.ensembles import Ensemble
@@ -52,6 +55,10 @@ class Relaxed:
     forces: HostVectors
     stress: HostMatrix | None
 
+    def __repr__(self) -> str:
+        """The structure, and what `summary` says."""
+        return short("Relaxed", str(self.atoms.symbols), self.outcome.name, self.summary().removesuffix("."))
+
     @property
     def converged(self) -> bool:
         """Whether forces on what moves, and stress if the cell moved, are below the limits."""
@@ -76,6 +83,7 @@ def relax(
     pressure_GPa: Number = 0.0,
     steps: int = 1000,
     skin: Number = 0.5,
+    progress: bool = False,
 ) -> Relaxed:
     """Relax positions, and the whole cell if `stress_GPa` is given, by FIRE.
 
@@ -92,12 +100,14 @@ def relax(
         pressure_GPa: external pressure P on a cell that moves.
         steps: steps after which to give up.
         skin: see `simulate`.
+        progress: show a bar of the steps.
 
     Raises:
         ValueError: for elements the potential does not know, a damaged structure, settings that make no sense,
             constraints other than `FixAtoms`, or a cell that is to move without being periodic in all three directions
             or with atoms that are held.
     """
+    check_one(potential, "relax", "relax with one after the other")
     check_structure(structure)
     check_species(potential, structure.numbers)
     limits = {"forces_eV_A": forces_eV_A, "steps": steps, "skin": skin}
@@ -131,11 +141,17 @@ def relax(
         stop_at_failure=False,
         layout=Layout(resting=bool(fixed.any())),
     )
-    engine.prepare()
     reached = 0
-    while reached < steps and not (bool(engine.walkers.state.done[0]) or engine.all_failed):
-        reached = min(reached + CHECK_EVERY, steps)
-        engine.advance(reached)
+    with progress_bar(total=steps, desc="relax", unit="step", disable=not progress, compiles=True) as bar:
+        engine.prepare()
+        bar.compiled()
+        while reached < steps and not (bool(engine.walkers.state.done[0]) or engine.all_failed):
+            before, reached = reached, min(reached + CHECK_EVERY, steps)
+            engine.advance(reached)
+            if progress:
+                longest = np.linalg.norm(np.asarray(engine.walkers.state.force[0]), axis=-1).max()
+                bar.set_postfix_str(f"longest force {longest:.2g} eV/Å", refresh=False)
+            bar.update(reached - before)
     return _relaxed(engine, structure, reference_energy(potential, structure.numbers))
 
 

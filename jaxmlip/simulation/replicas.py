@@ -14,7 +14,7 @@ from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import prefixed
 from jaxmlip.simulation.observing import PerFrame
 from jaxmlip.simulation.processes import own_file, own_share, run_in_processes
-from jaxmlip.simulation.recording import Recorded, Recorder
+from jaxmlip.simulation.recording import Recorded, Recorder, check_file
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.session import Options, Session, make_session
 from jaxmlip.simulation.trajectory import Outcome, Run
@@ -52,7 +52,8 @@ def simulate(
             atoms in other replicas if need be, and count as no degrees of freedom.
         ensemble: for example `NVT(temperature_K=250)` or `NPT(temperature_K=250, pressure_GPa=0)`. Its temperature and
             pressure may be sequences, a value for each replica, and ramps (`Ramp`).
-        time_ps: length of the run in ps; this or `steps`.
+        time_ps: length of the run in ps; this or `steps`. Frames are whole: what is left after the last is not
+            simulated, and a warning says so.
         steps: length of the run in steps.
         timestep_fs: fs.
         replicas: number of replicas; by default as many as structures.
@@ -218,7 +219,8 @@ def simulate_to_file(
         devices: number of devices that share the replicas.
 
     Raises:
-        ValueError: as `simulate`, and if the file is another run's, damaged, or being written by another process.
+        ValueError: as `simulate`, and if the file is another run's, longer than asked for, damaged, or being written by
+            another process.
         OSError: if the disk is full; what was written before is kept.
         SimulationError: see `simulate`; what came before the failure is in the file.
     """
@@ -239,13 +241,16 @@ def simulate_to_file(
         devices=devices,
     )
     session = make_session([potential], structure, ensemble, options, own_share)
-    first = session.at_start()
     identity, units = _identity(session, potential, ensemble, options), prefixed(session.observed_units)
-    here = path, session.sampler, session.starts, session.every
-    with Recorder(*here, identity, first, units, session.fixed) as recorder:
-        for sample, seconds in session.samples(recorder.resumed, progress):
-            recorder.record(sample, seconds)
-        status = recorder.finish(max(session.frames, recorder.resumed))
+    check_file(path, session.starts, session.every, session.frames, identity)
+    with session.bar(progress) as bar:
+        first = session.at_start()
+        bar.compiled()
+        here = path, session.sampler, session.starts, session.every
+        with Recorder(*here, identity, first, units, session.fixed) as recorder:
+            for sample, seconds in session.samples(recorder.resumed, bar):
+                recorder.record(sample, seconds)
+            status = recorder.finish(max(session.frames, recorder.resumed))
     return Recorded(
         path=path,
         frames=recorder.file.frames,
@@ -257,7 +262,7 @@ def simulate_to_file(
 
 
 def _identity(session: Session, potential: Potential, ensemble: Ensemble, options: Options) -> dict:
-    """What must be equal for a run to be the same, by the name that a message calls it."""
+    """What must be equal for a run to be the same, by the names that messages call it; see `recording`."""
     starts, against = session.starts, options.against
     return {
         "potential": digest(*jax.tree.leaves(potential)),

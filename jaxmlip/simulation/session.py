@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -10,9 +11,10 @@ import numpy as np
 from ase import Atoms
 from jax.sharding import Mesh
 
+from jaxmlip.potentials.checks import check_concrete, check_one
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy, stack
 from jaxmlip.processes import writes_files
-from jaxmlip.progress import progress_bar
+from jaxmlip.progress import Bar, progress_bar
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.engine import SHARED
 from jaxmlip.simulation.ensembles import Ensemble
@@ -24,7 +26,7 @@ from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.step import Layout
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.constraints import fixed_atoms
-from jaxmlip.systems.graph import check_structure, periodic_cell
+from jaxmlip.systems.graph import check_structure
 from jaxmlip.units import G_PER_CM3
 
 
@@ -93,11 +95,13 @@ class Session:
     def run(self, progress: bool) -> Run:
         """Simulate from the start to the end, in memory."""
         began = time.perf_counter()
-        self.driver.prepare()
         samples, moving_s = [], 0.0
-        for sample, seconds in self.samples(0, progress):
-            samples.append(sample)
-            moving_s += seconds
+        with self.bar(progress) as bar:
+            self.driver.prepare()
+            bar.compiled()
+            for sample, seconds in self.samples(0, bar):
+                samples.append(sample)
+                moving_s += seconds
         if len(samples) < self.frames:  # all replicas have failed
             lost = {name: np.full_like(values, np.nan) for name, values in self.at_start().items()}
             samples += [lost] * (self.frames - len(samples))
@@ -117,35 +121,44 @@ class Session:
             observed=observed,
             observed_units=self.observed_units,
             fixed=self.fixed,
-            **({"cells": np.stack([periodic_cell(atoms) for atoms in self.starts])} | series),  # type: ignore[arg-type]
+            **({"cells": np.stack([atoms.cell.array for atoms in self.starts])} | series),  # type: ignore[arg-type]
         )
 
     def _sample(self, step: int) -> Sample:
         sample = self.sampler.sample(step)
         return sample | prefixed(self.sampler.sound(self.observer.means())) if self.observer else sample
 
-    def samples(self, first: int, progress: bool) -> Iterator[tuple[Sample, float]]:
+    def bar(self, progress: bool) -> Bar:
+        """A bar of the run, to be opened before anything is compiled."""
+        return progress_bar(
+            total=self.frames * self.every,
+            unit_scale=self.driver.timestep_fs / 1000,
+            disable=not progress or not writes_files(),
+            bar_format=_BAR,
+            compiles=True,
+        )
+
+    def samples(self, first: int, bar: Bar) -> Iterator[tuple[Sample, float]]:
         """The frames from `first` on, each with the seconds it took, until all replicas have failed."""
         scale, moving_s = self.driver.timestep_fs / 1000, 0.0
         shown = _Shown(self.starts, self.sampler.kind.conserves)
-        options = {"unit_scale": scale, "disable": not progress or not writes_files(), "bar_format": _BAR}
-        with progress_bar(total=self.frames * self.every, initial=first * self.every, **options) as bar:
-            for frame in range(first, self.frames):
-                if self.driver.all_failed:
-                    break
-                seconds = 0.0
-                for step in range(frame * self.every + self.stride, (frame + 1) * self.every + 1, self.stride):
-                    seconds += self.driver.advance(step)
-                    if self.observer:
-                        self.observer.look()
-                step = (frame + 1) * self.every
-                sample = self._sample(step)
-                self.driver.bring_back()
-                moving_s += seconds
-                speed = ns_per_day((step - first * self.every) * self.driver.timestep_fs, moving_s)
-                bar.set_postfix_str(shown.text(sample, step * scale, speed), refresh=False)
-                bar.update(self.every)
-                yield sample, seconds
+        bar.resume(first * self.every)
+        for frame in range(first, self.frames):
+            if self.driver.all_failed:
+                break
+            seconds = 0.0
+            for step in range(frame * self.every + self.stride, (frame + 1) * self.every + 1, self.stride):
+                seconds += self.driver.advance(step)
+                if self.observer:
+                    self.observer.look()
+            step = (frame + 1) * self.every
+            sample = self._sample(step)
+            self.driver.bring_back()
+            moving_s += seconds
+            speed = ns_per_day((step - first * self.every) * self.driver.timestep_fs, moving_s)
+            bar.set_postfix_str(shown.text(sample, step * scale, speed), refresh=False)
+            bar.update(self.every)
+            yield sample, seconds
 
 
 class _Shown:
@@ -204,6 +217,11 @@ def make_session(
     """
     if not potentials:
         raise ValueError("There are no potentials to simulate.")
+    check_concrete((potentials, vars(ensemble), vars(options)), "simulate")
+    for potential in potentials:
+        check_one(potential, "simulate", "give a list of potentials to simulate_models")
+    if options.against is not None:
+        check_one(options.against, "against")
     everywhere = _checked_starts(potentials[0], structure, options.replicas, alike)
     total, every = _checked_steps(options.time_ps, options.steps, options.timestep_fs, options.sample_every_fs)
     if not 0 < options.skin < 10:
@@ -368,5 +386,12 @@ def _checked_steps(
         raise ValueError(
             f"The run of {length * timestep_fs:g} fs ends before its first frame at {every * timestep_fs:g} fs; "
             "make it longer, or sample_every_fs shorter."
+        )
+    frames, rest = divmod(int(length), every)
+    if rest:
+        warnings.warn(
+            f"{length * timestep_fs / 1000:g} ps is not a whole number of the {every * timestep_fs:g} fs between "
+            f"frames: {frames * every * timestep_fs / 1000:g} ps are simulated, {frames} frames.",
+            stacklevel=4,
         )
     return int(length), every

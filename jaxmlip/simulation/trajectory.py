@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -14,6 +15,7 @@ from ase.data import atomic_masses
 from ase.io import write
 from jaxtyping import Bool, Float, Int
 
+from jaxmlip.describing import count, short
 from jaxmlip.simulation.h5md import (
     CONSTANTS,
     MEAN,
@@ -62,8 +64,8 @@ class Run:
         numbers: [atoms], atomic numbers.
         positions: [replicas, frames, atoms, 3], Å, unwrapped: differences in time are displacements. In double
             precision where they are far from the origin, or atoms are held.
-        cells: [replicas, 3, 3], lattice vectors as rows, Å; zero rows where not periodic. [replicas, frames, 3, 3]
-            where cells move; `frame_cells` is always of this shape.
+        cells: [replicas, 3, 3], lattice vectors as rows, Å, with the vacuum of directions that are not periodic.
+            [replicas, frames, 3, 3] where cells move; `frame_cells` is always of this shape.
         pbc: [3].
         masses: [replicas, atoms], amu.
         potential_energy: [replicas, frames], total energies in eV, elemental references included.
@@ -104,6 +106,15 @@ class Run:
     observed_units: dict[str, str] = dataclasses.field(default_factory=dict)
     fixed: Bool[np.ndarray, "replicas atoms"] | None = None
 
+    def __repr__(self) -> str:
+        """Atoms, replicas, frames and how they ended."""
+        length = f" to {self.time_fs[-1] / 1000:g} ps" if self.n_frames else ""
+        sizes = f"{count(self.n_replicas, 'replica')} of {count(self.n_frames, 'frame')}{length}"
+        ends = Counter(outcome.name for outcome in self.outcomes)
+        told = ", ".join(f"{number} {name}" for name, number in ends.items())
+        observed = f"observed {', '.join(self.observed)}" if self.observed else ""
+        return short("Run", str(Atoms(self.numbers).symbols), sizes, told, observed)
+
     @property
     def n_replicas(self) -> int:
         """Number of replicas, failed ones included."""
@@ -123,7 +134,7 @@ class Run:
     @property
     def volume(self) -> Float[np.ndarray, "replicas frames"]:
         """Volumes in Å³; 0 unless periodic in all three directions."""
-        return np.abs(np.linalg.det(self.frame_cells))
+        return np.abs(np.linalg.det(self.frame_cells)) * self.pbc.all()
 
     @property
     def completed(self) -> Bool[np.ndarray, " replicas"]:

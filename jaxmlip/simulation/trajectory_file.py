@@ -230,7 +230,8 @@ def _lay_out(file: h5py.File, fixed: Fixed, first: dict[str, np.ndarray], snapsh
         particles = file.require_group(f"particles/replica{replica}")
         box = particles.create_group("box")
         box.attrs["dimension"] = 3
-        box.attrs["boundary"] = np.array(["periodic" if each else "none" for each in fixed.pbc], dtype="S8")
+        boundary = ["periodic" if each else "none" for each in fixed.pbc]
+        box.attrs.create("boundary", boundary, dtype=h5py.string_dtype())
         for name, values in first.items():
             place = place_of(name).format(replica)
             unit = PLACES[name].unit if name in PLACES else fixed.observed[name]

@@ -14,6 +14,7 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from ase.utils import string2index
 from jaxtyping import Float, Int
 
+from jaxmlip.describing import short
 from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
 from jaxmlip.systems.extxyz import extxyz_text, read_extxyz
 from jaxmlip.systems.graph import Graph, graph_from_atoms
@@ -49,6 +50,16 @@ class Frame:
     forces: Float[np.ndarray, "atoms 3"]
     stress: HostMatrix = dataclasses.field(default_factory=lambda: np.full((3, 3), np.nan))
     info: dict = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """The structure, its labels and where it is from."""
+        energy = "no energy" if np.isnan(self.energy) else f"{self.energy:.6f} eV"
+        longest = np.linalg.norm(self.forces, axis=-1).max(initial=0.0)
+        forces = "no forces" if np.isnan(self.forces).all() else f"longest force {longest:.3g} eV/Å"
+        stress = "" if np.isnan(self.stress).all() else "stress"
+        return short(
+            "Frame", str(self.atoms.symbols), energy, forces, stress, describe(self, -1) if "file" in self.info else ""
+        )
 
 
 def read_frames(

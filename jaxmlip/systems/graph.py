@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Bool, Int
 
+from jaxmlip.describing import short
 from jaxmlip.systems.neighbors import dense_neighbors
 from jaxmlip.systems.origin import offset_from_origin
 from jaxmlip.types import AnyArray, EdgeMask, EdgeVectors, HostMatrix, Leaf, Matrices, PerAtom, PerGraph, Vectors
@@ -53,6 +54,11 @@ class Graph(flax.struct.PyTreeNode):
     owner: Leaf
     inner: int = flax.struct.field(pytree_node=False, default=0)
     tiers: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False, default=())
+
+    def __repr__(self) -> str:
+        """Shapes alone."""
+        shapes = {name: np.shape(getattr(self, name)) for name in ("positions", "cell", "neighbors")}
+        return short("Graph", *(f"{name} {shape}" for name, shape in shapes.items()), f"inner {self.inner}")
 
     @property
     def n_atoms(self) -> int:

@@ -24,6 +24,7 @@ from ase.constraints import dict2constraint
 from ase.data import atomic_masses
 from jaxtyping import Int
 
+from jaxmlip.describing import count, short
 from jaxmlip.systems.dataset import ORIGIN, Frame, describe, frame_graph, read_frames, said_of, select_index
 from jaxmlip.systems.extxyz import plain
 from jaxmlip.systems.plan import Counts, count_graphs
@@ -133,6 +134,11 @@ class FrameStore(Sequence[Frame]):
         self._which = np.arange(len(self._offsets) - 1)
         self._hidden: frozenset[str] = frozenset()
         self._open: tuple[int, h5py.File, dict[str, h5py.Dataset]] | None = None
+
+    def __repr__(self) -> str:
+        """The file, the number of frames, and the names of the labels."""
+        labels = ", ".join(f"{label} {key!r}" for label, key in self.keys.items())
+        return short("FrameStore", str(self.path), count(len(self), "frame"), labels)
 
     def __len__(self) -> int:
         """Number of frames."""

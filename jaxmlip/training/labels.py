@@ -90,8 +90,8 @@ def lifted_references(
     if how == "shift":
         if all(np.isnan(frame.energy) for frame in low):
             raise ValueError(
-                "references is shift, which compares with low-fidelity energies, but there are none; give `low` frames "
-                "with energies, or choose residual."
+                "references is shift, which compares with low-fidelity energies, but there are none; give frames that "
+                "have them (`replay` in a configuration, the argument `low` in Python), or choose residual."
             )
         source = fit_references(low)
         # From the low fit, so that what the high compositions leave open is no part of the difference.

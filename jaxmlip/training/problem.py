@@ -8,6 +8,7 @@ import numpy as np
 import pydantic
 from ase.data import chemical_symbols
 
+from jaxmlip.describing import count, short
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.dataset import Frame, describe
@@ -128,6 +129,13 @@ class TrainingProblem:
     l2_sp: float = 0.0
     baseline: Potential | None = None
 
+    def __repr__(self) -> str:
+        """Sizes, terms and the potential."""
+        sizes = f"{count(len(self.train), 'training sample')}, {count(len(self.validation), 'validation sample')}"
+        terms = " ".join(name for name, wanted in self.terms._asdict().items() if wanted)
+        base = "" if self.baseline is None else f"beside {self.baseline!r}"
+        return short("TrainingProblem", sizes, f"terms {terms}", repr(self.potential), base)
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -148,6 +156,14 @@ class Trained:
     best_epoch: int
     problem: TrainingProblem
     diverged: str | None = None
+
+    def __repr__(self) -> str:
+        """Epochs, the best of them, and the potential."""
+        best = [record for record in self.history if record["epoch"] == self.best_epoch]
+        loss = f" (validation loss {best[0]['validation_loss']:.4g})" if best else ""
+        last = self.history[-1]["epoch"] if self.history else 0
+        ended = "diverged" if self.diverged else ""
+        return short("Trained", f"epoch {self.best_epoch}{loss} of {last}", ended, repr(self.potential))
 
 
 class TrainingDiverged(FloatingPointError):

@@ -154,7 +154,7 @@ class MultiFidelity(Continued):
         if len(data.low) == 0:
             raise ValueError(
                 "The strategy multi_fidelity replays low-fidelity labels, but there are no low-fidelity frames; give "
-                "`low`, or choose single_fidelity."
+                "them (`replay` in a configuration, the argument `low` in Python), or choose single_fidelity."
             )
         references = self.lifted(foundation, data.high, data.low)
         potential = with_heads(foundation, len(data.between) + 2).replace(references=references)

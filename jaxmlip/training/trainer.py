@@ -321,6 +321,7 @@ def _bar(run: Run, settings: TrainingSettings, steps: int, progress: bool) -> An
         desc="training" if len(run.models) == 1 else f"training {len(run.models)} models",
         unit="step",
         disable=not progress or not writes_files(),
+        compiles=True,
     )
 
 

@@ -21,6 +21,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from morse import TRACES, morse
 
 from jaxmlip.potentials import ase as bridge
+from jaxmlip.potentials import graph_sizes
 from jaxmlip.potentials.ase import AseTeacher, Calculator
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import evaluate
@@ -40,6 +41,12 @@ def strained(atoms: Atoms, scale: float, seed: int) -> Atoms:
     strain = scale * np.random.default_rng(seed).normal(size=(3, 3))
     copy.set_cell(copy.cell.array @ (np.eye(3) + strain), scale_atoms=True)
     return copy
+
+
+@pytest.fixture(autouse=True)
+def _no_sizes_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process: sizes of graphs that other tests compiled would do for this one."""
+    monkeypatch.setattr(graph_sizes, "_SIZES", {})
 
 
 class TestCalculator:
@@ -162,6 +169,40 @@ class TestCalculator:
         assert len(TRACES) == 1
         (frame,) = predict(morse(), [crystal[:104]])
         np.testing.assert_allclose(calculator.results["forces"], frame.forces, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("one", [True, False], ids=["one calculator", "one for each"])
+    def test_any_sizes_take_a_handful_of_compilations(self, one: bool):
+        """40 clusters of water, 3 to 174 atoms, in random order, with the right energies."""
+        places = 3.0 * np.stack(np.meshgrid(*[np.arange(4)] * 3), axis=-1).reshape(-1, 3)
+        water = molecule("H2O").positions
+        clusters = [
+            Atoms("OH2" * n, positions=(places[:n, None] + water).reshape(-1, 3))
+            for n in np.random.default_rng(7).choice(np.arange(1, 59), 40, replace=False)
+        ]
+        potential = morse().replace(known=(1, 8) if one else (1, 6, 8))  # nothing is compiled for them yet
+        calculator = Calculator(potential)
+        TRACES.clear()
+        found = []
+        for atoms in clusters:
+            atoms.calc = calculator if one else Calculator(potential)
+            found.append(atoms.get_potential_energy())
+        assert len(TRACES) <= 8
+        expected = [frame.energy for frame in predict(potential, clusters)]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    def test_one_that_stays_gets_a_size_of_its_own(self, monkeypatch: pytest.MonkeyPatch):
+        """After a larger structure too, as soon as padding has cost a compilation."""
+        large, small = copper(3), copper(2)
+        (frame,) = predict(morse(), [small])
+        calculator: Any = Calculator(morse())
+        calculator.calculate(large)
+        calculator.calculate(small)
+        assert calculator._graph.n_atoms == len(large)
+        monkeypatch.setattr(graph_sizes, "SLOTS_PER_COMPILATION", 10 * len(large) * calculator._graph.n_slots)
+        for _ in range(20):
+            calculator.calculate(small)
+        assert calculator._graph.n_atoms == len(small)
+        assert calculator.results["energy"] == pytest.approx(frame.energy, abs=1e-3)
 
     def test_follows_changes_of_the_structure(self):
         """Species, periodicity and number of atoms may change under a calculator that has a list."""

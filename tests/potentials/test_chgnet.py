@@ -15,7 +15,7 @@ import pytest
 from ase import Atoms
 
 from jaxmlip.potentials import chgnet
-from jaxmlip.potentials.chgnet import CHGNet, load_chgnet, read_chgnet, reverse_slots
+from jaxmlip.potentials.chgnet import NOT_IN_MPTRJ, CHGNet, load_chgnet, read_chgnet, reverse_slots
 from jaxmlip.potentials.potential import Prediction, check_species, evaluate, reference_energy, stack
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
 from jaxmlip.units import GPA
@@ -295,11 +295,23 @@ def test_reverse_slots_find_the_same_bond(structures: dict) -> None:
 
 
 def test_species_without_reference_are_refused_by_name(teachers: dict) -> None:
-    """The r2SCAN checkpoint has no reference for six elements; the GGA one has all 94."""
-    assert teachers["gga"].species == tuple(range(1, 95))
+    """The r2SCAN checkpoint has no reference for six elements; five of these were never in the data of GGA either."""
+    assert set(range(1, 95)) - set(teachers["gga"].species) == {84, 85, 86, 87, 88}
     assert set(range(1, 95)) - set(teachers["r2scan"].species) == {70, 84, 85, 86, 87, 88}
     with pytest.raises(ValueError, match="does not know Yb, Ra;"):
         check_species(teachers["r2scan"], np.array([8, 70, 88]))
+    with pytest.raises(ValueError, match="does not know Po, Ra;"):
+        check_species(teachers["gga"], np.array([8, 70, 84, 88]))
+
+
+def test_elements_that_no_training_structure_had(teachers: dict) -> None:
+    """Their embeddings are those of the initialisation, N(0, 1), and the transfer left them as they were."""
+    before, after = (teachers[which].params["params"]["atom_embedding"] for which in ("gga", "r2scan"))
+    untouched = (before == after).all(axis=1)
+    assert tuple(np.flatnonzero(untouched) + 1) == NOT_IN_MPTRJ
+    rms = np.sqrt((before**2).mean(axis=1))
+    assert (np.abs(rms[untouched] - 1) < 0.1).all()
+    assert (rms[~untouched] > 1.5).all()
 
 
 def test_references_are_those_of_the_checkpoint(teachers: dict) -> None:

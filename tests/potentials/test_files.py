@@ -264,7 +264,7 @@ class TestRefusals:
             "values of references are NaN": small.replace(references=np.full(119, np.inf)),
             "references has shape": small.replace(references=np.zeros(5)),
             "no file format for morse:Morse; the kinds are sum, equivariant, linearized, pairs, chgnet": morse(),
-            r"shape": stack([small, small]),
+            "save takes one potential, and this is a stack of several: save its members one by one": stack([small] * 2),
         }
         for reason, potential in unfit.items():
             with pytest.raises(PotentialFileError, match=rf"^{path} cannot be written: .*{reason}"):

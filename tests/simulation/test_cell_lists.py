@@ -1,6 +1,7 @@
 """Lists from bins are the lists from all pairs."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,6 +47,39 @@ def test_equals_host_list(name: str) -> None:
     assert (int(lists.needed), int(fullest)) == (neighbors.shape[1], most)
     lists, fullest = jax.jit(functools.partial(make, bins=Bins(number, 2)))(real, padded, cell32, inverse, CUTOFF)
     assert int(fullest) == most, "what is needed is known although there is no room for it"
+
+
+def huge_cell(edge: float) -> tuple[np.ndarray, np.ndarray]:
+    """A sheared cell of which atoms fill a corner, all of its images, and little else."""
+    cell = edge * np.array([[1.0, 0.0, 0.0], [0.3, 1.0, 0.0], [-0.2, 0.1, 1.0]])
+    rng = np.random.default_rng(0)
+    cluster = rng.uniform(-4.0, 4.0, (150, 3)) + rng.integers(-1, 2, (150, 3)) @ cell
+    return cell, np.concatenate([cluster, rng.uniform(size=(50, 3)) @ cell]).astype(np.float32)
+
+
+def test_huge_cells_have_the_right_lists() -> None:
+    """3000 Å: a place in memory for each of 3 · 10⁸ bins would be 30 GB."""
+    cell, positions = huge_cell(3000.0)
+    number = bins_for(10**6, cell_heights(cell), CUTOFF)
+    assert number is not None
+    assert np.prod(number) > 10**8
+    most = fullest_bin(positions.astype(float), cell, number)
+    padded, real = np.concatenate([positions, positions[:9] + 0.1]), np.arange(209) < 200
+    inverse, cell32 = pseudo_inverse(cell).astype(np.float32), cell.astype(np.float32)
+    make: Any = jax.jit(functools.partial(binned_neighbors, slots=40, bins=Bins(number, most)))
+    lists, fullest = make(real, padded, cell32, inverse, CUTOFF)
+    neighbors, shifts, _ = dense_neighbors(positions.astype(np.float64), cell, CUTOFF)
+    assert (neighbors >= 0).sum() > 300
+    assert _as_sets(lists.neighbors[:200], lists.shifts[:200]) == _as_sets(neighbors, shifts)
+    assert (np.asarray(lists.neighbors)[200:] == -1).all(), "padding"
+    assert (int(lists.needed), int(fullest)) == (neighbors.shape[1], most)
+    memory = make.lower(real, padded, cell32, inverse, CUTOFF).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2e7
+    lists, fullest = jax.jit(functools.partial(binned_neighbors, slots=40, bins=Bins(number, 2)))(
+        real, padded, cell32, inverse, CUTOFF
+    )
+    assert int(fullest) == most, "what is needed is known although there is no room for it"
+    assert np.prod(np.array(bins_for(10**6, np.full(3, 1e9), CUTOFF), float)) < 2**31
 
 
 def test_small_and_open_cells_have_no_bins() -> None:

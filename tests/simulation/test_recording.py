@@ -1,6 +1,7 @@
 """Runs whose frames go to a file: the same trajectory, whatever happens on the way."""
 
 import fcntl
+import re
 import shutil
 import signal
 import subprocess
@@ -16,13 +17,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from conftest import DT, FLUID, fcc, fluid_options, run_fluid
-from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
+from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
 
 from jaxmlip.simulation import h5md
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.ensembles import NVE, Ensemble, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.recording import FRAMES_BETWEEN_WRITES, Recorder
-from jaxmlip.simulation.replicas import simulate_to_file
+from jaxmlip.simulation.replicas import simulate, simulate_to_file
 from jaxmlip.simulation.trajectory import Outcome, Run, export_extxyz, load_run
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.units import GPA
@@ -66,6 +67,43 @@ def test_stopped_and_resumed_is_undisturbed(small_fluid: Atoms, tmp_path: Path, 
     again = record(tmp_path / "run.h5", small_fluid, ensemble, replicas=2, steps=80)
     assert (again.frames, again.resumed) == (8, 8), "a finished run does no work"
     assert_same(load_run(tmp_path / "run.h5"), undisturbed)
+
+
+def as_before(path: Path) -> None:
+    """Make of a file one as earlier versions wrote it."""
+    with h5py.File(path, "r+") as file:
+        file["h5md/creator"].attrs["version"] = "jaxmlip-run-2"
+        box: Any = file["particles/replica0/box"]
+        pbc = [each == "periodic" for each in box.attrs["boundary"]]
+        box.attrs["boundary"] = np.array(["periodic" if each else "none" for each in pbc], dtype="S8")
+        cells: Any = file["parameters/cells"]
+        for dataset in (cells, box["edges/value"]):
+            dataset[...] = np.where(np.array(pbc)[:, None], dataset[...], 0.0)
+
+
+def test_slabs_keep_their_vacuum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In memory and in files; a file of an earlier version goes on as it is, and its pbc is right."""
+    path = tmp_path / "run.h5"
+    slab = Atoms("O2", positions=[[0.0, 0.0, 12.0], [2.5, 2.0, 12.5]], cell=[6.0, 7.0, 25.0], pbc=(True, True, False))
+    wells = Wells({"k": np.float32(10.0), "centres": slab.positions.astype(np.float32)})
+    options: dict[str, Any] = {"sample_every_fs": 0.5}
+    undisturbed = simulate(wells, slab, NVE(300.0), steps=4, progress=True, **options)
+    drawn = capsys.readouterr().err.split("\r")
+    assert "compiling:   0%" in drawn[1]
+    assert "compiling" not in "".join(drawn[2:])
+    assert "100%" in drawn[-1]
+    simulate_to_file(path, wells, slab, NVE(300.0), steps=2, progress=False, **options)
+    for run in (undisturbed, load_run(path)):
+        assert run[0].cell.lengths().tolist() == [6.0, 7.0, 25.0]
+        assert run[0].pbc.tolist() == [True, True, False]
+        assert not run.volume.any()
+    as_before(path)
+    assert load_run(path)[0].pbc.tolist() == [True, True, False]
+    assert simulate_to_file(path, wells, slab, NVE(300.0), steps=4, progress=False, **options).resumed == 2
+    run = load_run(path)
+    np.testing.assert_array_equal(run.positions, undisturbed.positions)
+    assert run[3].pbc.tolist() == [True, True, False]
+    assert run[3].cell.lengths().tolist() == [6.0, 7.0, 0.0], "which is all that the file knew"
 
 
 def test_frames_are_written_in_pieces(small_fluid: Atoms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +210,7 @@ import numpy as np
 from ase import Atoms
 from simple_potentials import Wells
 from jaxmlip.simulation.ensembles import NVT
-from jaxmlip.simulation.replicas import simulate_to_file
+from jaxmlip.simulation.replicas import simulate, simulate_to_file
 atoms = Atoms("O8", positions=4.0 * np.indices((2, 2, 2)).reshape(3, -1).T)
 wells = Wells({{"k": np.float32(10.0), "centres": atoms.positions.astype(np.float32)}})
 run = simulate_to_file({path!r}, wells, atoms, NVT(300.0), time_ps={time_ps}, replicas=10, progress=False)
@@ -216,18 +254,53 @@ def test_refuses_what_is_not_the_same_run(small_fluid: Atoms, tmp_path: Path) ->
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"run.h5 holds another run: seed is 1 there and 0 here"):
         record(path, small_fluid)
-    with pytest.raises(ValueError, match="another run: structure is"):
-        record(path, fcc(2, rattle=0.2), seed=1)
-    with pytest.raises(ValueError, match="another run: ensemble is"):
-        record(path, small_fluid, NVE(REDUCED_K), seed=1)
+    copies: Any = [small_fluid.copy() for _ in range(4)]
+    shifted, heavier, changed, thin = copies
+    shifted.positions += 0.1
+    heavier.set_masses(np.full(32, 2.0))
+    changed.numbers[0] = 2
+    thin.pbc = (True, True, False)
+    others = {
+        "it started from other positions, or from another cell": {"structure": shifted},
+        "it started in another cell": {"structure": fcc(2, density=0.7)},
+        "its atoms are Ar32 there and HeAr31 here": {"structure": changed},
+        r"it is periodic along \[True, True, True\] there and \[True, True, False\] here": {"structure": thin},
+        "its atoms have other masses": {"structure": heavier},
+        "replicas is 1 there and 2 here": {"replicas": 2},
+        "ensemble is .* there and .* here, and timestep_fs is .* here": {"ensemble": NVE(REDUCED_K), "timestep_fs": 1},
+        "what it is compared with is no potential there and another potential here": {"against": lennard_jones()},
+    }
+    for words, options in others.items():
+        with pytest.raises(ValueError, match=f"run.h5 holds another run: [^;]*{words}") as refused:
+            record(path, **{"structure": small_fluid, "seed": 1} | options)
+        assert re.search("[0-9a-f]{32}", str(refused.value)) is None, "no digests"
+    other = LennardJones({"epsilon": np.float32(1.1), "sigma": np.float32(1.0)})
+    with pytest.raises(ValueError, match=r"another run: it is of another potential; choose another file"):
+        simulate_to_file(path, other, small_fluid, FLUID, **fluid_options(seed=1))
+    with pytest.raises(
+        ValueError, match=r"run.h5 already holds 4 frames \(0.0020361 ps\), more than the 2 \(0.00101805 ps\)"
+    ):
+        record(path, small_fluid, seed=1, steps=20, progress=True)
     assert path.read_bytes() == before
     path.write_bytes(before[: len(before) // 2])
     with pytest.raises(ValueError, match=r"run.h5 is no trajectory that can go on, or is damaged"):
+        record(path, small_fluid, seed=1)
+    run_fluid(small_fluid).save(path)
+    with pytest.raises(ValueError, match=r"run.h5 is of a run that was saved as a whole, and cannot go on"):
         record(path, small_fluid, seed=1)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["something"] = 1
     with pytest.raises(ValueError, match=r"other.h5 is no trajectory that can go on"):
         record(tmp_path / "other.h5", small_fluid)
+
+
+def test_time_that_is_no_whole_number_of_frames_is_said(small_fluid: Atoms, tmp_path: Path) -> None:
+    options: dict[str, Any] = fluid_options(time_ps=35.0 * DT / 1000) | {"steps": None}
+    said = "0.00178159 ps is not a whole number of the 0.509025 fs between frames: 0.00152708 ps are simulated, 3 frame"
+    with pytest.warns(UserWarning, match=said):
+        assert simulate(lennard_jones(), small_fluid, FLUID, **options).n_frames == 3
+    with pytest.warns(UserWarning, match=said):
+        assert simulate_to_file(tmp_path / "run.h5", lennard_jones(), small_fluid, FLUID, **options).frames == 3
 
 
 def test_one_process_writes_at_a_time(small_fluid: Atoms, tmp_path: Path) -> None:
@@ -238,7 +311,7 @@ def test_one_process_writes_at_a_time(small_fluid: Atoms, tmp_path: Path) -> Non
             assert writer.poll() is None
             time.sleep(0.05)
         with pytest.raises(ValueError, match=r"Another process is writing .*run.h5"):
-            record(path, small_fluid)
+            record(path, small_fluid, replicas=2, steps=10**6, sample_every_fs=DT)
     finally:
         writer.kill()
         writer.wait()

@@ -39,6 +39,11 @@ def rattled() -> Atoms:
     return atoms
 
 
+def test_repr_is_the_summary() -> None:
+    relaxed = Relaxed(Atoms("Ar2"), Outcome.NOT_CONVERGED, 7, -1.25, np.eye(3)[:2], None)
+    assert repr(relaxed) == "<Relaxed: Ar2, NOT_CONVERGED, 7 steps, -1.250000 eV, longest force 1 eV/Å>"
+
+
 def run(atoms: Atoms, **options) -> Relaxed:
     return relax(lennard_jones(range_=RANGE), atoms, forces_eV_A=0.003, skin=0.2, **options)
 

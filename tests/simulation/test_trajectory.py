@@ -2,12 +2,17 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import ase.io
 import h5py
+import MDAnalysis
 import numpy as np
 import pytest
+import znh5md
+from MDAnalysis.lib.mdamath import triclinic_vectors
 
-from jaxmlip.simulation.trajectory import Outcome, Run, load_run
+from jaxmlip.simulation.trajectory import Outcome, Run, export_extxyz, load_run
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
 
 
@@ -35,6 +40,7 @@ def run() -> Run:
 
 def test_is_a_sequence_of_structures(run: Run) -> None:
     frames = [*run]
+    assert repr(run) == "<Run: OH2, 2 replicas of 4 frames to 0.02 ps, 1 COMPLETED, 1 NOT_FINITE>"
     assert len(frames) == len(run) == 7, "frames of failed replicas end at the failure"
     np.testing.assert_array_equal(frames[5].positions, run.positions[1, 1].astype(float))
     assert frames[5].cell.array[0, 0] == 10.0
@@ -59,6 +65,24 @@ def test_file_gives_the_run_back(run: Run, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "run.h5") as file:
         np.testing.assert_array_equal(np.asarray(file["h5md"].attrs["version"]), [1, 1])
         np.testing.assert_array_equal(np.asarray(file["particles/replica1/position/step"]), [10, 20, 30, 40])
+
+
+@pytest.mark.parametrize("pbc", [(True, True, False), (False, False, True), (False, False, False)], ids=str)
+def test_other_programs_see_what_is_periodic(run: Run, tmp_path: Path, pbc: tuple[bool, bool, bool]) -> None:
+    """Slabs, wires and molecules: which directions are periodic, and the vacuum about them."""
+    cell = np.array([[6.0, 0.0, 0.0], [1.0, 6.5, 0.0], [0.0, 0.0, 25.0]])
+    open_run = dataclasses.replace(run, pbc=np.array(pbc), cells=np.stack([cell, cell]))
+    assert not open_run.volume.any()
+    open_run.save(tmp_path / "run.h5")
+    export_extxyz(tmp_path / "run.h5", tmp_path / "run.xyz")
+    exported: Any = ase.io.read(tmp_path / "run.xyz", 0)
+    elsewhere: Any = znh5md.IO(str(tmp_path / "run.h5"), particles_group="replica0")[0]
+    for atoms in (open_run[0], load_run(tmp_path / "run.h5")[0], exported, elsewhere):
+        assert tuple(atoms.pbc) == pbc
+        np.testing.assert_allclose(atoms.cell.array, cell, atol=1e-9)
+    universe: Any = MDAnalysis.Universe.empty(3, trajectory=True)
+    universe.load_new(str(tmp_path / "run.h5"), format="H5MD")
+    np.testing.assert_allclose(triclinic_vectors(universe.trajectory[0].dimensions), cell, atol=1e-4)
 
 
 def test_save_that_fails_leaves_the_old_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

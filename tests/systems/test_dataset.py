@@ -26,6 +26,17 @@ def labelled_ice(seed: int = 0) -> Frame:
     return Frame(atoms, -266453.1135206173 + rng.normal(), rng.normal(size=(48, 3)), STRESS, info)
 
 
+def test_repr_says_what_there_is() -> None:
+    """Labels that are absent, and a whole frame with its file."""
+    atoms = Atoms("OH2", positions=np.eye(3))
+    bare = Frame(atoms, float("nan"), np.full((3, 3), np.nan))
+    assert repr(bare) == "<Frame: OH2, no energy, no forces>"
+    info = {"file": "a.xyz", "frame": 3}
+    full = Frame(atoms, -1.5, np.diag([1.0, -2.0, 0.5]), np.zeros((3, 3)), info)
+    assert repr(full) == "<Frame: OH2, -1.500000 eV, longest force 2 eV/Å, stress, a.xyz, frame 3>"
+    assert len(repr([labelled_ice()])) < 120
+
+
 def written_by_ase(path: Path, frame: Frame) -> Path:
     """The frame as other programs leave it: labels in a calculator, the first molecule held by a constraint."""
     atoms = frame.atoms.copy()

@@ -43,6 +43,12 @@ def frames() -> list[Frame]:
     return made_up_frames(40)
 
 
+def test_repr_is_short(path: Path) -> None:
+    store = FrameStore(path)
+    assert repr(store) == f"<FrameStore: {path}, 40 frames>"
+    assert repr(store[:3]) == f"<FrameStore: {path}, 3 frames>"
+
+
 @pytest.fixture(scope="module")
 def path(frames: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "ice.h5"

@@ -346,8 +346,13 @@ def test_sentences_of_the_library(clusters, high, low):
 
 def test_mistakes_are_named(foundation, high, low):
     arguments = {"validation": high[24:], "settings": SHORT}
-    with pytest.raises(ValueError, match="multi_fidelity replays low-fidelity labels, but there are no low-fidelity"):
+    with pytest.raises(
+        ValueError,
+        match=r"multi_fidelity replays low-fidelity labels, but there are no low-fidelity .*`replay` in a conf",
+    ):
         MultiFidelity().problem(foundation, high[:8], **arguments)
+    with pytest.raises(ValueError, match=r"references is shift, .*`replay` in a configuration"):
+        SingleFidelity(references="shift").problem(foundation, high[:8], **arguments)
     with pytest.raises(ValueError, match="not below the size of any readout, so that all fidelities would share"):
         MultiFidelity(moves="low_rank", rank=2).problem(foundation, high[:8], low=low[:8], **arguments)
     with pytest.raises(ValueError, match="There are no training frames"):

@@ -53,6 +53,14 @@ def force_rmse(potential, frames: list[Frame]) -> float:
     return float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
 
 
+def test_reprs_are_short(trained):
+    assert repr(trained).startswith(f"<Trained: epoch {trained.best_epoch} (validation loss ")
+    assert repr(trained.problem).startswith("<TrainingProblem: ")
+    assert "validation sample" in repr(trained.problem)
+    assert repr(trained.problem.potential) in repr(trained.problem)
+    assert max(len(repr(trained)), len(repr(trained.problem))) < 300
+
+
 def test_learns_what_the_labels_say(trained, high):
     """Held-out forces, and the parameters themselves."""
     start, end = force_rmse(trained.problem.potential, high[24:]), force_rmse(trained.potential, high[24:])

@@ -1,0 +1,43 @@
+"""Bars that say what happens, in terminals and in log files."""
+
+import io
+
+import pytest
+
+from jaxmlip.progress import progress_bar
+
+
+class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_says_compiling_until_the_first_step(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = stream()
+    monkeypatch.setattr("sys.stderr", text)
+    with progress_bar(total=3, desc="training", compiles=True, file=text) as bar:
+        assert text.getvalue().strip().startswith("compiling:   0%")
+        for _ in range(3):
+            bar.update()
+    drawn = text.getvalue().replace("\r", "\n").split("\n")
+    assert "training: 100%" in drawn[-2]
+    assert sum("compiling" in line for line in drawn) == 1, "no flicker"
+
+
+def test_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr("sys.stderr", text)
+    with progress_bar(total=4, compiles=True, file=text, mininterval=0.0) as bar:
+        bar.resume(3)
+        bar.compiled()
+        assert "75%" in text.getvalue()
+        assert "3/4" in text.getvalue()
+        bar.update()
+    assert "4/4" in text.getvalue()
+    with progress_bar(total=4, compiles=True, disable=True, file=text) as bar:
+        bar.resume(3)
+        bar.compiled()
+        bar.update()
