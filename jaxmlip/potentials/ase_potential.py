@@ -203,11 +203,21 @@ def _refuse_second_derivatives(host: HostCalculator, with_cell: bool, at: tuple,
 
 
 def _asked(host: HostCalculator, level: int, positions: Any, cell: Any, species: Any, owner: Any) -> tuple[Any, ...]:
-    """The question to the host."""
-    real = positions.dtype
-    shapes = [jax.ShapeDtypeStruct(shape, real) for shape in (cell.shape[:1], positions.shape, cell.shape)]
-    ask = functools.partial(host.answers, level)
-    return jax.pure_callback(ask, tuple(shapes[:level]), positions, cell, species, owner, vmap_method="sequential")
+    """The question to the host.
+
+    Double precision travels as pairs of integers: JAX's threads that call back do not know of a `jax.enable_x64` that
+    is valid in this one alone, and would round what they hand over.
+    """
+    real = np.dtype(positions.dtype)
+    shapes = [cell.shape[:1], positions.shape, cell.shape][:level]
+    ask = functools.partial(host.answers, level, real)
+    if real != np.float64:
+        wanted = tuple(jax.ShapeDtypeStruct(shape, real) for shape in shapes)
+        return jax.pure_callback(ask, wanted, positions, cell, species, owner, vmap_method="sequential")
+    wanted = tuple(jax.ShapeDtypeStruct((*shape, 2), np.uint32) for shape in shapes)
+    positions, cell = (jax.lax.bitcast_convert_type(each, jnp.uint32) for each in (positions, cell))
+    bits = jax.pure_callback(ask, wanted, positions, cell, species, owner, vmap_method="sequential")
+    return tuple(jax.lax.bitcast_convert_type(each, real) for each in bits)
 
 
 _HOSTS: "weakref.WeakValueDictionary[tuple[str, Any], HostCalculator]" = weakref.WeakValueDictionary()

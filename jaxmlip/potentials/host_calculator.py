@@ -156,14 +156,23 @@ class HostCalculator:
                 raise ValueError(f"its {what} is not finite")
         return found
 
-    def answers(self, level: int, positions: Any, cell: Any, species: Any, owner: Any) -> tuple[np.ndarray, ...]:
+    def answers(
+        self, level: int, real: np.dtype, positions: Any, cell: Any, species: Any, owner: Any
+    ) -> tuple[np.ndarray, ...]:
         """What compiled code asks for: energies [graphs], forces [atoms, 3], derivatives by the cell [graphs, 3, 3].
 
         The cell h and positions R under a strain ε are h (1 + ε) and R (1 + ε), so that the stress σ is
         V σ = Rᵀ ∂E/∂R + hᵀ ∂E/∂h, of which ∂E/∂h follows. It is NaN unless periodic in all three directions.
+
+        Args:
+            level: how much is asked for.
+            real: precision of positions, cell and answers; double precision comes, and goes, as pairs of integers.
+            positions: [atoms, 3], Å.
+            cell: [graphs, 3, 3], Å.
+            species: [atoms].
+            owner: [atoms].
         """
-        real = positions.dtype
-        positions, cell = np.asarray(positions, np.float64), np.asarray(cell, np.float64)
+        positions, cell = _numbers(positions), _numbers(cell)
         species, owner = np.asarray(species), np.asarray(owner)
         energies, forces = np.zeros(len(cell)), np.zeros_like(positions)
         by_cell = np.zeros_like(cell)
@@ -179,13 +188,13 @@ class HostCalculator:
                     energies[graph], forces[mine], by_cell[graph] = np.nan, np.nan, np.nan
                     continue
                 energies[graph] = energy - self.references(atoms.numbers)[atoms.numbers].sum()
-                self._watch_rounding(atoms, energies[graph], real)
+                self._watch_rounding(atoms, float(energies[graph]), real)
                 if level >= FORCES:
                     forces[mine] = rest[0]
                 if level >= STRESS:
                     virial = atoms.get_volume() * rest[1] + atoms.positions.T @ rest[0] if periodic else np.nan
                     by_cell[graph] = np.linalg.solve(cell[graph].T, virial) if periodic else np.nan
-        return tuple(each.astype(real) for each in (energies, forces, by_cell)[:level])
+        return tuple(_sent(each, real) for each in (energies, forces, by_cell)[:level])
 
     def _atoms(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> Atoms:
         template = self._template
@@ -211,6 +220,17 @@ class HostCalculator:
             "their energies: from_ase(calculator, references={element: eV}).",
             stacklevel=2,
         )
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """In double precision."""
+    values = np.ascontiguousarray(values)
+    return values.view(np.float64)[..., 0] if values.dtype == np.uint32 else values.astype(np.float64)
+
+
+def _sent(values: np.ndarray, real: np.dtype) -> np.ndarray:
+    """The inverse of `_numbers`."""
+    return values.view(np.uint32).reshape(*values.shape, 2) if real == np.float64 else values.astype(real)
 
 
 def _reason(error: Exception) -> str:

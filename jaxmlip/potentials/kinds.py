@@ -91,14 +91,11 @@ def register_potential(
 
     Raises:
         ValueError: if the name is taken by another class, or only one of the functions is given.
-        TypeError: if what is decorated is no Potential.
     """
     if (encode is None) != (decode is None):
         raise ValueError(f"The kind {name!r} needs both encode and decode, or neither.")
 
     def registered(cls: Class) -> Class:
-        if not (isinstance(cls, type) and issubclass(cls, Potential)):
-            raise TypeError(f"The kind {name!r} must be a class of potentials, not {cls!r}.")
         path = f"{cls.__module__}:{cls.__qualname__}"
         _add_kind(name, Kind(path, encode or _encode_fields, decode or _decode_fields, cls))
         return cls
