@@ -27,7 +27,7 @@ from jaxmlip.potentials.ase import Calculator
 from jaxmlip.potentials.ase_potential import AsePotential, from_ase, named
 from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict
 from jaxmlip.potentials.files import load, save
-from jaxmlip.potentials.potential import Potential, evaluate, fingerprint, stack
+from jaxmlip.potentials.potential import evaluate, fingerprint, stack
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.driver import SimulationError
 from jaxmlip.simulation.ensembles import NVE, NVT
@@ -262,7 +262,8 @@ class TestDynamics:
         relaxed = relax(emt, atoms, 0.002, 0.01)
         assert relaxed.converged
         twin = own(atoms)
-        assert BFGS(FrechetCellFilter(twin), logfile=None).run(fmax=1e-4, steps=100)
+        cell_and_positions: Any = FrechetCellFilter(twin)
+        assert BFGS(cell_and_positions, logfile=None).run(fmax=1e-4, steps=100)
         assert relaxed.energy == pytest.approx(twin.get_potential_energy(), abs=1e-5)
         assert relaxed.atoms.get_volume() == pytest.approx(twin.get_volume(), rel=1e-3)
 
@@ -283,6 +284,7 @@ class TestRefusals:
     def test_the_calculators_message_reaches_the_user(self, emt):
         """In the exception, in a warning where failures are marked, and where structures are predicted."""
         options: dict[str, Any] = {"steps": 12, "timestep_fs": 4.0, "sample_every_fs": 16, "progress": False}
+        longer: dict[str, Any] = options | {"steps": 60}
         start, ensemble = copper(1), NPT(temperature_K=300, pressure_GPa=1.0, cell="flexible")
         far = start.copy()
         far.positions[:, 0] -= 5.0
@@ -290,9 +292,9 @@ class TestRefusals:
         potential = from_ase(scripted)
         said = "The calculator test_ase_potential:Scripted failed for Cu4: RuntimeError: the licence has expired."
         with pytest.raises(SimulationError, match=f"Replica 1 failed.*finite.*{said}"):
-            simulate(potential, [far, start], NVT(600), **(options | {"steps": 60}))
+            simulate(potential, [far, start], NVT(600), **longer)
         with pytest.warns(UserWarning, match=rf"Replicas have failed \(1\)\. {said}"):
-            run = simulate(potential, [far, start], NVT(600), on_failure="mark", **(options | {"steps": 60}))
+            run = simulate(potential, [far, start], NVT(600), on_failure="mark", **longer)
         assert run.outcomes == (Outcome.COMPLETED, Outcome.NOT_FINITE)
         scripted.wall = -np.inf
         with pytest.warns(UserWarning, match=f"compared with has failed. {said}"):
@@ -351,7 +353,7 @@ class TestIdentity:
 class TestNamed:
     def test_loaded_by_name(self):
         potential = load(f"{EMT_NAME}?asap_cutoff=true")
-        assert isinstance(potential, Potential)
+        assert isinstance(potential, AsePotential)
         assert str(potential) == f"{EMT_NAME}?asap_cutoff=true"
         assert potential.host.calculator.parameters["asap_cutoff"] is True
         with pytest.raises(ImportError, match="no_such_package"):
@@ -372,6 +374,7 @@ class TestNamed:
         run = simulate(potential, water, NVE(300), steps=40, timestep_fs=0.5, sample_every_fs=2, progress=False)
         (again,) = label([run[run.n_frames - 1]], potential)
         assert run.potential_energy[0, -1] == pytest.approx(again.energy, abs=1e-4)
+        assert run.conserved is not None
         assert np.ptp(run.conserved) < 0.1 * np.ptp(run.potential_energy)
 
 
