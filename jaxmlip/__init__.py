@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from jaxmlip.observables.thermodynamics import PressureTensor as PressureTensor
     from jaxmlip.observables.thermodynamics import Temperature as Temperature
     from jaxmlip.potentials.ase import Calculator as Calculator
+    from jaxmlip.potentials.ase_potential import AsePotential as AsePotential
+    from jaxmlip.potentials.ase_potential import from_ase as from_ase
     from jaxmlip.potentials.equivariant import Equivariant as Equivariant
     from jaxmlip.potentials.evaluation import label as label
     from jaxmlip.potentials.evaluation import predict as predict
     from jaxmlip.potentials.files import load as load
+    from jaxmlip.potentials.files import read_header as read_header
     from jaxmlip.potentials.files import save as save
+    from jaxmlip.potentials.kinds import register_names as register_names
+    from jaxmlip.potentials.kinds import register_potential as register_potential
     from jaxmlip.potentials.potential import Potential as Potential
     from jaxmlip.potentials.potential import evaluate as evaluate
     from jaxmlip.simulation.barostats import NPT as NPT
@@ -26,9 +31,11 @@ if TYPE_CHECKING:
     from jaxmlip.simulation.buckets import simulate_each as simulate_each
     from jaxmlip.simulation.ensembles import NVE as NVE
     from jaxmlip.simulation.ensembles import NVT as NVT
+    from jaxmlip.simulation.ensembles import Ensemble as Ensemble
     from jaxmlip.simulation.ensembles import NVTNoseHoover as NVTNoseHoover
     from jaxmlip.simulation.ensembles import NVTVelocityRescaling as NVTVelocityRescaling
     from jaxmlip.simulation.frames import open_frames as open_frames
+    from jaxmlip.simulation.observing import FrameState as FrameState
     from jaxmlip.simulation.relaxation import Relaxed as Relaxed
     from jaxmlip.simulation.relaxation import relax as relax
     from jaxmlip.simulation.replicas import simulate as simulate
@@ -44,16 +51,20 @@ if TYPE_CHECKING:
     from jaxmlip.systems.dataset import write_frames as write_frames
     from jaxmlip.systems.graph import Graph as Graph
     from jaxmlip.systems.graph import batch_graphs as batch_graphs
+    from jaxmlip.systems.graph import edge_vectors as edge_vectors
     from jaxmlip.systems.graph import graph_from_atoms as graph_from_atoms
     from jaxmlip.systems.ice import ice_ih as ice_ih
     from jaxmlip.systems.store import FrameStore as FrameStore
     from jaxmlip.systems.store import write_store as write_store
     from jaxmlip.training.distill import distil as distil
+    from jaxmlip.training.pair_difference import PairDifference as PairDifference
+    from jaxmlip.training.problem import TrainingProblem as TrainingProblem
     from jaxmlip.training.strategies import Differential as Differential
     from jaxmlip.training.strategies import Direct as Direct
     from jaxmlip.training.strategies import MultiFidelity as MultiFidelity
     from jaxmlip.training.strategies import SingleFidelity as SingleFidelity
     from jaxmlip.training.strategies import finetune as finetune
+    from jaxmlip.training.tangent import TangentKernel as TangentKernel
     from jaxmlip.training.trainer import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.trainer import TrainingSettings as TrainingSettings
     from jaxmlip.training.trainer import train as train
@@ -71,11 +82,16 @@ _HOME = {
     "Temperature": "observables.thermodynamics",
     "PressureTensor": "observables.thermodynamics",
     "Calculator": "potentials.ase",
+    "from_ase": "potentials.ase_potential",
+    "AsePotential": "potentials.ase_potential",
     "Equivariant": "potentials.equivariant",
     "label": "potentials.evaluation",
     "predict": "potentials.evaluation",
     "load": "potentials.files",
     "save": "potentials.files",
+    "read_header": "potentials.files",
+    "register_names": "potentials.kinds",
+    "register_potential": "potentials.kinds",
     "Potential": "potentials.potential",
     "evaluate": "potentials.potential",
     "NPT": "simulation.barostats",
@@ -84,11 +100,13 @@ _HOME = {
     "NVT": "simulation.ensembles",
     "NVTNoseHoover": "simulation.ensembles",
     "NVTVelocityRescaling": "simulation.ensembles",
+    "Ensemble": "simulation.ensembles",
     "Relaxed": "simulation.relaxation",
     "relax": "simulation.relaxation",
     "Ramp": "simulation.schedules",
     "simulate": "simulation.replicas",
     "simulate_each": "simulation.buckets",
+    "FrameState": "simulation.observing",
     "simulate_models": "simulation.replicas",
     "simulate_to_file": "simulation.replicas",
     "Outcome": "simulation.trajectory",
@@ -104,13 +122,17 @@ _HOME = {
     "Graph": "systems.graph",
     "batch_graphs": "systems.graph",
     "graph_from_atoms": "systems.graph",
+    "edge_vectors": "systems.graph",
     "ice_ih": "systems.ice",
     "distil": "training.distill",
+    "PairDifference": "training.pair_difference",
+    "TrainingProblem": "training.problem",
     "Differential": "training.strategies",
     "Direct": "training.strategies",
     "MultiFidelity": "training.strategies",
     "SingleFidelity": "training.strategies",
     "finetune": "training.strategies",
+    "TangentKernel": "training.tangent",
     "TrainingDiverged": "training.trainer",
     "TrainingSettings": "training.trainer",
     "train": "training.trainer",

@@ -157,7 +157,7 @@ class Calculator(ase_calculator.Calculator):
 
 @dataclasses.dataclass(frozen=True)
 class AseTeacher:
-    """Any ASE calculator as a teacher: it labels structures, and is not a Potential.
+    """Any ASE calculator by its name: it labels structures, and `ase_potential.named` makes a Potential of it.
 
     Attributes:
         factory: import path `package.module:factory` of a calculator class, or of a function that returns a
@@ -252,42 +252,54 @@ class AseTeacher:
         return made
 
     def label(self, structures: Sequence[Atoms], *, stress: bool = False, progress: bool = False) -> list[Frame]:
-        """Label structures with the calculator, one after another.
-
-        Args:
-            structures: constraints do not act on forces, and calculators they carry are ignored.
-            stress: label stresses too, for structures periodic in all three directions (NaN for the others).
-            progress: show a progress bar.
-
-        Returns:
-            Frames in the order of the structures: energy (ASE's `get_potential_energy`) in eV, forces in eV/Å, stress
-            in eV/Å³; `Frame.info` is a copy of `Atoms.info`.
+        """Label structures with the calculator, one after another; see `labels_of`.
 
         Raises:
             ImportError: see `calculator`.
-            ValueError: naming the frame, if the structure is damaged, the calculator does not implement a property
-                or fails, or a label is not finite.
+            ValueError: see `calculator` and `labels_of`.
         """
-        calculator = self.calculator()
-        frames = []
-        for index, structure in enumerate(progress_bar(structures, disable=not progress, desc="label", unit="frame")):
-            atoms = bare_copy(structure)
-            where = f"Frame {index} ({atoms.symbols}), teacher {self}"
-            wanted = {"energy": atoms.get_potential_energy, "forces": atoms.get_forces}
-            if stress and atoms.pbc.all():
-                wanted["stress"] = lambda atoms=atoms: atoms.get_stress(voigt=False)
-            labels = {"stress": np.full((3, 3), np.nan)}
-            try:
-                check_structure(atoms)
-                atoms.calc = calculator
-                for what, get in wanted.items():
-                    labels[what] = np.array(get(), np.float64)
-                    if not np.isfinite(labels[what]).all():
-                        raise ValueError(f"the {what} is not finite")
-            except NotImplementedError as error:
-                raise ValueError(f"{where}: the calculator does not implement {what} ({error}).") from error
-            except Exception as error:
-                raise ValueError(f"{where}: {error or type(error).__name__}") from error
-            kept, info = structure.copy(), dict(structure.info)
-            frames.append(Frame(kept, float(labels["energy"]), labels["forces"], labels["stress"], info))
-        return frames
+        return labels_of(self.calculator(), str(self), structures, stress=stress, progress=progress)
+
+
+def labels_of(
+    calculator: Any, name: str, structures: Sequence[Atoms], *, stress: bool = False, progress: bool = False
+) -> list[Frame]:
+    """What an ASE calculator says of structures, one after another.
+
+    Args:
+        calculator: to ask.
+        name: of the teacher, for messages.
+        structures: constraints do not act on forces, and calculators they carry are ignored.
+        stress: label stresses too, for structures periodic in all three directions (NaN for the others).
+        progress: show a progress bar.
+
+    Returns:
+        Frames in the order of the structures: energy (ASE's `get_potential_energy`) in eV, forces in eV/Å, stress
+        in eV/Å³; `Frame.info` is a copy of `Atoms.info`.
+
+    Raises:
+        ValueError: naming the frame, if the structure is damaged, the calculator does not implement a property
+            or fails, or a label is not finite.
+    """
+    frames = []
+    for index, structure in enumerate(progress_bar(structures, disable=not progress, desc="label", unit="frame")):
+        atoms = bare_copy(structure)
+        where = f"Frame {index} ({atoms.symbols}), teacher {name}"
+        wanted = {"energy": atoms.get_potential_energy, "forces": atoms.get_forces}
+        if stress and atoms.pbc.all():
+            wanted["stress"] = lambda atoms=atoms: atoms.get_stress(voigt=False)
+        labels = {"stress": np.full((3, 3), np.nan)}
+        try:
+            check_structure(atoms)
+            atoms.calc = calculator
+            for what, get in wanted.items():
+                labels[what] = np.array(get(), np.float64)
+                if not np.isfinite(labels[what]).all():
+                    raise ValueError(f"the {what} is not finite")
+        except NotImplementedError as error:
+            raise ValueError(f"{where}: the calculator does not implement {what} ({error}).") from error
+        except Exception as error:
+            raise ValueError(f"{where}: {error or type(error).__name__}") from error
+        kept, info = structure.copy(), dict(structure.info)
+        frames.append(Frame(kept, float(labels["energy"]), labels["forces"], labels["stress"], info))
+    return frames

@@ -28,7 +28,7 @@ WINDOW_ATOMS = 200_000
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Anything that labels structures by itself, such as `jaxmlip.potentials.ase.AseTeacher`."""
+    """Anything that labels structures by itself, such as `jaxmlip.potentials.ase_potential.AsePotential`."""
 
     def label(self, structures: Sequence[Atoms], *, stress: bool = False, progress: bool = False) -> list[Frame]:
         """Labelled frames, in the order of the structures; energies in eV, forces in eV/Å, stress in eV/Å³."""
@@ -91,6 +91,7 @@ def predict(
     for index, atoms in enumerate(structures):
         try:
             check_species(potential, atoms.numbers)
+            potential.check(atoms, stress=stress and bool(atoms.pbc.all()))
         except ValueError as error:
             raise ValueError(f"{_name(index, atoms)}: {error}") from None
 
@@ -101,6 +102,7 @@ def predict(
             graphs = {index: _graph(potential, structures[index], index) for index in window}
             for members, batch in _batches(graphs, batch_atoms):
                 prediction = jax.device_get(compiled_evaluate(on_device, batch, stress))
+                complaint = potential.complaint()
                 first = 0
                 for place, index in enumerate(members):
                     atoms = structures[index]
@@ -112,6 +114,7 @@ def predict(
                         float(prediction.energy[place]) + reference_energy(potential, atoms.numbers),
                         np.asarray(prediction.forces[mine], np.float64),
                         np.asarray(prediction.stress[place], np.float64) if stress else None,
+                        complaint,
                     )
                 bar.update(len(members))
     return [frames[index] for index in range(len(structures))]
@@ -125,7 +128,7 @@ def label(
     progress: bool = False,
     allow_close: bool = False,
 ) -> list[Frame]:
-    """Label structures by a teacher: a Potential, or anything with a `label` method (an `AseTeacher`).
+    """Label structures by a teacher: a Potential, or anything with a `label` method (a calculator of ASE).
 
     Args:
         structures: of any sizes and periodicity.
@@ -145,17 +148,17 @@ def label(
     if not isinstance(teacher, Potential | Teacher):
         raise TypeError(
             f"A teacher is a Potential or an AseTeacher, not {type(teacher).__name__}; load one by name with "
-            "jaxmlip.potentials.files.load."
+            "jaxmlip.load, or wrap a calculator by jaxmlip.from_ase."
         )
     for index, atoms in enumerate(structures):
         try:
             check_input(atoms, allow_close=allow_close)
         except ValueError as error:
             raise ValueError(f"{_name(index, atoms)}: {error}") from None
-    if isinstance(teacher, Potential):
-        frames = predict(teacher, structures, stress=stress, progress=progress)
-    else:
+    if isinstance(teacher, Teacher):  # first, for a potential that labels by itself does so in double precision
         frames = teacher.label(structures, stress=stress, progress=progress)
+    else:
+        frames = predict(teacher, structures, stress=stress, progress=progress)
     for frame in frames if allow_close else ():
         if close_contact(frame.atoms):
             frame.atoms.info[ALLOW_CLOSE] = frame.info[ALLOW_CLOSE] = True
@@ -173,17 +176,19 @@ def _name(index: int, atoms: Atoms) -> str:
     return f"Frame {index} ({atoms.symbols})"
 
 
-def _frame(index: int, atoms: Atoms, energy: float, forces: np.ndarray, stress: np.ndarray | None) -> Frame:
+def _frame(
+    index: int, atoms: Atoms, energy: float, forces: np.ndarray, stress: np.ndarray | None, complaint: str
+) -> Frame:
     """The frame, or ValueError if the potential broke down on it."""
     if stress is not None and not atoms.pbc.all():
         stress = None
     computed = {"energy": energy, "forces": forces} | ({} if stress is None else {"stress": stress})
     for what, values in computed.items():
         if not np.isfinite(values).all():
-            raise ValueError(
-                f"{_name(index, atoms)}: the {what} the potential gives is not finite; the structure is far from "
-                "anything it was trained on (atoms too close), or its parameters are damaged."
+            why = complaint or (
+                "The structure is far from anything it was trained on (atoms too close), or its parameters are damaged."
             )
+            raise ValueError(f"{_name(index, atoms)}: the {what} the potential gives is not finite. {why}")
     info = dict(atoms.info)
     return Frame(atoms.copy(), energy, forces, np.full((3, 3), np.nan) if stress is None else stress, info)
 

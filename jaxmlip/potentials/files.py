@@ -6,8 +6,6 @@ executed: there is no pickle. The checksums of the archive guard every byte of c
 """
 
 import contextlib
-import dataclasses
-import importlib
 import importlib.metadata
 import io
 import json
@@ -17,7 +15,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,14 @@ from ase.data import atomic_numbers, chemical_symbols
 from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxmlip.potentials.ase import AseTeacher
+from jaxmlip.potentials.ase_potential import AsePotential
 from jaxmlip.potentials.checks import check_one, readouts_shape
+from jaxmlip.potentials.kinds import KINDS, find_kind, find_names, kind_of, names_known
 from jaxmlip.potentials.potential import N_SPECIES, Potential, Sum
 
 FORMAT = "jaxmlip potential"
 VERSION = 1
 HEADER, ARRAYS = "potential.json", "arrays.npz"
-CHGNETS = ("chgnet:gga", "chgnet:r2scan")
 
 UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, KeyError, ValueError, TypeError, AttributeError, IndexError),
@@ -47,126 +45,45 @@ class PotentialFileError(ValueError):
     """A potential cannot be written to, or read from, a file; the message names the file and says why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """How one class of potentials is written and read; a new class gets an entry in `KINDS`.
-
-    Attributes:
-        path: import path `module:Class`, imported only when a file of this kind is read.
-        encode: gives the static configuration, as JSON can hold it, and the leaves (other than the references): arrays
-            or nested dictionaries of arrays by name.
-        decode: the class, static configuration, leaves and references back to a potential, equal in every bit.
-    """
-
-    path: str
-    encode: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
-    decode: Callable[[Any, dict[str, Any], dict[str, Any], np.ndarray], Potential]
-
-
-def _encode_equivariant(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    static = {
-        "specification": potential.specification.model_dump(mode="json"),
-        "known": [int(z) for z in potential.known],
-        "average_neighbors": float(potential.average_neighbors),
-        "heads": int(potential.heads),
-        "tabulated": bool(potential.tabulated),
-    }
-    return static, {name: getattr(potential, name) for name in ("params", "scale", "shift", "repulsion")}
-
-
-def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
-    from jaxmlip.potentials.equivariant import Equivariant
-
-    heads = static["heads"]
-    for name in ("scale", "shift", "repulsion"):
-        if leaves[name].shape != (heads,):
-            raise ValueError(f"{name} has shape {leaves[name].shape} instead of ({heads},)")
-    specification = Equivariant.model_validate(static["specification"])
-    known = tuple(static["known"])
-    rest = {
-        "average_neighbors": static["average_neighbors"],
-        "heads": heads,
-        "tabulated": static.get("tabulated", False),
-    }
-    return cls(**leaves, references=references, specification=specification, known=known, **rest)
-
-
-def _encode_linearized(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    static, leaves = _encode_equivariant(potential.base)
-    return static, leaves | {"change": potential.change}
-
-
-def _decode_linearized(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
-    from jaxmlip.potentials.equivariant import EquivariantPotential
-
-    change = leaves.pop("change")
-    base = _decode_equivariant(EquivariantPotential, static, leaves, references)
-    return cls(base=base, change=change, references=references)
-
-
-def _encode_chgnet(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    return {}, {"params": potential.params}
-
-
-def _decode_chgnet(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
-    return cls(**leaves, references=references)
-
-
-def _encode_pairs(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    static = {"known": list(potential.known), "reach": potential.reach, "shortest": potential.shortest}
-    return static, {"params": potential.params}
-
-
-def _decode_pairs(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
-    return cls(**leaves, references=references, **(static | {"known": tuple(static["known"])}))
-
-
-KINDS: dict[str, Kind] = {
-    "equivariant": Kind(
-        "jaxmlip.potentials.equivariant:EquivariantPotential", _encode_equivariant, _decode_equivariant
-    ),
-    "linearized": Kind("jaxmlip.potentials.linearized:LinearizedPotential", _encode_linearized, _decode_linearized),
-    "pairs": Kind("jaxmlip.potentials.pairs:PairPotential", _encode_pairs, _decode_pairs),
-    "chgnet": Kind("jaxmlip.potentials.chgnet:CHGNet", _encode_chgnet, _decode_chgnet),
-}
-"""Kinds of potentials by their name in the file; a `Sum` is written as its terms."""
-
-
-def load(name: str | Path) -> Potential | AseTeacher:
+def load(name: str | Path, *, dtype: Any = None) -> Potential:
     """A potential by name, or from a file.
 
     Args:
         name: `chgnet:gga`, `chgnet:r2scan`, `ase:package.module:factory` with optional arguments (see
-            `AseTeacher.parse`), or the path of a file that `save` has written.
+            `AseTeacher.parse`), a name with the prefix of another package (see `register_names`), or the path of a file
+            that `save` has written.
+        dtype: precision to compute in, "float32" or "float64" (or numpy's); by default that of the file, float32 for
+            CHGNet. Elemental references are in double precision always.
 
     Returns:
-        A Potential with numpy leaves, bit-identical to the one saved; for `ase:…` a teacher that labels structures.
+        A Potential with numpy leaves, bit-identical to the one saved unless a dtype is given.
 
     Raises:
         FileNotFoundError: if a path leads to no file.
         PotentialFileError: if the file is truncated, foreign, of another version, or does not fit together.
-        ValueError: if there is no potential of that name.
+        ValueError: if there is no potential of that name, the dtype is neither, or it is float64 and JAX is not allowed
+            to use it.
         ImportError: if the calculator of `ase:…`, or the package a name needs, cannot be imported.
     """
-    text = str(name)
-    if text.startswith("ase:"):
-        teacher = AseTeacher.parse(text)
-        teacher.import_factory()
-        return teacher
-    if text in CHGNETS:
-        from jaxmlip.potentials.chgnet import load_chgnet
+    wanted = None if dtype is None else _checked_dtype(dtype)
+    potential = _loaded(name)
+    return potential if wanted is None else in_precision(potential, wanted)
 
-        return load_chgnet("r2scan" if text == "chgnet:r2scan" else "gga")
-    path = Path(name)
+
+def _loaded(name: str | Path) -> Potential:
+    """The potential as it is."""
+    text, path = str(name), Path(name)
+    prefix, colon, rest = text.partition(":")
+    if colon and not path.is_file():
+        names = find_names(prefix)
+        if names is not None:
+            return names.load(rest)
     if not path.is_file():
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give the path of a .jaxmlip file in it.")
         if path.suffix == ".jaxmlip" or path.name != text:
             raise FileNotFoundError(f"There is no potential file {path}.")
-        raise ValueError(
-            f"There is no potential {text!r}; the names are {', '.join(CHGNETS)}, ase:package.module:factory, and "
-            "paths of .jaxmlip files."
-        )
+        raise ValueError(f"There is no potential {text!r}; the names are {names_known()}, and paths of .jaxmlip files.")
     archive = _read(path)
     header = _header(path, archive)
     with _refusing(path):
@@ -177,23 +94,43 @@ def load(name: str | Path) -> Potential | AseTeacher:
     return potential
 
 
-def load_potential(name: str | Path) -> Potential:
-    """`load` for whoever needs more than labels: simulations, training, derivatives.
+def _checked_dtype(dtype: Any) -> np.dtype:
+    """float32, or float64 where JAX may use it."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = np.dtype(object)
+    if found not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f'The dtype of a potential is "float32" or "float64", not {dtype!r}.')
+    if found == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(
+            "A potential in float64 needs JAX to allow it, or it would compute in float32: call "
+            'jax.config.update("jax_enable_x64", True) at the start of the program.'
+        )
+    return found
 
-    Raises:
-        ValueError: if the name stands for a teacher that only labels; otherwise as `load`.
-    """
-    potential = load(name)
-    if not isinstance(potential, Potential):
-        raise ValueError(f"{name} gives labels only; this needs a potential in JAX, such as a student of it.")
-    return potential
+
+def in_precision(potential: Potential, dtype: np.dtype) -> Potential:
+    """The potential with its floating-point leaves in a precision; elemental references stay in double."""
+
+    def cast(path: Any, leaf: Any) -> Any:
+        field = getattr(path[-1], "name", None)
+        if field == "references" or not np.issubdtype(np.asarray(leaf).dtype, np.floating):
+            return leaf
+        return np.asarray(leaf, dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, potential)
+
+
+load_potential = load
+"""Another name of `load`."""
 
 
 def save(potential: Potential, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> None:
     """Write a potential to one file, at once or not at all.
 
     Args:
-        potential: of a kind in `KINDS`, or a sum of such.
+        potential: of a registered kind (see `register_potential`), or a sum of such.
         path: of the file, by custom `.jaxmlip`; an existing file is replaced.
         provenance: what made it (configuration, seed, …), as JSON can hold it; versions of the packages are added.
             Read it with `read_header(path)["provenance"]`.
@@ -260,10 +197,9 @@ def _encode(potential: Potential, arrays: dict[str, np.ndarray], prefix: str = "
     if isinstance(potential, Sum):
         terms = [_encode(term, arrays, f"{prefix}{place}/") for place, term in enumerate(potential.terms)]
         return {"kind": "sum", "terms": terms}
-    path = f"{type(potential).__module__}:{type(potential).__qualname__}"
-    name = next((name for name, kind in KINDS.items() if kind.path == path), None)
+    name = kind_of(potential)
     if name is None:
-        raise ValueError(f"there is no file format for {path}; the kinds are sum, {', '.join(KINDS)}")
+        raise ValueError(_no_kind(potential))
     static, leaves = KINDS[name].encode(potential)
     manifest = {}
     for key, leaf in flatten_dict(leaves, sep="/").items():
@@ -278,16 +214,35 @@ def _encode(potential: Potential, arrays: dict[str, np.ndarray], prefix: str = "
         raise ValueError(f"references has shape {references.shape} instead of ({N_SPECIES},)")
     _check_finite("references", references)
     by_symbol = {chemical_symbols[z]: float(references[z]) for z in np.flatnonzero(references)}
-    return {"kind": name, "static": static, "references": by_symbol, "arrays": manifest}
+    node = {"kind": name, "class": KINDS[name].path, "static": static}
+    return node | {"references": by_symbol, "arrays": manifest}
+
+
+def _no_kind(potential: Potential) -> str:
+    """Why a potential cannot be written."""
+    path = f"{type(potential).__module__}:{type(potential).__qualname__}"
+    if isinstance(potential, AsePotential):
+        return (
+            f"{potential} runs a calculator of ASE, and a file holds numbers alone; give its name, ase:…, where a "
+            "potential is asked for, or distil it"
+        )
+    return (
+        f"there is no file format for {path}; the kinds are sum, {', '.join(KINDS)}, and register_potential adds others"
+    )
 
 
 def _decode(node: dict[str, Any], arrays: Mapping[str, np.ndarray], prefix: str = "") -> Potential:
     """The inverse of `_encode`."""
     if node["kind"] == "sum":
         return Sum(tuple(_decode(term, arrays, f"{prefix}{place}/") for place, term in enumerate(node["terms"])))
-    kind = KINDS.get(node["kind"])
+    kind = find_kind(node["kind"])
     if kind is None:
-        raise ValueError(f"it is of the kind {node['kind']!r}, but this version knows sum, {', '.join(KINDS)}")
+        module = str(node.get("class", "")).partition(":")[0]
+        mend = f"; import {module}, which registers it (nothing that a file names is imported by itself)"
+        raise ValueError(
+            f"it is of the kind {node['kind']!r}, but what is registered is sum, {', '.join(KINDS)}"
+            f"{mend if module else ''}"
+        )
     flat = {}
     for key, promised in node["arrays"].items():
         if prefix + key not in arrays:
@@ -304,9 +259,7 @@ def _decode(node: dict[str, Any], arrays: Mapping[str, np.ndarray], prefix: str 
     for symbol, energy in node["references"].items():
         references[atomic_numbers[symbol]] = energy
     _check_finite("references", references)
-    module, _, name = kind.path.partition(":")
-    cls = getattr(importlib.import_module(module), name)
-    return kind.decode(cls, node["static"], unflatten_dict(flat, sep="/"), references)
+    return kind.decode(kind.potential_class(), node["static"], unflatten_dict(flat, sep="/"), references)
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:

@@ -1,15 +1,19 @@
 """What a potential is: the energy of a Graph, everything else by differentiating it."""
 
 import abc
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase import Atoms
 from jaxtyping import Float, Int
 
 from jaxmlip.describing import elements, parameters, short
+from jaxmlip.digests import digest
 from jaxmlip.systems.graph import Graph, strained
 from jaxmlip.types import AnyArray, Leaf, Matrices, PerAtom, PerGraph, Vectors
 
@@ -87,6 +91,23 @@ class Potential(abc.ABC):
         """Energy of each graph in eV, relative to the elemental references; 0 for padding graphs."""
         return graph.sum_over_atoms(self.atomic_energies(graph))
 
+    def references_for(self, species: Sequence[int] | Int[np.ndarray, " atoms"]) -> Float[np.ndarray, "119"]:
+        """`references` in float64; a potential that finds them out when they are needed does so for these elements."""
+        del species
+        return np.asarray(self.references, np.float64)
+
+    def check(self, atoms: Atoms, *, stress: bool = False) -> None:
+        """Whether the potential can say of a structure what is asked for, asked before anything runs.
+
+        Raises:
+            ValueError: if it cannot, as where a stress is asked for of a calculator that has none.
+        """
+        del atoms, stress
+
+    def complaint(self) -> str:
+        """In a sentence, what last went wrong on the host since this was asked before; empty if nothing did."""
+        return ""
+
     def __add__(self, other: "Potential") -> "Potential":
         """The potential whose energies (and references) are the sums: `low + delta`."""
         return Sum((self, other))
@@ -129,6 +150,23 @@ class Sum(Potential):
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Sum of the terms' atomic energies, eV."""
         return sum((term.atomic_energies(graph) for term in self.terms), start=jnp.zeros((), graph.positions.dtype))
+
+    def energy(self, graph: Graph) -> PerGraph:
+        """Sum of the terms' energies, eV; a term need not have atomic energies."""
+        return sum((term.energy(graph) for term in self.terms), start=jnp.zeros((), graph.positions.dtype))
+
+    def references_for(self, species: Sequence[int] | Int[np.ndarray, " atoms"]) -> Float[np.ndarray, "119"]:
+        """Sum of the terms' references, eV."""
+        return np.sum([term.references_for(species) for term in self.terms], axis=0)
+
+    def check(self, atoms: Atoms, *, stress: bool = False) -> None:
+        """Whether all terms can say what is asked for; ValueError if not."""
+        for term in self.terms:
+            term.check(atoms, stress=stress)
+
+    def complaint(self) -> str:
+        """What went wrong in the terms."""
+        return " ".join(filter(None, [term.complaint() for term in self.terms]))
 
 
 class Prediction(flax.struct.PyTreeNode):
@@ -178,7 +216,13 @@ def _value_and_gradient(energy, at):
 
 def reference_energy(potential: Potential, species: Int[np.ndarray, " atoms"]) -> float:
     """Sum in float64 of the elemental references of a structure's atoms, eV; to be added to `Potential.energy`."""
-    return float(np.sum(np.asarray(potential.references, np.float64)[np.asarray(species)]))
+    return float(np.sum(potential.references_for(species)[np.asarray(species)]))
+
+
+def fingerprint(potential: Potential) -> str:
+    """SHA-256 of a potential's numbers and of all that is static: equal in another process, for an equal potential."""
+    leaves, structure = jax.tree.flatten(potential)
+    return digest(*leaves, re.sub(r" at 0x[0-9a-f]+", "", str(structure)))
 
 
 def check_species(potential: Potential, species: Int[np.ndarray, " atoms"]) -> None:

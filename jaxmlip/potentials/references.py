@@ -78,6 +78,11 @@ def fit_references(
     return references
 
 
+def elements_of(frames: Sequence[Frame]) -> list[int]:
+    """Atomic numbers in frames, ascending."""
+    return sorted({int(number) for frame in frames for number in frame.atoms.numbers})
+
+
 def tied_elements(compositions: Float[np.ndarray, "frames elements"]) -> list[tuple[list[int], int]]:
     """Groups of elements whose amounts are tied to each other, so that no fit can tell their energies apart.
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -93,6 +94,7 @@ class Driver:
                 default they are counted.
             atoms: what replicas with fewer are padded to, by default the most there are.
         """
+        self._told: set[int] = set()
         self.layout, self.sizes = layout, np.array([len(each) for each in starts])
         self.atoms = int(self.sizes.max()) if atoms is None else atoms
         cells = np.stack([periodic_cell(each) for each in starts])
@@ -305,6 +307,7 @@ class Driver:
             spent += time.perf_counter() - start
             if self.stop_at_failure and failure.any():
                 self._raise(failure, failed_at)
+            self._tell(failure)
             if step >= until:
                 return spent
             self._make_room(needed.reshape(-1, 4).max(0), bool(skin_broken.any()), bool(narrow.any()))
@@ -363,8 +366,20 @@ class Driver:
             f"Replica {self._called[replica]} failed in step {step} ({step * self.timestep_fs:g} fs): "
             f"{OUTCOMES[int(failure[replica])].value}. Likely causes: (a) atoms too close in the start structure; "
             f"(b) a timestep of {self.timestep_fs:g} fs is too long for the lightest atoms; (c) the potential left the "
-            'range of its training data. With on_failure="mark" the other replicas go on.'
+            'range of its training data. With on_failure="mark" the other replicas go on.' + self._complaint()
         )
+
+    def _tell(self, failure: np.ndarray) -> None:
+        """Warn of what the potential has to say of replicas that have newly failed."""
+        failed = set(np.flatnonzero(failure).tolist())
+        complaint = self._complaint() if failed - self._told else ""
+        self._told |= failed
+        if complaint:
+            warnings.warn(f"Replicas have failed ({', '.join(map(str, sorted(failed)))}).{complaint}", stacklevel=2)
+
+    def _complaint(self) -> str:
+        said = self.potential.complaint()
+        return f" {said}" if said else ""
 
 
 def slots_needed(

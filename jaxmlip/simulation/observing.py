@@ -4,6 +4,7 @@ What is observed is looked at more often than frames are kept; each frame carrie
 """
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -159,6 +160,8 @@ class Observer:
         """Averages [replicas, ...] since this was last asked."""
         found = {name: np.asarray(total, np.float64) / self._looks for name, total in self._sums.items()}
         if self._second is not None:
+            if complaint := self._second.potential.complaint():
+                warnings.warn(f"What a run is compared with has failed. {complaint}", stacklevel=2)
             found[ENERGY_DIFFERENCE] += self._difference
         self._sums, self._looks = {}, 0
         return found
@@ -230,6 +233,7 @@ class _Evaluator:
         search, number = image_search(heights, cutoff), bins_for(driver.atoms, heights, cutoff)
         while True:
             _, slots, inner, in_bin = (int(size) for size in self._sizes)
+            slots = max(slots, 1)  # a potential may see no neighbours, but lists have a place
             inner = inner if self.potential.inner_cutoff > 0 else 0
             room = Room(search, slots, slots, inner, None if number is None else Bins(number, max(in_bin, 1)))
             prediction, needed = _evaluated(

@@ -110,6 +110,7 @@ def relax(
     check_one(potential, "relax", "relax with one after the other")
     check_structure(structure)
     check_species(potential, structure.numbers)
+    potential.check(structure, stress=stress_GPa is not None)
     limits = {"forces_eV_A": forces_eV_A, "steps": steps, "skin": skin}
     limits |= {} if stress_GPa is None else {"stress_GPa": stress_GPa}
     for name, value in limits.items():

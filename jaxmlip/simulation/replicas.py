@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 from ase import Atoms
 
 from jaxmlip.digests import digest
-from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.potential import Potential, fingerprint
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import prefixed
 from jaxmlip.simulation.observing import PerFrame
@@ -265,7 +264,7 @@ def _identity(session: Session, potential: Potential, ensemble: Ensemble, option
     """What must be equal for a run to be the same, by the names that messages call it; see `recording`."""
     starts, against = session.starts, options.against
     return {
-        "potential": digest(*jax.tree.leaves(potential)),
+        "potential": fingerprint(potential),
         "structure": digest(*(x for atoms in starts for x in (atoms.positions, atoms.cell, atoms.numbers, atoms.pbc))),
         "masses": digest(*(atoms.get_masses() for atoms in starts)),
         "constraints": _described(session.fixed),
@@ -278,7 +277,7 @@ def _identity(session: Session, potential: Potential, ensemble: Ensemble, option
         "watch_bonds": options.watch_bonds,
         "precision": str(session.driver.walkers.energy.dtype),
         "observables": [str(observable) for observable in options.observables],
-        "against": None if against is None else digest(*jax.tree.leaves(against)),
+        "against": None if against is None else fingerprint(against),
         "steps between observations": session.stride if session.observer else None,
     }
 

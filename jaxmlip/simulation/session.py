@@ -19,7 +19,7 @@ from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.engine import SHARED
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import MEAN, prefixed
-from jaxmlip.simulation.observing import Observer, PerFrame
+from jaxmlip.simulation.observing import PRESSURE_TENSOR, Observer, PerFrame
 from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, stacked
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
 from jaxmlip.simulation.schedules import Number
@@ -235,6 +235,11 @@ def make_session(
             f"{type(ensemble).__name__} needs a cell that is periodic in all three directions, not pbc "
             f"{everywhere[0].pbc.tolist()}; put the atoms into a cell, or keep the volume constant."
         )
+    asks_stress = ensemble.moves_cell or any(each.name == PRESSURE_TENSOR for each in options.observables)
+    for atoms in {id(atoms): atoms for atoms in everywhere}.values():
+        potentials[0].check(atoms, stress=asks_stress)
+        if options.against is not None:
+            options.against.check(atoms)
 
     fixed = _checked_fixed(everywhere, ensemble)
     chosen = share(len(everywhere)) if share else slice(len(everywhere))

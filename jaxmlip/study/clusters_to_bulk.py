@@ -21,11 +21,12 @@ from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.replicas import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.config import ClustersToBulk, ConfigError, Dynamics
+from jaxmlip.study.section import check_deployable
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for, write_json
 from jaxmlip.systems.clusters import cut_clusters
 from jaxmlip.systems.dataset import Frame, read_frames, write_frames
 from jaxmlip.systems.ice import ice_ih
-from jaxmlip.training.distill import distillation_problem
+from jaxmlip.training.distill import distillation_problem, teacher_references
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.runs import CHECKPOINTS
 from jaxmlip.training.strategy import Strategy
@@ -66,8 +67,11 @@ def run_stages(config: ClustersToBulk, workspace: Workspace, *, progress: bool =
     """Run every stage of the study, or what is left to do.
 
     Raises:
-        ValueError: if a teacher cannot be simulated, or does not know the elements of water.
+        ValueError: if a teacher does not know the elements of water, or a strategy would make a potential of the low
+            one that no file can hold.
     """
+    for strategy in config.strategies:
+        check_deployable(strategy, config.teachers.low)
     study = Study(config, workspace, _teacher(config.teachers.low), _teacher(config.teachers.high), progress)
     sampling = _sampling(study)
     structures = _structures(study, sampling)
@@ -151,11 +155,12 @@ def _foundation(study: Study, low: Stage) -> Stage:
     settings = _seeded(config.distillation, config.seed, FOUNDATION)
 
     def build(folder: Path) -> None:
+        training = _frames(low, "train")
         problem = distillation_problem(
             config.student,
-            _frames(low, "train"),
+            training,
             _frames(low, "validation"),
-            references=study.low.references,
+            references=teacher_references(study.low, training),
             settings=settings,
         )
         _save_trained(study, folder, _train(study, folder, problem, settings))

@@ -2,6 +2,7 @@
 
 import pydantic
 
+from jaxmlip.training.strategies import Differential
 from jaxmlip.training.strategy import Strategy
 
 
@@ -13,6 +14,15 @@ class Section(pydantic.BaseModel):
     """Base of every part of a configuration: frozen, and unknown keys are refused."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+def check_deployable(strategy: Strategy, teacher: str | None) -> None:
+    """Raise ConfigError if what a strategy makes cannot be saved: a sum with a calculator of ASE."""
+    if isinstance(strategy, Differential) and strategy.baseline == "teacher" and (teacher or "").startswith("ase:"):
+        raise ConfigError(
+            f"The strategy {strategy.called} adds its student to the teacher {teacher}, and no file can hold a "
+            "calculator of ASE; choose baseline: student."
+        )
 
 
 def told_apart(strategies: list[Strategy]) -> list[Strategy]:

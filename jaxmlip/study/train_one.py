@@ -5,10 +5,10 @@ from typing import Any
 
 from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.evaluation import predict
-from jaxmlip.potentials.files import load, load_potential, save
+from jaxmlip.potentials.files import load, save
 from jaxmlip.processes import join_processes, writes_files
 from jaxmlip.study.config import TrainOne
-from jaxmlip.study.section import ConfigError
+from jaxmlip.study.section import ConfigError, check_deployable
 from jaxmlip.study.workspace import write_json
 from jaxmlip.systems.dataset import split
 from jaxmlip.training.strategies import Direct
@@ -43,7 +43,8 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
             raise ConfigError(
                 f"The foundation {config.foundation} is not a student of ours, so it cannot be fine-tuned."
             )
-        teacher = load_potential(config.teacher) if config.teacher else None
+        check_deployable(strategy, config.teacher)
+        teacher = load(config.teacher) if config.teacher else None
         problem = strategy.problem(foundation, training, low=low, teacher=teacher, **seen)
     trained = strategy.solve(problem, settings, folder=folder / "training", progress=progress)
     potential = strategy.deploy(trained)

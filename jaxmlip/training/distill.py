@@ -6,10 +6,11 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float
 
+from jaxmlip.potentials.ase_potential import AsePotential
 from jaxmlip.potentials.equivariant import Equivariant, average_neighbors
 from jaxmlip.potentials.evaluation import Teacher, label
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.potentials.references import fit_references
+from jaxmlip.potentials.references import elements_of, fit_references
 from jaxmlip.systems.batches import Sample, make_samples
 from jaxmlip.systems.dataset import Frame, describe, split
 from jaxmlip.training.loss import Terms
@@ -31,8 +32,8 @@ def distil(
 
     Args:
         model: architecture of the student.
-        teacher: any Potential, or anything with a `label` method. The elemental references are the teacher's own if it
-            is a Potential, else fitted by least squares.
+        teacher: any Potential, or anything with a `label` method. The elemental references are the teacher's own, for
+            an ASE calculator the energies of isolated atoms; without any, they are fitted by least squares.
         structures: what the teacher labels; a random part becomes the validation set.
         settings: of the training; stresses are labelled if they have a weight.
         validation_fraction: share of the structures kept for validation, at least one.
@@ -48,9 +49,19 @@ def distil(
     """
     frames = label(structures, teacher, stress=settings.stress_weight > 0, progress=progress)
     training, validation = split_validation(frames, validation_fraction, seed)
-    references = teacher.references if isinstance(teacher, Potential) else None
+    references = teacher_references(teacher, frames)
     problem = distillation_problem(model, training, validation, references, settings=settings)
     return train(problem, settings, progress=progress).potential
+
+
+def teacher_references(teacher: Potential | Teacher, frames: Sequence[Frame]) -> Float[np.ndarray, "119"] | None:
+    """Elemental references of a teacher for the elements of frames, eV; None if it has none and they must be fitted."""
+    elements = elements_of(frames)
+    if not isinstance(teacher, Potential) or (
+        isinstance(teacher, AsePotential) and not teacher.has_references(elements)
+    ):
+        return None
+    return teacher.references_for(elements)
 
 
 def distillation_problem(
@@ -104,7 +115,7 @@ def fresh_problem(
         ValueError: see `check_frames`.
     """
     if species is None:
-        species = sorted({int(number) for frame in frames for number in frame.atoms.numbers})
+        species = elements_of(frames)
     check_frames(species, frames, validation, terms, terms)
     if references is None:
         references = fit_references(frames)

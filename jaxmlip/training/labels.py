@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.potentials.references import fit_references, shift_references
+from jaxmlip.potentials.references import elements_of, fit_references, shift_references
 from jaxmlip.systems.dataset import Frame
 
 Labels: TypeAlias = Literal["energy_forces", "energy"]
@@ -82,7 +82,7 @@ def lifted_references(
     Warns:
         UserWarning: see `fit_references`.
     """
-    own = np.array(foundation.references, np.float64)
+    own = np.array(foundation.references_for(elements_of([*high, *low])))
     if how == "keep":
         return own
     if how == "refit":

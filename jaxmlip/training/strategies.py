@@ -19,6 +19,7 @@ from jaxtyping import Float
 from jaxmlip.potentials.adapters import LowRank
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, with_heads
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.references import elements_of
 from jaxmlip.systems.dataset import Frame, describe, frame_kind
 from jaxmlip.training.distill import fresh_problem, split_validation
 from jaxmlip.training.labels import FixedReferences, Labels, References, residuals
@@ -98,7 +99,8 @@ class Differential(Strategy):
                 "The strategy differential subtracts the teacher's predictions, but there is no teacher; give "
                 "`teacher`, or choose baseline: student."
             )
-        change = self.lifted(baseline, data.high, data.low) - np.asarray(baseline.references, np.float64)
+        own = baseline.references_for(elements_of([*data.high, *data.low, *data.validation]))
+        change = self.lifted(baseline, data.high, data.low) - own
         problem = _fresh(data, residuals(baseline, data.high), residuals(baseline, data.validation), change)
         return dataclasses.replace(problem, baseline=baseline)
 

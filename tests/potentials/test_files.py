@@ -12,10 +12,10 @@ from ase.build import bulk
 from morse import Morse, morse
 
 from jaxmlip.potentials import files
-from jaxmlip.potentials.ase import AseTeacher
 from jaxmlip.potentials.equivariant import Equivariant, with_heads
 from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict
-from jaxmlip.potentials.files import ARRAYS, HEADER, KINDS, Kind, PotentialFileError, load, read_header, save
+from jaxmlip.potentials.files import ARRAYS, HEADER, PotentialFileError, load, read_header, save
+from jaxmlip.potentials.kinds import KINDS, Kind
 from jaxmlip.potentials.potential import Potential, Sum, stack
 
 SMALL = Equivariant(channels=4, l_max=1, correlation=1, cutoff=3.7, radial_functions=3, radial_mlp=(5,))
@@ -147,13 +147,6 @@ class TestRoundTrip:
 
 
 class TestNames:
-    def test_ase_calculators(self):
-        assert load("ase:ase.calculators.emt:EMT?asap_cutoff=true") == AseTeacher(
-            "ase.calculators.emt:EMT", {"asap_cutoff": True}
-        )
-        with pytest.raises(ImportError, match="no_such_package"):
-            load("ase:no_such_package:Calculator")
-
     @pytest.mark.parametrize("name", ["chgnet:pbe", "mace", "chgnet"])
     def test_unknown_names_list_the_known(self, name):
         with pytest.raises(ValueError, match=f"no potential '{name}'; the names are chgnet:gga, chgnet:r2scan, ase:"):
@@ -223,7 +216,7 @@ class TestRefusals:
         self.refused(path, "not that of a jaxmlip potential")
         rewrite(path, header | {"potential": header["potential"] | {"kind": "oracle"}}, arrays)
         kinds = "sum, equivariant, linearized, pairs, chgnet"
-        self.refused(path, f"it is of the kind 'oracle', but this version knows {kinds}")
+        self.refused(path, f"it is of the kind 'oracle', but what is registered is {kinds}; import jaxmlip.potentials")
         rewrite(path, {key: value for key, value in header.items() if key != "potential"}, arrays)
         self.refused(path, "'potential' is missing")
         with zipfile.ZipFile(path, "w") as archive:
@@ -274,3 +267,32 @@ class TestRefusals:
         with pytest.raises(PotentialFileError, match="cannot be written"):
             save(small, path, provenance={"loss": float("nan")})
         assert not list(tmp_path.iterdir())
+
+
+class TestPrecision:
+    def test_float64(self, small, tmp_path, x64):
+        """Casts parameters, of sums too, but not references; energies then carry the digits of double precision."""
+        save(small + small, tmp_path / "a.jaxmlip")
+        stored, double = load(tmp_path / "a.jaxmlip"), load(tmp_path / "a.jaxmlip", dtype="float64")
+        assert isinstance(double, Sum)
+        for leaf, wider in zip(jax.tree.leaves(stored), jax.tree.leaves(double), strict=True):
+            assert wider.dtype == np.float64
+            np.testing.assert_array_equal(leaf, wider)
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.1, seed=1)
+        (single,), (exact,) = predict(stored, [atoms]), predict(double, [atoms])
+        assert np.abs(exact.forces.sum(0)).max() < 1e-12 < np.abs(single.forces.sum(0)).max()
+        np.testing.assert_allclose(single.forces, exact.forces, atol=1e-5)
+        assert_identical(load(tmp_path / "a.jaxmlip", dtype=np.float32), stored)
+
+    def test_chgnet(self, x64):
+        double = load("chgnet:gga", dtype=np.float64)
+        assert {leaf.dtype for leaf in jax.tree.leaves(double.params)} == {np.dtype(np.float64)}
+
+    def test_refusals(self, small, tmp_path):
+        save(small, tmp_path / "a.jaxmlip")
+        with pytest.raises(ValueError, match=r"float64 needs JAX to allow it.*jax_enable_x64"):
+            load(tmp_path / "a.jaxmlip", dtype="float64")
+        for wrong in ("double-double", np.int32, np.float16):
+            with pytest.raises(ValueError, match=r'dtype of a potential is "float32" or "float64", not'):
+                load(tmp_path / "a.jaxmlip", dtype=wrong)

@@ -120,11 +120,13 @@ def test_interrupted_run_ends_with_the_same_numbers(summary, config, tmp_path, m
     assert numbers(resumed) == numbers(summary)
 
 
-def test_teacher_that_only_labels_is_refused_before_any_work(tmp_path):
-    labels_only = resolve(MINIATURE | {"teachers": {"low": "ase:ase.calculators.emt:EMT"}}, "miniature")
-    assert isinstance(labels_only, ClustersToBulk)
-    with pytest.raises(ValueError, match=r"ase\.calculators\.emt:EMT gives labels only"):
-        run_study(labels_only, tmp_path / "run", progress=False)
+def test_a_sum_that_no_file_can_hold_is_refused_before_any_work(tmp_path):
+    with_calculator = MINIATURE | {"teachers": {"low": "ase:ase.calculators.emt:EMT"}}
+    with_calculator |= {"strategies": [{"name": "differential", "baseline": "teacher"}]}
+    refused = resolve(with_calculator, "miniature")
+    assert isinstance(refused, ClustersToBulk)
+    with pytest.raises(ValueError, match=r"adds its student to the teacher ase:.*EMT, and no file.*baseline: student"):
+        run_study(refused, tmp_path / "run", progress=False)
     assert not list((tmp_path / "run" / "stages").iterdir())
 
 
