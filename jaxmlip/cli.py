@@ -3,10 +3,11 @@
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,9 +28,19 @@ def main() -> None:
 
 @contextmanager
 def _mistakes_in_one_sentence() -> Iterator[None]:
-    """Turn the errors that a user can mend into one sentence on stderr and exit status 1."""
+    """Turn errors that a user can mend into one sentence on stderr and exit status 1; warnings are sentences too."""
     try:
-        yield
+        with warnings.catch_warnings():
+            showwarning = warnings.showwarning
+
+            def in_one_sentence(message: Warning | str, category: type[Warning], *where: Any) -> None:
+                if category is UserWarning:
+                    typer.secho(f"Warning: {message}", fg="yellow", err=True)
+                else:
+                    showwarning(message, category, *where)
+
+            warnings.showwarning = in_one_sentence
+            yield
     except (ValueError, OSError, ImportError, RuntimeError, NotImplementedError) as error:
         if type(error).__module__.partition(".")[0] in ("jax", "jaxlib"):  # an error of the program, not of its use
             raise
@@ -138,13 +149,17 @@ def evaluate(
     with _mistakes_in_one_sentence():
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
+        from jaxmlip.potentials.potential import Potential, without_stress
         from jaxmlip.study.workspace import to_json
         from jaxmlip.systems.store import open_frames
+        from jaxmlip.training.weighting import has_stress
         from jaxmlip.validation.errors import compare
 
         model = load(potential)
         reference = open_frames(file, energy_key=energy_key, forces_key=forces_key, stress_key=stress_key, index=index)
         predicted = label_frames([frame.atoms for frame in reference], model, stress=stress_key is not None)
+        if isinstance(model, Potential) and any(map(has_stress, reference)) and (said := without_stress(model)):
+            warnings.warn(said, stacklevel=1)
         report = compare(reference, predicted).to_json()
         typer.echo(to_json(report, indent=None) if as_json else _two_columns(report))
 

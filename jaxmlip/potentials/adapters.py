@@ -3,7 +3,8 @@
 An adapter exists during training alone; `plain` makes of it the equivariant potential that it amounts to.
 """
 
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any, Self, cast
 
 import flax.struct
 import jax.numpy as jnp
@@ -42,6 +43,15 @@ class Adapter(Potential):
     def species(self) -> tuple[int, ...]:
         """Atomic numbers the potential knows, ascending."""
         return self.potential.species
+
+    @property
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Labels that the adapted potential has seen."""
+        return self.potential.trained_on
+
+    def having_seen(self, labels: Iterable[str]) -> Self:
+        """The adapter of a potential that was trained on these labels too."""
+        return self.replace(potential=self.potential.having_seen(labels))
 
     @property
     def heads(self) -> int:

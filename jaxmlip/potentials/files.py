@@ -28,7 +28,7 @@ from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxmlip.potentials.ase import AseTeacher
-from jaxmlip.potentials.potential import N_SPECIES, Potential, Sum
+from jaxmlip.potentials.potential import N_SPECIES, Potential, Sum, TrainingRecord
 from jaxmlip.systems.graph import GHOST, Graph
 
 FORMAT = "jaxmlip potential"
@@ -70,6 +70,7 @@ def _encode_equivariant(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]
         "average_neighbors": float(potential.average_neighbors),
         "heads": int(potential.heads),
         "tabulated": bool(potential.tabulated),
+        "trained_on": None if potential.trained_on is None else list(potential.trained_on),
     }
     return static, {name: getattr(potential, name) for name in ("params", "scale", "shift", "repulsion")}
 
@@ -87,6 +88,7 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
         "average_neighbors": static["average_neighbors"],
         "heads": heads,
         "tabulated": static.get("tabulated", False),
+        "record": TrainingRecord(static.get("trained_on")),  # files did not always say
     }
     return cls(**leaves, references=references, specification=specification, known=known, **rest)
 

@@ -1,6 +1,7 @@
 """Relaxation of positions and cells by FIRE, on the engine of the dynamics: any Potential, lists that hold."""
 
 import dataclasses
+import warnings
 from typing import Any, ClassVar
 
 import flax.struct
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.potentials.potential import Potential, check_species, reference_energy, without_stress
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.engine import current_cells
@@ -94,6 +95,9 @@ def relax(
     Raises:
         ValueError: for elements the potential does not know, a damaged structure, settings that make no sense, or a
             cell that is to move without being periodic in all three directions.
+
+    Warns:
+        UserWarning: if the cell moves by a potential that was trained, but never on stress.
     """
     check_structure(structure)
     check_species(potential, structure.numbers)
@@ -107,6 +111,8 @@ def relax(
             f"Only a cell that is periodic in all three directions can relax, not pbc {structure.pbc.tolist()}; leave "
             "out stress_GPa."
         )
+    if stress_GPa is not None and (said := without_stress(potential)):
+        warnings.warn(said, stacklevel=2)
     fire = Fire(forces_eV_A) if stress_GPa is None else FireWithCell(forces_eV_A, stress_GPa, pressure_GPa)
     engine = Driver(
         potential,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from ase import Atoms
 from jax.sharding import Mesh
 
-from jaxmlip.potentials.potential import Potential, check_species, reference_energy, stack
+from jaxmlip.potentials.potential import Potential, check_species, reference_energy, stack, without_stress
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
 from jaxmlip.simulation.driver import Driver
@@ -211,6 +212,9 @@ def make_session(
             f"{type(ensemble).__name__} needs a cell that is periodic in all three directions, not pbc "
             f"{everywhere[0].pbc.tolist()}; put the atoms into a cell, or keep the volume constant."
         )
+
+    if ensemble.moves_cell and (said := next(filter(None, map(without_stress, potentials)), None)):
+        warnings.warn(said, stacklevel=3)
 
     chosen = share(len(everywhere)) if share else slice(len(everywhere))
     first, number = chosen.start or 0, len(potentials)

@@ -1,5 +1,6 @@
 """Distillation: a new student that imitates a teacher's energies and forces."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,12 +9,13 @@ from jaxtyping import Float
 
 from jaxmlip.potentials.equivariant import Equivariant, average_neighbors
 from jaxmlip.potentials.evaluation import Teacher, label
-from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.references import fit_references
 from jaxmlip.systems.batches import Sample, make_samples
 from jaxmlip.systems.dataset import Frame, describe, split
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.trainer import DEFAULT_SETTINGS, TrainingProblem, TrainingSettings, check_frames, train
+from jaxmlip.training.weighting import demanded, terms_of
 from jaxmlip.types import AnyArray
 
 
@@ -34,7 +36,8 @@ def distil(
         teacher: any Potential, or anything with a `label` method. The elemental references are the teacher's own if it
             is a Potential, else fitted by least squares.
         structures: what the teacher labels; a random part becomes the validation set.
-        settings: of the training; stresses are labelled if they have a weight.
+        settings: of the training. Stresses of structures that are periodic in all three directions are labelled, and
+            trained on, unless `stress_weight` is 0, or is left open and the teacher has no stress.
         validation_fraction: share of the structures kept for validation, at least one.
         seed: of that choice.
         progress: show bars.
@@ -45,12 +48,36 @@ def distil(
     Raises:
         ValueError: if there are fewer than two structures, or the teacher cannot label one of them.
         TrainingDiverged: see `train`.
+
+    Warns:
+        UserWarning: if the teacher has no stress, and none was asked for.
     """
-    frames = label(structures, teacher, stress=settings.stress_weight > 0, progress=progress)
+    frames = label(structures, teacher, stress=_labels_stress(structures, teacher, settings), progress=progress)
     training, validation = split_validation(frames, validation_fraction, seed)
     references = teacher.references if isinstance(teacher, Potential) else None
     problem = distillation_problem(model, training, validation, references, settings=settings)
     return train(problem, settings, progress=progress).potential
+
+
+def _labels_stress(structures: Sequence[Atoms], teacher: Potential | Teacher, settings: TrainingSettings) -> bool:
+    """Whether to label stresses; a teacher that is no Potential is tried on one structure, for many have none."""
+    periodic = next((atoms for atoms in structures if atoms.pbc.all()), None)
+    if settings.stress_weight is not None:
+        return settings.stress_weight > 0
+    if periodic is None or isinstance(teacher, Potential):
+        return periodic is not None
+    try:
+        label([periodic], teacher, stress=True)
+    except ValueError as error:
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
+        warnings.warn(
+            f"The student is trained without stress, which its teacher does not give ({error.__cause__}); do not rely "
+            "on its pressures, nor on densities at constant pressure.",
+            stacklevel=3,
+        )
+        return False
+    return True
 
 
 def distillation_problem(
@@ -73,7 +100,7 @@ def distillation_problem(
     Raises:
         ValueError: see `check_frames`.
     """
-    terms = settings.terms()
+    terms = terms_of(settings, frames)
     return fresh_problem(model, frames, validation, references, settings=settings, terms=terms)
 
 
@@ -94,7 +121,7 @@ def fresh_problem(
         model: architecture.
         frames: training frames.
         validation: validation frames.
-        references: [119], eV; fitted by least squares if None.
+        references: [119], eV; if None, fitted by least squares, or 0 where energies are neither trained on nor there.
         settings: for the seed of the parameters.
         terms: of training loss and selection.
         species: atomic numbers the potential shall know; by default those of the training frames.
@@ -105,9 +132,10 @@ def fresh_problem(
     """
     if species is None:
         species = sorted({int(number) for frame in frames for number in frame.atoms.numbers})
-    check_frames(species, frames, validation, terms, terms)
+    check_frames(species, frames, validation, terms, demanded(terms, settings))
     if references is None:
-        references = fit_references(frames)
+        nothing_to_fit = not terms.energy and all(np.isnan(frame.energy) for frame in frames)
+        references = np.zeros(N_SPECIES) if nothing_to_fit else fit_references(frames)
     samples = make_samples(frames, model.cutoff, 0.0, references)
     held_out = make_samples(validation, model.cutoff, 0.0, references)
     if neighbors is None:

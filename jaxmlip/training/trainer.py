@@ -34,6 +34,7 @@ from jaxmlip.training.problem import check_frames as check_frames
 from jaxmlip.training.runs import Model, Run, kept
 from jaxmlip.training.stacking import check_feed, check_stack, stacked_controls, stacked_potentials, stacked_states
 from jaxmlip.training.step import EXPLOSION, PATIENCE, Report, choose, measure, schedule, update
+from jaxmlip.training.weighting import resolved
 
 
 def train(
@@ -125,6 +126,7 @@ def _train_stack(
     on_epoch: Callable[[int, Record], None] | None,
 ) -> list[Trained]:
     """Train models that share every call of the compiled step."""
+    settings = [resolved(problem, mine) for problem, mine in zip(problems, settings, strict=True)]
     common, mesh = settings[0], make_mesh(settings[0].data_parallel)
     feed, held_out = _feeds(problems, common, mesh)
     rates = np.stack([schedule(mine, feed.steps) for mine in settings])
@@ -189,7 +191,9 @@ def _train_stack(
     best = on_host(run.best)
     return [
         Trained(
-            problem.potential.replace(params=jax.tree.map(lambda leaf, number=number: leaf[number], best)),
+            problem.potential.replace(params=jax.tree.map(lambda leaf, number=number: leaf[number], best)).having_seen(
+                label for label, seen in problem.terms._asdict().items() if seen
+            ),
             model.history,
             model.best_epoch,
             problem,
@@ -300,6 +304,7 @@ def _validate(
 def _record(run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float) -> Record:
     """What the history says of an epoch."""
     sums: dict[str, TermSums] = validation.sums()
+    stress = {"stress_weight": settings.weights().stress} if "stress" in sums else {}
     return {
         "epoch": run.epoch,
         "train_loss": float(np.mean(model.losses)) if model.losses else np.nan,
@@ -309,7 +314,7 @@ def _record(run: Run, model: Model, validation: Tally, settings: TrainingSetting
         "validation_stress_rmse_GPa": rmse(sums, "stress"),
         "learning_rate": rate,
         "wall_s": run.wall_s,
-    }
+    } | stress
 
 
 def _bar(run: Run, settings: TrainingSettings, steps: int, progress: bool) -> Any:
