@@ -4,7 +4,7 @@ An adapter exists during training alone; `plain` makes of it the equivariant pot
 """
 
 from collections.abc import Iterable
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import flax.struct
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class Adapter(Potential):
         """Labels that the adapted potential has seen."""
         return self.potential.trained_on
 
-    def having_seen(self, labels: Iterable[str]) -> Self:
+    def having_seen(self, labels: Iterable[str]) -> "Potential":
         """The adapter of a potential that was trained on these labels too."""
         return self.replace(potential=self.potential.having_seen(labels))
 

@@ -95,7 +95,7 @@ class Potential(abc.ABC):
         """Labels ("energy", "forces", "stress") that the potential has ever seen; None if nobody knows."""
         return None
 
-    def having_seen(self, labels: Iterable[str]) -> Self:
+    def having_seen(self, labels: Iterable[str]) -> "Potential":
         """The potential, which says that it was trained on these labels too, if it keeps a record."""
         del labels
         return self
