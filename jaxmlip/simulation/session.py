@@ -196,6 +196,9 @@ def make_session(
 
     Raises:
         ValueError: see `simulate`.
+
+    Warns:
+        UserWarning: if the cell moves by a potential that was trained, but never on stress.
     """
     if not potentials:
         raise ValueError("There are no potentials to simulate.")

@@ -45,8 +45,8 @@ class TrainingSettings(pydantic.BaseModel):
     stress_weight: float | None = pydantic.Field(
         default=None,
         ge=0,
-        description="weight of the stress; null: by the spread of the labels, so that stress counts like forces, "
-        "wherever frames have it (0: never)",
+        description="weight of the stress; null: from the spread of the labels (see "
+        "jaxmlip.training.weighting), wherever frames have it; 0: never",
     )
     tiers: int | None = pydantic.Field(
         default=None,

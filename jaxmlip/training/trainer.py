@@ -18,7 +18,7 @@ from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.plan import Hand
 from jaxmlip.training.feed import Feed, make_feed
-from jaxmlip.training.loss import TermSums, total
+from jaxmlip.training.loss import Terms, TermSums, total
 from jaxmlip.training.metrics import Tally, rmse
 from jaxmlip.training.parallel import dealt, make_mesh, on_host, replicated
 from jaxmlip.training.problem import (
@@ -167,7 +167,7 @@ def _train_stack(
                 better = np.zeros(len(problems), bool)
                 for number in np.flatnonzero(recorded).tolist():
                     model, tally = run.models[number], tallies[number]
-                    record = _record(run, model, tally, settings[number], float(rate[number]))
+                    record = _record(run, model, tally, settings[number], float(rate[number]), problems[0].terms)
                     model.history.append(record)
                     better[number] = record["validation_loss"] < model.lowest
                     if better[number]:
@@ -301,10 +301,10 @@ def _validate(
     return tallies
 
 
-def _record(run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float) -> Record:
+def _record(run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float, terms: Terms) -> Record:
     """What the history says of an epoch."""
+    stress = {"stress_weight": settings.weights().stress} if terms.stress else {}
     sums: dict[str, TermSums] = validation.sums()
-    stress = {"stress_weight": settings.weights().stress} if "stress" in sums else {}
     return {
         "epoch": run.epoch,
         "train_loss": float(np.mean(model.losses)) if model.losses else np.nan,

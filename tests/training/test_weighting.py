@@ -64,26 +64,26 @@ def test_weight_by_hand():
     made = make_samples(frames, 3.0, 0.0, np.zeros(119))
     energies = 0.01 * (0.02 - 0.005)
     forces, stresses = 0.01 * (0.3 - 0.005) / 3, 0.01 * (0.015 - 0.005) / 3
-    expected = (2.0 * energies + 10.0 * forces) / stresses
-    assert stress_weight(made, TrainingSettings(energy_weight=2.0)) == float(f"{expected:.3g}") == 304.0
-    squares = (1.0 * 0.02**2 + 10.0 * 0.3**2 / 3) / (0.015**2 / 3)
+    expected = 0.125 * (2.0 * energies + 10.0 * forces) / stresses
+    assert stress_weight(made, TrainingSettings(energy_weight=2.0)) == float(f"{expected:.3g}") == 38.0
+    squares = 0.125 * (1.0 * 0.02**2 + 10.0 * 0.3**2 / 3) / (0.015**2 / 3)
     assert stress_weight(made, TrainingSettings(loss="mse")) == float(f"{squares:.3g}")
     # In the quadratic part a spread half as large has four times the weight, up to a limit.
     halved, tiny, none = (
         [dataclasses.replace(sample, stress=sample.stress * 0 + change * (1 - 2 * k)) for k, sample in enumerate(made)]
         for change in (0.005, 1e-9, np.nan)
     )
-    others = energies + 10.0 * forces
+    others = 0.125 * (energies + 10.0 * forces)
     assert stress_weight(halved, TrainingSettings()) == float(f"{others / (0.5 * 0.005**2):.3g}")
     assert stress_weight(tiny, TrainingSettings()) == float(f"{others / (0.5 * LEAST_SPREAD**2):.3g}")
     assert stress_weight(none, TrainingSettings()) == 0.0
     assert LEAST_SPREAD == 0.5 * GPA
     # Levels of theory that differ by a constant do not widen the spread.
     shifted = [dataclasses.replace(sample, stress=sample.stress + 1.0, head=1) for sample in made]
-    assert stress_weight([*made, *shifted], TrainingSettings(energy_weight=2.0)) == 304.0
+    assert stress_weight([*made, *shifted], TrainingSettings(energy_weight=2.0)) == 38.0
     # What does not move says nothing: forces that vanish by symmetry leave energies, and these leave the stress alone.
     still = [dataclasses.replace(sample, forces=0 * sample.forces) for sample in made]
-    assert stress_weight(still, TrainingSettings()) == float(f"{energies / stresses:.3g}")
+    assert stress_weight(still, TrainingSettings()) == float(f"{0.125 * energies / stresses:.3g}")
     assert stress_weight([dataclasses.replace(s, energy=np.nan) for s in still], TrainingSettings()) == 1.0
 
 
@@ -124,7 +124,7 @@ def test_stress_of_some_frames_is_trained_on(high, solids, tmp_path):
     start, end = (stress_rmse(each.potential, solids[12:]) for each in (given, trained))
     assert end < 0.3 * start
     again = train(given, SETTINGS, folder=tmp_path, progress=False)  # from its last checkpoint
-    assert again.history == trained.history
+    np.testing.assert_equal(again.history, trained.history)
     (stacked, other) = train_many([given, problem(frames[:16], solids[12:])], SETTINGS, progress=False)
     assert stacked.history[-1]["validation_loss"] == trained.history[-1]["validation_loss"]
     assert other.history[-1]["stress_weight"] != weight
