@@ -12,7 +12,7 @@ from water_pairs import HIGH, LOW
 from jaxmlip.potentials.ase import AseTeacher
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.evaluation import label, predict
-from jaxmlip.potentials.potential import LABELS, Potential, without_stress
+from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.batches import LazySamples, Recipe, Sample, make_samples
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.distill import _labels_stress, distillation_problem
@@ -83,7 +83,7 @@ def test_weight_by_hand():
     assert stress_weight([*made, *shifted], TrainingSettings(energy_weight=2.0)) == 38.0
     # What does not move says nothing: forces that vanish by symmetry leave energies, and these leave the stress alone.
     still = [dataclasses.replace(sample, forces=0 * sample.forces) for sample in made]
-    assert stress_weight(still, TrainingSettings()) == float(f"{0.125 * energies / stresses:.3g}")
+    np.testing.assert_allclose(stress_weight(still, TrainingSettings()), 0.125 * energies / stresses, rtol=2e-3)
     assert stress_weight([dataclasses.replace(s, energy=np.nan) for s in still], TrainingSettings()) == 1.0
 
 
@@ -194,25 +194,3 @@ def test_forces_alone(high):
         distillation_problem(MODEL, blind[:8], blind[8:12], settings=SETTINGS)
     with pytest.raises(ValueError, match="nothing to minimise"):
         TrainingSettings(energy_weight=0.0, forces_weight=0.0)
-
-
-def test_potentials_say_what_they_were_trained_on(high, solids):
-    """All labels that were ever in a loss, whatever strategy deploys them."""
-    short = SETTINGS.model_copy(update={"epochs": 1})
-    start = distillation_problem(MODEL, high[:8], high[8:12], settings=short)
-    assert start.potential.trained_on == ()
-    assert without_stress(start.potential) is None
-    student = train(start, short, progress=False).potential
-    assert student.trained_on == ("energy", "forces")
-    assert "trained on energies and forces, but never on stress" in (without_stress(student) or "")
-    assert (student + student).trained_on == ("energy", "forces")
-    assert (student + LOW).trained_on is None
-    arguments = {"validation": solids[12:], "low": high[:8], "settings": short}
-    for strategy in (SingleFidelity(references="trainable", moves="low_rank", rank=1), Differential(), MultiFidelity()):
-        for frames, seen in ((high[:8], ("energy", "forces")), (solids[:8], LABELS)):
-            problem = strategy.problem(student, frames, **arguments)
-            deployed = strategy.deploy(strategy.solve(problem, short, progress=False))
-            assert deployed.trained_on == seen, strategy.name
-            assert (without_stress(deployed) is None) == (seen == LABELS)
-    alone = Direct().problem(student, solids[:8], validation=solids[12:], labels="energy", settings=short)
-    assert Direct().deploy(train(alone, short, progress=False)).trained_on == ("energy",)
