@@ -164,15 +164,19 @@ def evaluate(
     with _mistakes_in_one_sentence():
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
+        from jaxmlip.potentials.potential import without_stress
         from jaxmlip.simulation.frames import open_frames
         from jaxmlip.study.workspace import to_json
-        from jaxmlip.validation.errors import as_table, compare, has_stress
+        from jaxmlip.systems.dataset import has_stress
+        from jaxmlip.validation.errors import as_table, compare
 
         model = load(potential)
         names = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
         names = {name: _or_none(key) for name, key in names.items()}
         reference = [*open_frames(file, **names, index=index, allow_close=allow_close)]
         structures, stress = [frame.atoms for frame in reference], any(map(has_stress, reference))
+        if stress and (said := without_stress(model)):
+            warnings.warn(said, stacklevel=1)
         report = compare(reference, label_frames(structures, model, stress=stress, allow_close=allow_close))
         typer.echo(to_json(report.to_json(), indent=None) if as_json else as_table(report))
 

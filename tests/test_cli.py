@@ -1,6 +1,7 @@
 """The command line: help without imports, machine-readable results, and mistakes in one sentence each."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load, save
 from jaxmlip.systems.dataset import read_frames, write_frames
 from jaxmlip.systems.store import open_frames
+
+NO_STRESS = "Warning: The potential was trained on energies and forces, but never on stress: "
 
 COMMANDS = ["run", "train", "label", "evaluate", "md", "relax", "export", "convert-data", "tabulate", "config"]
 
@@ -196,12 +199,13 @@ def test_md_writes_a_trajectory(water, tmp_path):
 
 @pytest.fixture
 def argon(tmp_path):
-    """A crystal of four atoms that is not at rest, and a tiny potential for it."""
+    """A crystal of four atoms that is not at rest, and a tiny potential for it that has never seen a stress."""
     crystal = bulk("Ar", "fcc", a=4.0, cubic=True)
     crystal.rattle(0.05, seed=0)
     write(tmp_path / "argon.xyz", crystal)
     tiny = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=3.5, radial_mlp=(8,))
-    save(tiny.build((18,), average_neighbors=12.0), tmp_path / "tiny.jaxmlip")
+    potential = tiny.build((18,), average_neighbors=12.0).having_seen(("energy", "forces"))
+    save(potential, tmp_path / "tiny.jaxmlip")
     return tmp_path / "argon.xyz", "--potential", tmp_path / "tiny.jaxmlip"
 
 
@@ -212,6 +216,7 @@ def test_md_at_constant_pressure(argon, tmp_path):
     npt = ["--ensemble", "npt", "--pressure_GPa", 0.1, "--cell", "flexible"]
     result = invoke("md", *argon, *options, *npt)
     assert result.exit_code == 0, result.output
+    assert result.stderr.count(NO_STRESS) == 1
     run = load_run(tmp_path / "run.h5")
     assert run.cells.shape == (1, 4, 3, 3)
     assert run.pressure_GPa is not None
@@ -230,7 +235,9 @@ def test_md_goes_on_where_it_was(argon, tmp_path):
         return ["--temperature_K", 10, "--time_ps", time_ps, "--sample_every_fs", 1, "--seed", seed]
 
     stopped, whole = ["--out", tmp_path / "stopped.h5"], ["--out", tmp_path / "whole.h5"]
-    assert invoke("md", *argon, *options(0.002), *stopped).exit_code == 0
+    result = invoke("md", *argon, *options(0.002), *stopped)
+    assert result.exit_code == 0, result.output
+    assert NO_STRESS not in result.stderr
     result = invoke("md", *argon, *options(0.005), *stopped)
     assert result.exit_code == 0, result.output
     assert "has 5 frames of 1 replicas, 2 of them from before" in result.stdout
@@ -284,7 +291,11 @@ def test_relax_says_whether_it_converged(argon, tmp_path):
     result = invoke("relax", *argon, "--out", out, "--forces_eV_A", 100)
     assert result.exit_code == 0, result.output
     assert "0 steps" in result.stdout
+    assert NO_STRESS not in result.stderr
     assert len(read(out)) == 4
+    result = invoke("relax", *argon, "--out", out, "--cell", "--forces_eV_A", 100, "--stress_GPa", 1000)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count(NO_STRESS) == 1
 
 
 def test_train_writes_a_potential_that_can_be_fine_tuned(water, tmp_path):
@@ -307,6 +318,61 @@ def test_train_writes_a_potential_that_can_be_fine_tuned(water, tmp_path):
     assert "${JAXMLIP_UNSET}/water.extxyz names an environment variable that is not set" in sentence(
         "train", config, unset
     )
+
+
+@pytest.fixture(scope="module")
+def copper(tmp_path_factory):
+    """Strained copper labelled by EMT with stress, and the configuration of a tiny student of it."""
+    folder = tmp_path_factory.mktemp("copper")
+    rng, crystals = np.random.default_rng(0), []
+    for _ in range(12):
+        crystals.append(bulk("Cu", "fcc", a=3.6, cubic=True))
+        strain = np.eye(3) * (1 + rng.uniform(-0.05, 0.05)) + rng.normal(scale=0.01, size=(3, 3))
+        crystals[-1].set_cell(crystals[-1].cell.array @ strain, scale_atoms=True)
+        crystals[-1].rattle(0.05, rng=rng)
+    write(folder / "crystals.xyz", crystals)
+    out = folder / "copper.extxyz"
+    teacher = "ase:ase.calculators.emt:EMT"
+    assert invoke("label", folder / "crystals.xyz", "--potential", teacher, "--stress", "--out", out).exit_code == 0
+    (folder / "train.yaml").write_text(
+        f"study: train\ndata: {{path: {out}}}\nvalidation_fraction: 0.25\ntraining: {{epochs: 30}}\n"
+        "student: {channels: 2, l_max: 1, correlation: 1, layers: 1, cutoff: 3.5, radial_mlp: [8]}\n"
+    )
+    return folder
+
+
+def test_train_sees_stress_wherever_it_is(copper, tmp_path):
+    """From extended XYZ and from a store, by default; it lowers the error of the stress, and the file says so."""
+    config, out = copper / "train.yaml", tmp_path / "out"
+    store = tmp_path / "copper.h5"
+    assert invoke("convert-data", copper / "copper.extxyz", store, "--stress-key", "stress", "--quiet").exit_code == 0
+
+    def trained(*overrides):
+        result = invoke("train", config, *overrides, "--out", out, "--quiet")
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout.partition("Wrote")[0])
+        shutil.rmtree(out / "training")
+        return report, load(out / "potential.jaxmlip").trained_on
+
+    blind, seen = trained("training.stress_weight=0")
+    assert seen == ("energy", "forces")
+    evaluation = ("evaluate", copper / "copper.extxyz", "--potential", out / "potential.jaxmlip")
+    result = invoke(*evaluation, "--stress-key", "stress", "--json")
+    assert json.loads(result.stdout)["stress_frames"] == 12
+    assert result.stderr.count(NO_STRESS) == 1
+    assert "stress_weight" not in blind
+    report, seen = trained()
+    assert seen == ("energy", "forces", "stress")
+    assert report["stress_weight"] > 1
+    assert report["validation"]["stress_rmse_GPa"] < 0.5 * blind["validation"]["stress_rmse_GPa"]
+    assert invoke(*evaluation, "--stress-key", "stress", "--json").stderr == ""
+    assert trained(f"data.path={store}")[0] == report
+    hidden, seen = trained("labels=energy", "training.epochs=1")
+    assert seen == ("energy",)
+    assert np.isfinite(hidden["validation"]["stress_rmse_GPa"])
+    line = sentence("train", config, "data.stress_key=virial", "--out", out)
+    assert "copper.extxyz, frame" in line
+    assert "has no 'virial'" in line
 
 
 def test_mistakes_get_one_sentence(water, tmp_path):

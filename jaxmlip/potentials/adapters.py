@@ -3,6 +3,7 @@
 An adapter exists during training alone; `plain` makes of it the equivariant potential that it amounts to.
 """
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import flax.struct
@@ -45,6 +46,15 @@ class Adapter(Potential):
     def species(self) -> tuple[int, ...]:
         """Atomic numbers the potential knows, ascending."""
         return self.potential.species
+
+    @property
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Labels that the adapted potential has seen."""
+        return self.potential.trained_on
+
+    def having_seen(self, labels: Iterable[str]) -> "Potential":
+        """The adapter of a potential that was trained on these labels too."""
+        return self.replace(potential=self.potential.having_seen(labels))
 
     @property
     def heads(self) -> int:

@@ -18,7 +18,7 @@ from jax import Array
 from jaxtyping import Int
 
 from jaxmlip.potentials.chgnet_network import ATOM_CUTOFF, BOND_CUTOFF, ELEMENTS, LAYERS, CHGNetNetwork
-from jaxmlip.potentials.potential import N_SPECIES, Potential
+from jaxmlip.potentials.potential import LABELS, N_SPECIES, Potential
 from jaxmlip.potentials.torch_checkpoint import read_checkpoint
 from jaxmlip.systems.graph import GHOST, Graph, edge_vectors
 from jaxmlip.types import AnyArray, Leaf, PerAtom
@@ -67,6 +67,11 @@ class CHGNet(Potential):
         """Atomic numbers that training structures had, see `NOT_IN_MPTRJ`; not to be asked for in traced code."""
         fitted = np.flatnonzero(np.abs(np.asarray(self.references)) > UNFITTED).tolist()
         return tuple(number for number in fitted if number not in NOT_IN_MPTRJ)
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """All labels: CHGNet was fitted to energies, forces, stresses and magnetic moments."""
+        return LABELS
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Contribution of each atom in eV, relative to AtomRef; NaN if a bond lies outside of the inner slots."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from jaxmlip.describing import count
 from jaxmlip.potentials.architecture import Architecture
 from jaxmlip.potentials.equivariant_network import Network
-from jaxmlip.potentials.potential import N_SPECIES, Potential
+from jaxmlip.potentials.potential import N_SPECIES, UNKNOWN, Potential, TrainingRecord, all_labels
 from jaxmlip.potentials.radial import zbl
 from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.types import AnyArray, Leaf, PerAtom
@@ -75,6 +75,7 @@ class Equivariant(Architecture, frozen=True, extra="forbid"):
             known=known,
             average_neighbors=float(average_neighbors),
             heads=heads,
+            record=TrainingRecord(()),
         )
 
 
@@ -104,6 +105,7 @@ class EquivariantPotential(Potential):
         average_neighbors: divides the sums over neighbours (static).
         heads: number of readouts, one per fidelity (static).
         tabulated: whether `params` have tables of the radial functions (static); see `tabulate`.
+        record: of what it was trained on (static, but no part of what is compiled); see `trained_on`.
     """
 
     params: Leaf
@@ -116,6 +118,7 @@ class EquivariantPotential(Potential):
     average_neighbors: float = flax.struct.field(pytree_node=False)
     heads: int = flax.struct.field(pytree_node=False, default=1)
     tabulated: bool = flax.struct.field(pytree_node=False, default=False)
+    record: TrainingRecord = flax.struct.field(pytree_node=False, default=UNKNOWN)
 
     def _described(self) -> tuple[str, ...]:
         model = self.specification
@@ -131,6 +134,15 @@ class EquivariantPotential(Potential):
     def species(self) -> tuple[int, ...]:
         """Atomic numbers the potential knows, ascending."""
         return self.known
+
+    @property
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Labels that its parameters have ever seen: () if they are random, None if nobody knows."""
+        return self.record.labels
+
+    def having_seen(self, labels: Iterable[str]) -> "EquivariantPotential":
+        """The potential, trained on these labels too."""
+        return self.replace(record=TrainingRecord(all_labels([self.trained_on, tuple(labels)])))
 
     def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
         """Atomic energies in eV of every head; 0 for padding atoms, NaN for elements the potential does not know.

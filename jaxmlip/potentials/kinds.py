@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.potential import Potential, TrainingRecord
 
 ENTRY_POINTS = "jaxmlip.potentials"
 """Group of the entry points by which installed packages announce kinds of potentials and prefixes of names."""
@@ -197,6 +197,7 @@ def _encode_equivariant(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]
         "average_neighbors": float(potential.average_neighbors),
         "heads": int(potential.heads),
         "tabulated": bool(potential.tabulated),
+        "trained_on": None if potential.trained_on is None else list(potential.trained_on),
     }
     return static, {name: getattr(potential, name) for name in ("params", "scale", "shift", "repulsion")}
 
@@ -214,6 +215,7 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
         "average_neighbors": static["average_neighbors"],
         "heads": heads,
         "tabulated": static.get("tabulated", False),
+        "record": TrainingRecord(static.get("trained_on")),  # files did not always say
     }
     return cls(**leaves, references=references, specification=specification, known=known, **rest)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmlip.potentials.equivariant import EquivariantPotential
-from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.potential import Potential, all_labels
 from jaxmlip.systems.graph import Graph
 from jaxmlip.types import Leaf, PerAtom
 
@@ -45,6 +45,11 @@ class LinearizedPotential(Potential):
     def species(self) -> tuple[int, ...]:
         """Atomic numbers the base knows, ascending."""
         return self.base.species
+
+    @property
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Labels that the base has seen, and energies, from which the change comes."""
+        return all_labels([self.base.trained_on, ("energy",)])
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Contribution of each atom in eV, relative to its elemental reference; 0 for padding atoms.

@@ -49,6 +49,11 @@ class PairPotential(Potential):
         """Atomic numbers the potential knows, ascending."""
         return self.known
 
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Energies, from which the coefficients come."""
+        return ("energy",)
+
     def functions(self, graph: Graph) -> Float[Array, "atoms pairs centres"]:
         """What the coefficients multiply: the basis functions summed over the neighbours of each atom, halved."""
         vectors, mask = edge_vectors(graph)

@@ -2,7 +2,7 @@
 
 import abc
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import flax.struct
@@ -19,6 +19,43 @@ from jaxmlip.types import AnyArray, Leaf, Matrices, PerAtom, PerGraph, Vectors
 
 N_SPECIES = 119
 """Length of tables indexed by atomic number (0, the padding atom, to 118)."""
+
+LABELS = ("energy", "forces", "stress")
+"""What a potential may be trained on."""
+
+
+class TrainingRecord:
+    """Labels that a potential was trained on, where they are known.
+
+    It is static, but says nothing of what is computed. So that programs and stacks are shared by potentials that differ
+    in their history alone, all records are equal to JAX; what they hold is compared as `TrainingRecord.labels`.
+    """
+
+    def __init__(self, labels: Iterable[str] | None = None) -> None:
+        """Keep labels of `LABELS`: none of them, as of new parameters, or None where nobody knows.
+
+        Raises:
+            ValueError: for a label that does not exist.
+        """
+        there = None if labels is None else set(labels)
+        if there is not None and not there <= set(LABELS):
+            raise ValueError(f"A potential is trained on {', '.join(LABELS)}, not on {sorted(there - set(LABELS))}.")
+        self.labels = None if there is None else tuple(label for label in LABELS if label in there)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is a record."""
+        return isinstance(other, TrainingRecord)
+
+    def __hash__(self) -> int:
+        """The same for all."""
+        return hash(TrainingRecord)
+
+    def __repr__(self) -> str:
+        """The same for all: digests of programs do not depend on it."""
+        return "TrainingRecord"
+
+
+UNKNOWN = TrainingRecord()
 
 
 class Potential(abc.ABC):
@@ -78,6 +115,16 @@ class Potential(abc.ABC):
     @abc.abstractmethod
     def species(self) -> tuple[int, ...]:
         """Atomic numbers the potential knows, ascending."""
+
+    @property
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Labels ("energy", "forces", "stress") that the potential has ever seen; None if nobody knows."""
+        return None
+
+    def having_seen(self, labels: Iterable[str]) -> "Potential":
+        """The potential, which says that it was trained on these labels too, if it keeps a record."""
+        del labels
+        return self
 
     @abc.abstractmethod
     def atomic_energies(self, graph: Graph) -> PerAtom:
@@ -146,6 +193,11 @@ class Sum(Potential):
     def species(self) -> tuple[int, ...]:
         """Atomic numbers that every term knows."""
         return tuple(sorted(set.intersection(*(set(term.species) for term in self.terms))))
+
+    @property
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Labels that any of the terms has seen; None if of one of them nobody knows."""
+        return all_labels(term.trained_on for term in self.terms)
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Sum of the terms' atomic energies, eV."""
@@ -234,6 +286,28 @@ def check_species(potential: Potential, species: Int[np.ndarray, " atoms"]) -> N
         names = ", ".join(chemical_symbols[z] for z in unknown)
         known = " ".join(chemical_symbols[z] for z in potential.species)
         raise ValueError(f"The potential does not know {names}; the elements it knows are {known}.")
+
+
+def all_labels(parts: Iterable[tuple[str, ...] | None]) -> tuple[str, ...] | None:
+    """Labels that are in any of the parts, None if one of them is None; see `Potential.trained_on`."""
+    known = list(parts)
+    seen = {label for part in known if part is not None for label in part}
+    return None if None in known else tuple(label for label in LABELS if label in seen)
+
+
+def without_stress(potential: Potential) -> str | None:
+    """What there is to say of a potential's stresses: a sentence if it was trained, but never on any.
+
+    Forces say little of the pressure: a student of rock salt whose forces were as good as another's was 4 % too light.
+    """
+    seen = potential.trained_on
+    if not seen or "stress" in seen:
+        return None
+    labels = " and ".join(("energies" if label == "energy" else label) for label in seen)
+    return (
+        f"The potential was trained on {labels}, but never on stress: its pressure, and with it densities at constant "
+        "pressure, may be wrong by several per cent however good its forces are; train it on data with stress."
+    )
 
 
 def stack(potentials: "list[Potential]") -> Potential:

@@ -1,6 +1,7 @@
 """Relaxation of positions and cells by FIRE, on the engine of the dynamics: any Potential, lists that hold."""
 
 import dataclasses
+import warnings
 from typing import Any, ClassVar
 
 import flax.struct
@@ -11,7 +12,7 @@ from ase import Atoms
 
 from jaxmlip.describing import short
 from jaxmlip.potentials.checks import check_one
-from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.potentials.potential import Potential, check_species, reference_energy, without_stress
 from jaxmlip.progress import progress_bar
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
@@ -106,6 +107,9 @@ def relax(
         ValueError: for elements the potential does not know, a damaged structure, settings that make no sense,
             constraints other than `FixAtoms`, or a cell that is to move without being periodic in all three directions
             or with atoms that are held.
+
+    Warns:
+        UserWarning: if the cell moves by a potential that was trained, but never on stress.
     """
     check_one(potential, "relax", "relax with one after the other")
     check_structure(structure)
@@ -127,6 +131,8 @@ def relax(
             f"{structure.symbols} has fixed atoms, which a cell that relaxes would move: keep the cell (no stress_GPa, "
             "no --cell), or remove the constraint by atoms.set_constraint()."
         )
+    if stress_GPa is not None and (said := without_stress(potential)):
+        warnings.warn(said, stacklevel=2)
     fire = Fire(forces_eV_A) if stress_GPa is None else FireWithCell(forces_eV_A, stress_GPa, pressure_GPa)
     engine = Driver(
         potential,

@@ -12,7 +12,7 @@ from ase import Atoms
 from jax.sharding import Mesh
 
 from jaxmlip.potentials.checks import check_concrete, check_one
-from jaxmlip.potentials.potential import Potential, check_species, reference_energy, stack
+from jaxmlip.potentials.potential import Potential, check_species, reference_energy, stack, without_stress
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import Bar, progress_bar
 from jaxmlip.simulation.driver import Driver
@@ -214,6 +214,9 @@ def make_session(
 
     Raises:
         ValueError: see `simulate`.
+
+    Warns:
+        UserWarning: if the cell moves by a potential that was trained, but never on stress.
     """
     if not potentials:
         raise ValueError("There are no potentials to simulate.")
@@ -242,6 +245,9 @@ def make_session(
             options.against.check(atoms)
 
     fixed = _checked_fixed(everywhere, ensemble)
+    if ensemble.moves_cell and (said := next(filter(None, map(without_stress, potentials)), None)):
+        warnings.warn(said, stacklevel=3)
+
     chosen = share(len(everywhere)) if share else slice(len(everywhere))
     first, number = chosen.start or 0, len(potentials)
     starts = everywhere[chosen] * number

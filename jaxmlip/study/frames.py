@@ -8,17 +8,25 @@ from typing import Any
 
 import pydantic
 
+from jaxmlip.simulation.frames import open_frames
 from jaxmlip.study.section import ConfigError, Section
 from jaxmlip.systems.dataset import Frame
-from jaxmlip.systems.store import open_frames
+from jaxmlip.systems.label_keys import DEFAULT
 
 
 class FileData(Section):
     """Labelled frames in a file."""
 
     path: Path = pydantic.Field(description="extxyz file, ASE database or store (.h5)")
-    energy_key: str = "energy"
-    forces_key: str | None = "forces"
+    energy_key: str | None = pydantic.Field(
+        default="energy", description="name of the energy, eV; null: none, for a training on forces (energy_weight: 0)"
+    )
+    forces_key: str | None = pydantic.Field(default="forces", description="name of the forces, eV/Å; null: none")
+    stress_key: str | None = pydantic.Field(
+        default="stress",
+        description="name of the stress, eV/Å³, positive under tension; stress: where it is there, another name: must "
+        "be there, null: none",
+    )
     index: str = pydantic.Field(default=":", description="frames to read, as an ASE slice")
 
     def file(self) -> Path:
@@ -32,9 +40,19 @@ class FileData(Section):
             raise ConfigError(f"The path {self.path} names an environment variable that is not set; export it first.")
         return Path(path)
 
-    def frames(self) -> Sequence[Frame]:
-        """The frames; for what it raises see `open_frames`, and `file`."""
-        return open_frames(self.file(), energy_key=self.energy_key, forces_key=self.forces_key, index=self.index)
+    def frames(self, *, forces_needed: bool = True) -> Sequence[Frame]:
+        """The frames; for what it raises see `open_frames`, and `file`.
+
+        Args:
+            forces_needed: whether it is a mistake if there are no forces; with labels energy they are for errors only.
+        """
+        keys = {"energy_key": self.energy_key, "forces_key": self.forces_key, "stress_key": self.stress_key}
+        try:
+            return open_frames(self.file(), **keys, index=self.index)
+        except ValueError:
+            if forces_needed or self.forces_key != DEFAULT["forces"]:
+                raise
+            return open_frames(self.file(), **keys | {"forces_key": None}, index=self.index)
 
     def identity(self) -> dict[str, Any]:
         """What decides the labels, wherever the file lies: its content, keys and index.

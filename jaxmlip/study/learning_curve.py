@@ -69,20 +69,25 @@ class Study:
     progress: bool
     shelf: dict[str, Trained] = dataclasses.field(default_factory=dict)
 
+    @property
+    def forces_needed(self) -> bool:
+        """Whether any run trains on high-fidelity forces."""
+        return "energy_forces" in self.config.labels
+
     @functools.cached_property
     def high(self) -> Sequence[Frame]:
         """All frames that training may see."""
-        return self.config.high.frames()
+        return self.config.high.frames(forces_needed=self.forces_needed)
 
     @functools.cached_property
     def validation(self) -> Sequence[Frame]:
         """High-fidelity frames that decide which parameters are kept."""
-        return self.config.validation.frames()
+        return self.config.validation.frames(forces_needed=self.forces_needed)
 
     @functools.cached_property
     def test(self) -> Sequence[Frame]:
         """High-fidelity frames that nothing but the errors has seen."""
-        return self.config.test.frames()
+        return self.config.test.frames(forces_needed=self.forces_needed)
 
     @functools.cached_property
     def low(self) -> list[Frame]:

@@ -10,7 +10,7 @@ from jaxmlip.processes import join_processes, writes_files
 from jaxmlip.study.config import TrainOne
 from jaxmlip.study.section import ConfigError, check_deployable
 from jaxmlip.study.workspace import write_json
-from jaxmlip.systems.dataset import split
+from jaxmlip.systems.dataset import has_stress, split
 from jaxmlip.training.strategies import Direct
 from jaxmlip.validation.errors import compare
 from jaxmlip.versions import versions
@@ -18,6 +18,8 @@ from jaxmlip.versions import versions
 
 def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Train, write `potential.jaxmlip`, `history.json` and `errors.json`, and return the validation errors.
+
+    With them come the epoch whose parameters were kept and, if stress was trained on, its weight.
 
     Checkpoints and metrics go to `training/`: the same call after a kill goes on from there. Where the environment
     names a group of processes (see `join_processes`), they share the work, and one of them writes.
@@ -29,7 +31,8 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     """
     join_processes()
     held_back = config.validation_fraction
-    training, validation = split(config.data.frames(), [1 - held_back, held_back], seed=config.seed)
+    frames = config.data.frames(forces_needed=config.labels != "energy")
+    training, validation = split(frames, [1 - held_back, held_back], seed=config.seed)
     low = config.replay.frames() if config.replay else []
     strategy, settings = config.strategy, config.strategy.adjusted(config.training)
     seen: dict[str, Any] = {"validation": validation, "labels": config.labels, "settings": settings}
@@ -49,11 +52,13 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     trained = strategy.solve(problem, settings, folder=folder / "training", progress=progress)
     potential = strategy.deploy(trained)
 
-    errors = compare(validation, predict(potential, [frame.atoms for frame in validation])).to_json()
+    predicted = predict(potential, [frame.atoms for frame in validation], stress=any(map(has_stress, validation)))
+    errors = compare(validation, predicted).to_json()
     if writes_files():
         folder.mkdir(parents=True, exist_ok=True)
         provenance = {"config": config.model_dump(mode="json"), "versions": versions(), "seed": config.seed}
         save(potential, folder / "potential.jaxmlip", provenance=provenance)
         write_json(folder / "history.json", trained.history)
         write_json(folder / "errors.json", errors)
-    return {"validation": errors, "best_epoch": trained.best_epoch}
+    weight = {key: trained.history[-1][key] for key in ("stress_weight",) if key in trained.history[-1]}
+    return {"validation": errors, "best_epoch": trained.best_epoch} | weight

@@ -232,6 +232,11 @@ def describe(frame: Frame, number: int) -> str:
     return f"Frame {number}"
 
 
+def has_stress(frame: Frame) -> bool:
+    """Whether a frame has a stress to train on or to compare with: there is none without a volume."""
+    return bool(frame.atoms.pbc.all() and not np.isnan(frame.stress).all())
+
+
 def frame_kind(frame: Frame) -> str:
     """The type of a frame, by which errors are listed: `kind` or `config_type` of its `info`, else its file's name."""
     for key in ("kind", "config_type"):

@@ -1,5 +1,6 @@
 """Distillation: a new student that imitates a teacher's energies and forces."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,12 +10,13 @@ from jaxtyping import Float
 from jaxmlip.potentials.ase_potential import AsePotential
 from jaxmlip.potentials.equivariant import Equivariant, average_neighbors
 from jaxmlip.potentials.evaluation import Teacher, label
-from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.references import elements_of, fit_references
 from jaxmlip.systems.batches import Sample, make_samples
 from jaxmlip.systems.dataset import Frame, describe, split
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.trainer import DEFAULT_SETTINGS, TrainingProblem, TrainingSettings, check_frames, train
+from jaxmlip.training.weighting import demanded, terms_of
 from jaxmlip.types import AnyArray
 
 
@@ -35,7 +37,8 @@ def distil(
         teacher: any Potential, or anything with a `label` method. The elemental references are the teacher's own, for
             an ASE calculator the energies of isolated atoms; without any, they are fitted by least squares.
         structures: what the teacher labels; a random part becomes the validation set.
-        settings: of the training; stresses are labelled if they have a weight.
+        settings: of the training. Stresses of structures that are periodic in all three directions are labelled, and
+            trained on, unless `stress_weight` is 0, or is left open and the teacher has no stress.
         validation_fraction: share of the structures kept for validation, at least one.
         seed: of that choice.
         progress: show bars.
@@ -46,8 +49,11 @@ def distil(
     Raises:
         ValueError: if there are fewer than two structures, or the teacher cannot label one of them.
         TrainingDiverged: see `train`.
+
+    Warns:
+        UserWarning: if the teacher has no stress, and none was asked for.
     """
-    frames = label(structures, teacher, stress=settings.stress_weight > 0, progress=progress)
+    frames = label(structures, teacher, stress=_labels_stress(structures, teacher, settings), progress=progress)
     training, validation = split_validation(frames, validation_fraction, seed)
     references = teacher_references(teacher, frames)
     problem = distillation_problem(model, training, validation, references, settings=settings)
@@ -62,6 +68,30 @@ def teacher_references(teacher: Potential | Teacher, frames: Sequence[Frame]) ->
     ):
         return None
     return teacher.references_for(elements)
+
+
+def _labels_stress(structures: Sequence[Atoms], teacher: Potential | Teacher, settings: TrainingSettings) -> bool:
+    """Whether to label stresses; teachers are asked whether they have any, for many do not."""
+    periodic = next((atoms for atoms in structures if atoms.pbc.all()), None)
+    if settings.stress_weight is not None:
+        return settings.stress_weight > 0
+    if periodic is None:
+        return False
+    try:
+        if isinstance(teacher, Potential):
+            teacher.check(periodic, stress=True)
+        else:
+            label([periodic], teacher, stress=True)
+    except ValueError as error:
+        if not isinstance(teacher, Potential) and not isinstance(error.__cause__, NotImplementedError):
+            raise
+        warnings.warn(
+            f"The student is trained without stress, which its teacher does not give ({error.__cause__ or error}); do "
+            "not rely on its pressures, nor on densities at constant pressure.",
+            stacklevel=3,
+        )
+        return False
+    return True
 
 
 def distillation_problem(
@@ -84,7 +114,7 @@ def distillation_problem(
     Raises:
         ValueError: see `check_frames`.
     """
-    terms = settings.terms()
+    terms = terms_of(settings, frames)
     return fresh_problem(model, frames, validation, references, settings=settings, terms=terms)
 
 
@@ -105,7 +135,7 @@ def fresh_problem(
         model: architecture.
         frames: training frames.
         validation: validation frames.
-        references: [119], eV; fitted by least squares if None.
+        references: [119], eV; if None, fitted by least squares, or 0 where energies are neither trained on nor there.
         settings: for the seed of the parameters.
         terms: of training loss and selection.
         species: atomic numbers the potential shall know; by default those of the training frames.
@@ -116,9 +146,10 @@ def fresh_problem(
     """
     if species is None:
         species = elements_of(frames)
-    check_frames(species, frames, validation, terms, terms)
+    check_frames(species, frames, validation, terms, demanded(terms, settings))
     if references is None:
-        references = fit_references(frames)
+        nothing_to_fit = not terms.energy and all(np.isnan(frame.energy) for frame in frames)
+        references = np.zeros(N_SPECIES) if nothing_to_fit else fit_references(frames)
     samples = make_samples(frames, model.cutoff, 0.0, references)
     held_out = make_samples(validation, model.cutoff, 0.0, references)
     if neighbors is None:

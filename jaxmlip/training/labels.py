@@ -74,7 +74,8 @@ def lifted_references(
         low: frames with low-fidelity energies, for "shift".
 
     Returns:
-        [119], eV, float64. The foundation's own for elements that are not in the frames.
+        [119], eV, float64. The foundation's own for elements that are not in the frames, and for all where the frames
+        have no energies, as in a training on forces alone.
 
     Raises:
         ValueError: for "shift" without low-fidelity energies, or energies that `fit_references` refuses.
@@ -83,7 +84,7 @@ def lifted_references(
         UserWarning: see `fit_references`.
     """
     own = np.array(foundation.references_for(elements_of([*high, *low])))
-    if how == "keep":
+    if how == "keep" or all(np.isnan(frame.energy) for frame in high):
         return own
     if how == "refit":
         return fit_references(high, start=own)

@@ -43,7 +43,12 @@ class TrainingSettings(pydantic.BaseModel):
     )
     energy_weight: float = pydantic.Field(default=1.0, ge=0, description="weight of the energy per atom")
     forces_weight: float = pydantic.Field(default=10.0, ge=0, description="weight of the forces")
-    stress_weight: float = pydantic.Field(default=0.0, ge=0, description="weight of the stress")
+    stress_weight: float | None = pydantic.Field(
+        default=None,
+        ge=0,
+        description="weight of the stress; null: from the spread of the labels (see "
+        "jaxmlip.training.weighting), wherever frames have it; 0: never",
+    )
     tiers: int | None = pydantic.Field(
         default=None,
         ge=1,
@@ -69,20 +74,24 @@ class TrainingSettings(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _has_something_to_minimise(self) -> "TrainingSettings":
-        if self.energy_weight == self.forces_weight == self.stress_weight == 0:
-            raise ValueError("energy_weight, forces_weight and stress_weight are all 0: there is nothing to minimise.")
+        if self.energy_weight == self.forces_weight == 0 and not self.stress_weight:
+            raise ValueError(
+                "energy_weight and forces_weight are 0, and stress_weight is 0 or follows from them: there is nothing "
+                "to minimise."
+            )
         return self
 
-    def terms(self) -> Terms:
-        """The terms with a weight."""
-        return Terms(self.energy_weight > 0, self.forces_weight > 0, self.stress_weight > 0)
+    def terms(self, *, stress: bool = False) -> Terms:
+        """The terms with a weight; `stress` says whether there is one where `stress_weight` leaves it open."""
+        stress = stress if self.stress_weight is None else self.stress_weight > 0
+        return Terms(self.energy_weight > 0, self.forces_weight > 0, stress)
 
     def weights(self) -> Weights:
-        """The loss's numbers."""
+        """The loss's numbers; a `stress_weight` that is left open is 0 until it is resolved (see `weighting`)."""
         return Weights(
             energy=self.energy_weight,
             forces=self.forces_weight,
-            stress=self.stress_weight,
+            stress=self.stress_weight or 0.0,
             huber_delta=self.huber_delta,
         )
 
@@ -145,7 +154,7 @@ class Trained:
         potential: with the moving-average parameters of the best validation.
         history: one record for each validated epoch, 0 being the start: epoch, train_loss, validation_loss,
             validation_energy_rmse_meV_atom, validation_force_rmse_meV_A, validation_stress_rmse_GPa, learning_rate,
-            wall_s; NaN where there was no label, or nothing yet.
+            wall_s, and stress_weight if there is a stress term; NaN where there was no label, or nothing yet.
         best_epoch: the epoch whose parameters were kept.
         problem: what was trained.
         diverged: if the training was stopped, the sentence that says where and why.

@@ -37,6 +37,7 @@ from jaxmlip.training.strategy import (
 )
 from jaxmlip.training.tangent import TangentKernel
 from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames
+from jaxmlip.training.weighting import terms_of
 
 
 class Direct(Strategy):
@@ -196,7 +197,7 @@ class MultiFidelity(Continued):
         """The problem with a choice of frames of another fidelity, whose references are those of `source`."""
         chosen = self._chosen(frames, max(1, round(self.replay * len(data.high))), rng)
         replayed = [frames[index] for index in chosen]
-        wanted = data.settings.terms()
+        wanted = terms_of(data.settings, replayed)
         terms = Terms(*(w and _labelled(replayed, name) for w, name in zip(wanted, Terms._fields, strict=True)))
         check_frames(source.species, replayed, replayed, terms, terms)
         names = [f"{describe(frame, k)} (replayed)" for k, frame in zip(chosen, replayed, strict=True)]

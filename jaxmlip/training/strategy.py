@@ -21,6 +21,7 @@ from jaxmlip.training.labels import FixedReferences, Labels, References, anchors
 from jaxmlip.training.loss import Terms
 from jaxmlip.training.moving import Moves, adapted
 from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
+from jaxmlip.training.weighting import demanded, terms_of
 
 DEFAULT_RANK = 8
 """Of low-rank updates."""
@@ -128,7 +129,7 @@ class Strategy(pydantic.BaseModel, abc.ABC):
             )
         settings = self.adjusted(settings)
         terms, high, validation = seen(high, validation, labels, settings)
-        check_frames(foundation.species, high, validation, terms, terms)
+        check_frames(foundation.species, high, validation, terms, demanded(terms, settings))
         problem = self.set_up(Data(foundation, high, validation, low, between, teacher, terms, settings))
         return with_trainable_references(problem) if self.references == "trainable" else problem
 
@@ -211,10 +212,9 @@ def seen(
     Raises:
         ValueError: if energies alone may be seen, but have no weight.
     """
-    terms = settings.terms()
     if labels == "energy_forces":
-        return terms, high, validation
-    if not terms.energy:
+        return terms_of(settings, high), high, validation
+    if not settings.energy_weight:
         raise ValueError("labels is energy, but energy_weight is 0: there is nothing to train on.")
     return Terms(True, False, False), without_forces(high), without_forces(validation)
 

@@ -18,7 +18,7 @@ from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.plan import Hand
 from jaxmlip.training.feed import Feed, make_feed
-from jaxmlip.training.loss import TermSums, total
+from jaxmlip.training.loss import Terms, TermSums, total
 from jaxmlip.training.metrics import Tally, rmse
 from jaxmlip.training.parallel import dealt, make_mesh, on_host, replicated
 from jaxmlip.training.problem import (
@@ -34,6 +34,7 @@ from jaxmlip.training.problem import check_frames as check_frames
 from jaxmlip.training.runs import Model, Run, kept
 from jaxmlip.training.stacking import check_feed, check_stack, stacked_controls, stacked_potentials, stacked_states
 from jaxmlip.training.step import EXPLOSION, PATIENCE, Report, choose, measure, schedule, update
+from jaxmlip.training.weighting import resolved
 
 
 def train(
@@ -125,6 +126,7 @@ def _train_stack(
     on_epoch: Callable[[int, Record], None] | None,
 ) -> list[Trained]:
     """Train models that share every call of the compiled step."""
+    settings = [resolved(problem, mine) for problem, mine in zip(problems, settings, strict=True)]
     common, mesh = settings[0], make_mesh(settings[0].data_parallel)
     feed, held_out = _feeds(problems, common, mesh)
     rates = np.stack([schedule(mine, feed.steps) for mine in settings])
@@ -165,7 +167,7 @@ def _train_stack(
                 better = np.zeros(len(problems), bool)
                 for number in np.flatnonzero(recorded).tolist():
                     model, tally = run.models[number], tallies[number]
-                    record = _record(run, model, tally, settings[number], float(rate[number]))
+                    record = _record(run, model, tally, settings[number], float(rate[number]), problems[0].terms)
                     model.history.append(record)
                     better[number] = record["validation_loss"] < model.lowest
                     if better[number]:
@@ -189,7 +191,9 @@ def _train_stack(
     best = on_host(run.best)
     return [
         Trained(
-            problem.potential.replace(params=jax.tree.map(lambda leaf, number=number: leaf[number], best)),
+            problem.potential.replace(params=jax.tree.map(lambda leaf, number=number: leaf[number], best)).having_seen(
+                label for label, seen in problem.terms._asdict().items() if seen
+            ),
             model.history,
             model.best_epoch,
             problem,
@@ -297,8 +301,9 @@ def _validate(
     return tallies
 
 
-def _record(run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float) -> Record:
+def _record(run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float, terms: Terms) -> Record:
     """What the history says of an epoch."""
+    stress = {"stress_weight": settings.weights().stress} if terms.stress else {}
     sums: dict[str, TermSums] = validation.sums()
     return {
         "epoch": run.epoch,
@@ -309,7 +314,7 @@ def _record(run: Run, model: Model, validation: Tally, settings: TrainingSetting
         "validation_stress_rmse_GPa": rmse(sums, "stress"),
         "learning_rate": rate,
         "wall_s": run.wall_s,
-    }
+    } | stress
 
 
 def _bar(run: Run, settings: TrainingSettings, steps: int, progress: bool) -> Any:

@@ -88,11 +88,6 @@ def as_table(report: ErrorReport) -> str:
     )
 
 
-def has_stress(frame: Frame) -> bool:
-    """Whether a frame has a stress label."""
-    return not np.isnan(frame.stress).all()
-
-
 def compare(reference: Sequence[Frame], predicted: Sequence[Frame]) -> ErrorReport:
     """Errors of predictions against reference labels of the same structures.
 

@@ -16,7 +16,7 @@ from jaxmlip.potentials.equivariant import Equivariant, with_heads
 from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict
 from jaxmlip.potentials.files import ARRAYS, HEADER, PotentialFileError, load, read_header, save
 from jaxmlip.potentials.kinds import KINDS, Kind
-from jaxmlip.potentials.potential import Potential, Sum, stack
+from jaxmlip.potentials.potential import LABELS, Potential, Sum, stack
 
 SMALL = Equivariant(channels=4, l_max=1, correlation=1, cutoff=3.7, radial_functions=3, radial_mlp=(5,))
 NATURAL = -2043.933 / 3
@@ -95,6 +95,31 @@ class TestRoundTrip:
         assert header["provenance"]["config"] == {"width": 0.5, "of": str(tmp_path)}
         assert header["provenance"]["versions"]["jax"] == jax.__version__
         assert list(tmp_path.iterdir()) == [tmp_path / "a.jaxmlip"]
+
+    def test_what_it_was_trained_on(self, small, tmp_path):
+        """Kept with the potential, also in sums; unknown of files that do not say; no part of what is compiled."""
+        path = tmp_path / "a.jaxmlip"
+        seen = small.having_seen(("forces", "energy"))
+        for potential, labels in ((small, ()), (seen, ("energy", "forces")), (seen + small, ("energy", "forces"))):
+            save(potential, path)
+            assert load(path).trained_on == labels
+        save(seen, path)
+        header, arrays = contents(path)
+        del header["potential"]["static"]["trained_on"]
+        rewrite(path, header, arrays)
+        assert load(path).trained_on is None
+        assert load("chgnet:gga").trained_on == LABELS
+        header["potential"]["static"]["trained_on"] = ["charge"]
+        rewrite(path, header, arrays)
+        with pytest.raises(PotentialFileError, match="trained on energy, forces, stress, not on"):
+            load(path)
+
+        structures = [bulk("Cu", cubic=True)]
+        predict(small, structures)
+        compiled = compilations()
+        predict(seen, structures)
+        assert compilations() == compiled
+        assert stack([small, seen]).params["embedding"].shape[0] == 2
 
     def test_a_loaded_potential_needs_no_compilation(self, small, tmp_path):
         structures = [bulk("Cu", cubic=True)]

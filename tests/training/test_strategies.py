@@ -10,9 +10,10 @@ import pydantic
 import pytest
 from water_pairs import HIGH, LOW
 
+from jaxmlip.potentials.adapters import low_rank, plain, trainable_references
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, select_head
 from jaxmlip.potentials.evaluation import predict
-from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.potential import LABELS, Potential, without_stress
 from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.distill import distil, distillation_problem, scale_and_shift, split_validation
@@ -101,6 +102,25 @@ def test_deployed_potential_beats_the_foundation(lifted, foundation, high, strat
         assert forces < 0.7 * at_start[1]
     if strategy.name != "direct":
         assert energy <= at_start[0] * 1.001
+
+
+def test_potentials_say_what_they_were_trained_on(distillation, lifted):
+    """All labels that were ever in a loss, whatever strategy deploys them, and adapters what they adapt."""
+    foundation = distillation.potential
+    assert distillation.problem.potential.trained_on == ()
+    assert without_stress(distillation.problem.potential) is None
+    assert foundation.trained_on == ("energy", "forces")
+    assert "trained on energies and forces, but never on stress" in (without_stress(foundation) or "")
+    for strategy in ALL:
+        for labels in get_args(Labels):
+            deployed = strategy.deploy(lifted[strategy.name, labels])
+            fresh = strategy.name == "direct" and labels == "energy"
+            assert deployed.trained_on == (("energy",) if fresh else ("energy", "forces")), strategy.name
+    adapter = trainable_references(low_rank(foundation, 2, seed=0)).having_seen(("stress",))
+    assert plain(adapter, 0).trained_on == LABELS
+    assert without_stress(plain(adapter, 0)) is None
+    assert (foundation + LOW).trained_on is None
+    assert jax.tree.structure(plain(adapter, 0)) == jax.tree.structure(foundation)
 
 
 def test_hidden_forces_never_speak(lifted):
