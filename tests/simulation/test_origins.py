@@ -156,3 +156,5 @@ def test_single_precision_suffices_near_the_origin(small_fluid: Atoms, tmp_path:
     simulate_to_file(tmp_path / "run.h5", lennard_jones(), small_fluid, FLUID, **fluid_options())
     for each in (run, load_run(tmp_path / "run.h5")):
         assert each.positions.dtype == np.float32
+        assert each.fixed is None
+        assert not each[0].constraints
