@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from ase import Atoms
@@ -123,6 +124,19 @@ def test_stopped_and_resumed_is_undisturbed(
     np.testing.assert_array_equal(run.potential_energy, undisturbed.potential_energy)
     run.save(tmp_path / "again.h5")
     np.testing.assert_array_equal(load_run(tmp_path / "again.h5").positions, undisturbed.positions)
+
+
+def test_goes_on_with_a_file_that_knows_no_offsets(small_fluid: Atoms, tmp_path: Path) -> None:
+    """As versions wrote that had none."""
+    path = tmp_path / "run.h5"
+    simulate_to_file(path, lennard_jones(), small_fluid, FLUID, **fluid_options(steps=20))
+    with h5py.File(path, "r+") as file:
+        for slot in (0, 1):
+            numbers = file[f"parameters/snapshot/{slot}/001"]
+            assert isinstance(numbers, h5py.Dataset)
+            numbers.resize((min(8, len(numbers)),))
+    simulate_to_file(path, lennard_jones(), small_fluid, FLUID, **fluid_options())
+    np.testing.assert_array_equal(load_run(path).positions, run_fluid(small_fluid).positions)
 
 
 def test_bonds_across_a_face_of_the_cell(restless: list[int], tmp_path: Path) -> None:
