@@ -265,8 +265,8 @@ class Driver:
         here = place.room
         room = [place.skin, *place.heights, here.listed, here.slots, here.inner, here.bins.room if here.bins else 0]
         leaves = [plain(leaf) for leaf in jax.tree.leaves(place.walkers)]
-        offsets = place.origins.images, place.origins.centres
-        return [np.array(notes, np.float64), np.array(room, np.float64), *leaves, *offsets]
+        numbers = np.concatenate([room, place.origins.images.ravel(), place.origins.centres.ravel()])
+        return [np.array(notes, np.float64), numbers, *leaves]
 
     def restore(self, saved: list[np.ndarray]) -> list[float]:
         """Go on from a snapshot of a driver that was set up as this one was; returns its notes.
@@ -274,13 +274,17 @@ class Driver:
         Raises:
             ValueError: if it is of another kind of run.
         """
-        notes, room, *leaves = saved
+        notes, numbers, *leaves = saved
+        room, offsets = numbers[:8], numbers[8:]
         old, structure = jax.tree.flatten(self.walkers)
-        leaves, offsets = leaves[: len(old)], leaves[len(old) :]
         if [leaf.ndim for leaf in map(plain, old)] != [leaf.ndim for leaf in leaves]:
             raise ValueError("what it keeps of the simulation is of another version of jaxmlip, or of another ensemble")
-        # Versions that knew no offsets had none.
-        self._translate(Origins(*offsets) if offsets else Origins.none(*self.fixed.shape))
+        none = Origins.none(*self.fixed.shape)  # as in files of versions that knew no offsets
+        images, centres = offsets[: none.images.size].astype(np.int64), offsets[none.images.size :]
+        there = (
+            Origins(images.reshape(none.images.shape), centres.reshape(none.centres.shape)) if offsets.size else none
+        )
+        self._translate(there)
         self.skin, self.heights = float(room[0]), room[1:4]
         listed, slots, inner, in_bin = (int(number) for number in room[4:])
         search = image_search(self.heights, self.cutoff + self.skin)

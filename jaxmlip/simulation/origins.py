@@ -13,6 +13,12 @@ from jaxtyping import Float, Int
 
 from jaxmlip.systems.origin import NEAR, Offset, offset_from_origin
 
+STRAYED = 2.0 * NEAR
+"""Å; coordinates up to this may come about during a run before something is done."""
+
+CELLS_AWAY = 1
+"""And where periodic, atoms may leave the cell by so many cells, lest they go back and forth at a face."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Origins:
@@ -55,13 +61,10 @@ class Origins:
 
 
 def strayed(positions: Sequence[np.ndarray], cells: np.ndarray) -> list[int]:
-    """Replicas whose positions on the device have come so far from the origin that they are to be brought back.
-
-    Later than at the start, lest atoms go back and forth at a face of the cell.
-    """
+    """Replicas whose positions [atoms, 3] on the device have come so far from the origin that they are brought back."""
     found = []
     for replica, (where, cell) in enumerate(zip(positions, cells, strict=True)):
-        offset = offset_from_origin(where, cell, near=2.0 * NEAR, cells_away=1)
+        offset = offset_from_origin(where, cell, near=STRAYED, cells_away=CELLS_AWAY)
         if offset.images.any() or offset.centre.any():
             found.append(replica)
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxmlip.simulation.driver import SimulationError
-from jaxmlip.simulation.trajectory import PER_REPLICA, Outcome, Run
+from jaxmlip.simulation.trajectory import PER_REPLICA, Outcome, Run, single_if_exact
 
 
 def run_in_processes(simulated: Callable[[Callable[[int], slice] | None], Run]) -> Run:
@@ -59,9 +59,11 @@ def own_file(path: Path) -> Path:
 def _joined(run: Run) -> Run:
     """The run of all processes' replicas. Bytes are exchanged: arrays of jax would lose double precision."""
     found = {name: getattr(run, name) for name in PER_REPLICA if getattr(run, name) is not None}
+    found["positions"] = run.positions.astype(np.float64)  # a process may need double where another does not
     found["outcomes"] = np.array([list(Outcome).index(outcome) for outcome in run.outcomes])
     changes: dict[str, Any] = {name: _gathered(np.asarray(values)) for name, values in found.items()}
     changes["outcomes"] = tuple(list(Outcome)[number] for number in changes["outcomes"])
+    changes["positions"] = single_if_exact(changes["positions"])
     changes["observed"] = {name: _gathered(values) for name, values in run.observed.items()}
     changes["ns_per_day"] = float(_gathered(np.array([run.ns_per_day])).sum())
     return dataclasses.replace(run, **changes)

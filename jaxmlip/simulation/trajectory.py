@@ -322,7 +322,7 @@ def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None)
     names = PLACES.keys() - CONSTANTS
     series = {name: read_series(file, name, frames, chosen) for name in names}
     observed = {name.removeprefix(MEAN): read_series(file, name, frames, chosen) for name in fixed.observed}
-    series["positions"] = _single_if_exact(series["positions"])
+    series["positions"] = single_if_exact(series["positions"])
     series["cells"] = read_series(file, "cells", frames, chosen) if fixed.cells is None else fixed.cells[chosen]
     # Frames of the slice that come before a replica's end.
     lengths = [len(range(*slice(frames.start, min(frames.stop, n), frames.step).indices(n))) for n in status.lengths]
@@ -343,7 +343,7 @@ def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None)
     )
 
 
-def _single_if_exact(values: Any) -> np.ndarray:
+def single_if_exact(values: Any) -> np.ndarray:
     """The values in single precision if it holds them."""
     single = np.asarray(values, np.float32)
     return single if np.array_equal(single, values, equal_nan=True) else values

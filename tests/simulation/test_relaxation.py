@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
+from ase.constraints import FixAtoms, FixBondLength
+from ase.optimize import BFGS, FIRE
 from scipy.optimize import minimize_scalar
 from simple_potentials import lennard_jones
 
+from jaxmlip.potentials.ase import Calculator
 from jaxmlip.simulation.relaxation import Relaxed, relax
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.units import GPA
@@ -102,3 +105,48 @@ def test_refuses_a_cell_that_is_not_periodic(rattled: Atoms) -> None:
     rattled.pbc = (True, True, False)
     with pytest.raises(ValueError, match="leave out stress_GPa"):
         run(rattled, stress_GPa=0.1)
+
+
+@pytest.fixture
+def slab() -> Atoms:
+    """Five rattled layers of the crystal, the lowest two of which are held."""
+    atoms = fcc111("Ar", (2, 2, 5), a=1.1 * np.sqrt(2.0), vacuum=4.0)
+    atoms.rattle(0.04, seed=2)
+    atoms.set_constraint(FixAtoms([atom.index for atom in atoms if atom.tag > 3]))
+    return atoms
+
+
+@pytest.mark.parametrize("optimizer", [FIRE, BFGS])
+def test_slab_with_held_layers(slab: Atoms, optimizer: type) -> None:
+    """The energy that ASE's optimisers find with the same constraint; held atoms do not move, nor count."""
+    fixed = slab.constraints[0].index
+    relaxed = run(slab)
+    assert relaxed.converged, relaxed.summary()
+    np.testing.assert_array_equal(relaxed.atoms.positions[fixed], slab.positions[fixed])
+    assert relaxed.atoms.constraints[0].index.tolist() == fixed.tolist()
+    free = np.setdiff1d(np.arange(len(slab)), fixed)
+    assert np.linalg.norm(relaxed.forces[free], axis=1).max() < 0.003
+    assert np.linalg.norm(relaxed.forces[fixed], axis=1).max() > 0.1, "they would move if they were free"
+    assert f"longest force {np.linalg.norm(relaxed.forces[free], axis=1).max():.2g}" in relaxed.summary()
+
+    theirs = slab.copy()
+    theirs.calc = Calculator(lennard_jones(range_=RANGE))
+    optimizer(theirs, logfile=None).run(fmax=0.003, steps=500)
+    assert relaxed.energy == pytest.approx(theirs.get_potential_energy(), abs=1e-4)
+
+
+def test_refuses_constraints_that_it_cannot_keep(slab: Atoms, rattled: Atoms) -> None:
+    rattled.set_constraint(FixAtoms([0]))
+    with pytest.raises(ValueError, match="Ar4 has fixed atoms, which a cell that relaxes would move"):
+        run(rattled, stress_GPa=0.1)
+    slab.set_constraint(FixBondLength(0, 1))
+    with pytest.raises(ValueError, match="Ar20 has the constraint FixBondLength"):
+        run(slab)
+
+
+def test_nothing_to_relax(rattled: Atoms) -> None:
+    rattled.set_constraint(FixAtoms(range(4)))
+    relaxed = run(rattled)
+    assert relaxed.steps == 0
+    assert relaxed.converged
+    assert "longest force 0 eV/Å" in relaxed.summary()
