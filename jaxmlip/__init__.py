@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxmlip.observables.estimate import Estimate as Estimate
+    from jaxmlip.observables.estimate import Status as Status
     from jaxmlip.observables.observable import Observable as Observable
     from jaxmlip.observables.observable import average as average
-    from jaxmlip.observables.statistics import Estimate as Estimate
     from jaxmlip.observables.structure import RDF as RDF
     from jaxmlip.observables.structure import rdf_error as rdf_error
     from jaxmlip.observables.thermodynamics import Density as Density
@@ -63,7 +64,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Observable": "observables.observable",
     "average": "observables.observable",
-    "Estimate": "observables.statistics",
+    "Estimate": "observables.estimate",
+    "Status": "observables.estimate",
     "RDF": "observables.structure",
     "rdf_error": "observables.structure",
     "Density": "observables.thermodynamics",

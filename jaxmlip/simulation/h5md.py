@@ -60,6 +60,7 @@ class Fixed(NamedTuple):
         timestep_fs: fs.
         identity: plain data that tells the run from others.
         observed: units of the series that are not in `PLACES`, by name with `MEAN` before it.
+        time_constants_ps: see `Run`; older files have none.
     """
 
     numbers: np.ndarray
@@ -69,6 +70,7 @@ class Fixed(NamedTuple):
     timestep_fs: float
     identity: dict[str, Any]
     observed: dict[str, str]
+    time_constants_ps: dict[str, float] = {}  # noqa: RUF012, never changed
 
 
 class Status(NamedTuple):
@@ -154,6 +156,7 @@ def read_fixed(file: h5py.File) -> Fixed:
         timestep_fs=float(array_at(file, "parameters/timestep_fs")),
         identity=json.loads(str(group_at(file, "parameters").attrs["identity"])),
         observed=json.loads(str(group_at(file, "parameters").attrs["observed"])),
+        time_constants_ps=json.loads(str(group_at(file, "parameters").attrs.get("time_constants_ps", "{}"))),
     )
 
 

@@ -32,13 +32,17 @@ Sample = dict[str, np.ndarray]
 class Sampler:
     """Takes samples of the replicas that a driver moves; sums are taken in double precision."""
 
-    def __init__(self, driver: Driver, references: np.ndarray) -> None:
+    def __init__(
+        self, driver: Driver, references: np.ndarray, time_constants_ps: dict[str, float] | None = None
+    ) -> None:
         """Sample what a driver moves.
 
         Args:
             driver: of the replicas.
             references: [replicas], sums of elemental reference energies, eV, in double precision.
+            time_constants_ps: see `Run`.
         """
+        self.time_constants_ps = time_constants_ps or {}
         self.driver, self.kind = driver, driver.kind
         self.references = references
         self.degrees = self.kind.degrees_of_freedom(driver.sizes)
@@ -154,6 +158,7 @@ class Recorder:
                 timestep_fs=self._driver.timestep_fs,
                 identity={"run": identity, "versions": versions()},
                 observed=observed,
+                time_constants_ps=sampler.time_constants_ps,
             )
             self.file = TrajectoryFile.create(
                 path, fixed, stacked([first]), self._driver.snapshot(self._here, [0.0, 0.0])

@@ -20,7 +20,7 @@ from jaxmlip.simulation.h5md import MEAN, prefixed
 from jaxmlip.simulation.observing import Observer, PerFrame
 from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, stacked
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
-from jaxmlip.simulation.schedules import Number
+from jaxmlip.simulation.schedules import Number, longest_ramp_ps
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.graph import check_structure, periodic_cell
 from jaxmlip.units import G_PER_CM3
@@ -112,6 +112,7 @@ class Session:
             ns_per_day=ns_per_day(simulated_fs, moving_s),
             observed=observed,
             observed_units=self.observed_units,
+            time_constants_ps=self.sampler.time_constants_ps,
             **({"cells": np.stack([periodic_cell(atoms) for atoms in self.starts])} | series),  # type: ignore[arg-type]
         )
 
@@ -238,7 +239,10 @@ def make_session(
     )
     of_models = np.repeat(np.arange(number), len(starts) // number)
     references = [reference_energy(potentials[n], atoms.numbers) for n, atoms in zip(of_models, starts, strict=True)]
-    sampler = Sampler(driver, np.array(references))
+    constants = ensemble.time_constants_ps
+    if ramp := longest_ramp_ps(schedules):
+        constants = constants | {"ramp": ramp}
+    sampler = Sampler(driver, np.array(references), constants)
     observer, stride = None, every
     if options.observables or options.against is not None or options.observe_every_fs is not None:
         stride = _checked_stride(every, options.timestep_fs, options.observe_every_fs)

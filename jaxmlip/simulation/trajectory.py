@@ -79,6 +79,7 @@ class Run:
         pressure_GPa: [replicas, frames], instantaneous pressure, kinetic part included; None at constant volume.
         observed: [replicas, frames, ...] by name, means since the frame before of what was observed on the way.
         observed_units: their units.
+        time_constants_ps: ps, by name: of thermostat and barostat, and how long a ramp lasts; empty where not known.
     """
 
     numbers: Int[np.ndarray, " atoms"]
@@ -98,6 +99,7 @@ class Run:
     pressure_GPa: Float[np.ndarray, "replicas frames"] | None = None
     observed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     observed_units: dict[str, str] = dataclasses.field(default_factory=dict)
+    time_constants_ps: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def n_replicas(self) -> int:
@@ -194,6 +196,7 @@ class Run:
             timestep_fs=self.timestep_fs,
             identity={},
             observed=prefixed(self.observed_units),
+            time_constants_ps=self.time_constants_ps,
         )
         names = PLACES.keys() - ({"numbers"} if fixed.cells is None else CONSTANTS)
         series = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -318,5 +321,6 @@ def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None)
         ns_per_day=status.ns_per_day,
         observed=observed,  # type: ignore[arg-type]
         observed_units={name.removeprefix(MEAN): unit for name, unit in fixed.observed.items()},
+        time_constants_ps=fixed.time_constants_ps,
         **series,  # type: ignore[arg-type]
     )

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.observables.estimate import Estimate
 from jaxmlip.observables.observable import average
-from jaxmlip.observables.statistics import Estimate
 from jaxmlip.observables.structure import RDF, rdf_error
 from jaxmlip.observables.thermodynamics import PotentialEnergy, Temperature
 from jaxmlip.potentials.evaluation import predict
