@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from jaxmlip.training.trainer import train as train
     from jaxmlip.training.trainer import train_many as train_many
     from jaxmlip.validation.errors import compare as compare
+    from jaxmlip.validation.verdict import Tolerances as Tolerances
+    from jaxmlip.validation.verdict import verdict as verdict
 
 _HOME = {
     "Observable": "observables.observable",
@@ -118,6 +120,8 @@ _HOME = {
     "train": "training.trainer",
     "train_many": "training.trainer",
     "compare": "validation.errors",
+    "Tolerances": "validation.verdict",
+    "verdict": "validation.verdict",
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

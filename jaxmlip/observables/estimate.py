@@ -212,9 +212,7 @@ def _unit(one: str, other: str, sign: str) -> str:
     if sign in "+-":
         if one != other:
             first, second = (f"in {unit}" if unit else "without a unit" for unit in (one, other))
-            raise ValueError(
-                f"An estimate {first} and one {second} cannot be added or subtracted; convert one of them."
-            )
+            raise ValueError(f"Estimates {first} and {second} cannot be added or subtracted; convert one of them.")
         return one
     if sign == "/":
         return "" if one == other else f"{one or '1'}/{other}" if other else one

@@ -55,14 +55,13 @@ class Observable(abc.ABC):
         """Raise ValueError if the observable makes no sense for a run."""
         del run
 
-    def reduce(self, values: Any, weights: Any = None, *, cautious: bool = False) -> Estimate:
+    def reduce(self, values: Any, weights: Any = None) -> Estimate:
         """Average of values [replicas, frames, ...], with weights [replicas, frames] if given.
 
         Raises:
-            ValueError: see `correlated_mean`, also on `cautious`.
+            ValueError: see `correlated_mean`.
         """
-        weights = None if weights is None else np.asarray(weights)
-        return correlated_mean(np.asarray(values), weights, cautious=cautious)
+        return correlated_mean(np.asarray(values), None if weights is None else np.asarray(weights))
 
     def over(self, run: Run, first: int = 0) -> Float[np.ndarray, "replicas frames *shape"]:
         """Values in all frames from `first` on of the replicas that ran to the end.
@@ -105,15 +104,16 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     """Mean of an observable over the frames and replicas of a run, with its standard error.
 
     Replicas that failed are left out, and the status says so. The estimate has no error where the run is not yet in
-    equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, or where the run is
-    shorter than ten of the ensemble's time constants (`Run.time_constants_ps`), or less than `KEPT` of them are kept.
-    With less than `KEPT_FOR_OK` of them the error allows for slower motion, and the status says so.
+    equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, or where the run
+    is shorter than its ramp and ten of the ensemble's time constants (`Run.time_constants_ps`), or less than `KEPT` of
+    them are kept. It is not OK with less than `KEPT_FOR_OK` of them.
 
     Args:
         run: from `simulate`.
         observable: for example `RDF("O", "O")`.
-        equilibration: time in ps to discard at the start, or "auto": what the slowest of temperature, energy and volume
-            takes (`equilibration_frames`), any ramp and `DISCARDED` time constants after it, and at most half of the run.
+        equilibration: time in ps to discard at the start, or "auto": what the slowest of temperature, energy and
+            volume takes (`equilibration_frames`), at least any ramp and `DISCARDED` time constants after it, and at
+            most half of the run.
 
     Raises:
         ValueError: if the observable makes no sense for the run, or nothing is left of it.
@@ -127,11 +127,10 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     first, status = _settled(run, equilibration)
     slowest = _slowest_ps(run)
     kept_ps = (run.time_fs[-1] - (run.time_fs[first - 1] if first else 0.0)) / 1000.0
-    values = observable.over(run, first)
-    estimate = observable.reduce(values)
-    if estimate.status is Status.OK and kept_ps < KEPT_FOR_OK * slowest:
-        estimate = observable.reduce(values, cautious=True)
-    status = worst(status, estimate.status, *([] if kept.all() else [Status.REPLICA_FAILED]))
+    estimate = observable.reduce(observable.over(run, first))
+    few = [Status.SLOW_MOTION] if kept_ps < KEPT_FOR_OK * slowest else []
+    failed = [] if kept.all() else [Status.REPLICA_FAILED]
+    status = worst(status, estimate.status, *few, *failed)
     if not status.has_error:
         nothing = np.full_like(estimate.value, np.nan)
         estimate = dataclasses.replace(estimate, error=nothing, effective_samples=math.nan, blocks=None)

@@ -10,7 +10,7 @@ transforms of n frames are known,
     A_k(x) = [1 − 2x (1 − (−1)ᵏ e^(−1/x)) / w_k] / w_k,    w_k = 1 + (π k x)²,    x = τ/n,
 
 and that of the mean, B(x) = 1 − x (1 − e^(−1/x)), both in units of S₀ and S₀/n. With the density 1/S₀ for S₀, and one
-for x that is uniform in ln x or falls slowly, the mean has a posterior that is a mixture of Student's distributions. It
+for x that grows slowly, the mean has a posterior that is a mixture of Student's distributions. It
 is narrow where the data show the plateau of the spectrum and wide where they do not, so that a run too short for its
 own correlation time is not taken for a good one. The mixture is replaced by one Student's distribution with the same
 mean and variance of ln S₀; its degrees of freedom say how well the error itself is known.
@@ -29,31 +29,20 @@ FREQUENCIES = 32
 """Most cosine transforms that are looked at, besides the mean."""
 
 
-LONG = 0.4
+LONG = 1.0
 """Correlation times in units of the run from which on one replica says nothing of its mean."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Prior:
-    """What is thought of a spectrum before it is seen.
+TIMES = np.geomspace(3e-4, 2.0, 24)
+"""Values of x = τ/n: correlation times in units of the length of the run."""
 
-    Attributes:
-        shortest, longest: of x = τ/n, correlation times in units of the length of the run.
-        exponent: the density of ln x is x to this power.
-        shares: of S₀ that the slow correlation has, with equal weights; 1 is a single exponential.
-    """
+EXPONENT = (0.25, 0.3)
+"""The prior density of ln x is x to the power a + b/R: slow motion is thought likely, the more so the fewer replicas
+there are to show it. The numbers are such that intervals hold from two correlation times on, see
+`experiments/benchmarks/coverage.py`."""
 
-    shortest: float
-    longest: float
-    exponent: float
-    shares: tuple[float, ...]
-
-
-NEUTRAL = Prior(1e-4, 2.0, 0.1, (1.0, 0.998, 0.99, 0.95, 0.85, 0.6))
-"""Where the data show that the run is long: correlation times of all orders of magnitude."""
-
-CAUTIOUS = Prior(1e-3, 2.0, 0.3, (1.0, 0.998, 0.99, 0.95, 0.85, 0.6))
-"""Elsewhere: slow motion that the run is too short to show makes up most of S₀."""
+SHARES = (1.0, 0.998, 0.99, 0.95, 0.85, 0.6)
+"""Of S₀ that the slow correlation has, equally likely; 1 is a single exponential."""
 
 FAST = (0.0, 0.05, 0.2)
 """τ'/τ, the correlation times of the fast part."""
@@ -113,9 +102,12 @@ class Powers:
         """Numbers that the powers are sums of the squares of."""
         return self.replicas * len(self.transforms) + self.replicas - 1
 
-    def scale(self, prior: Prior) -> Scale:
-        """Student's distribution of the mean; see the head of this module. Needs `dof` ≥ 1 and no series without any power."""
-        shapes, of_mean, weights, times = _grid(len(self.transforms), prior)
+    def scale(self) -> Scale:
+        """Student's distribution of the mean; see the head of this module.
+
+        There must be a degree of freedom, and every element must move.
+        """
+        shapes, of_mean, weights, times = _grid(len(self.transforms), EXPONENT[0] + EXPONENT[1] / self.replicas)
         quadratic = (1.0 / shapes) @ self.transforms + self.means / of_mean[:, None]
         determinant = self.replicas * np.log(shapes).sum(axis=1) + (self.replicas - 1) * np.log(of_mean)
         evidence = (np.log(weights) - 0.5 * determinant)[:, None] - 0.5 * self.dof * np.log(quadratic)
@@ -146,7 +138,7 @@ class Powers:
         return np.divide(lowest, floor, out=np.full_like(lowest, np.inf), where=floor > 0)
 
     def disagreement(self) -> Float[np.ndarray, " elements"]:
-        """Probability of replicas' means so far apart, if their spectrum were as flat as at the four lowest frequencies."""
+        """Probability of replicas' means so far apart, if their power were that of the four slowest transforms."""
         if self.replicas < 2 or not len(self.transforms):
             return np.ones_like(self.means)
         lowest = self.transforms[:4]
@@ -161,10 +153,9 @@ _VARIANCES = polygamma(1, 0.5 * _DOFS)
 
 
 @functools.cache
-def _grid(frequencies: int, prior: Prior) -> tuple[np.ndarray, ...]:
+def _grid(frequencies: int, exponent: float) -> tuple[np.ndarray, ...]:
     """Variances of the transforms [grid, frequencies] and of the mean [grid], and weights [grid]."""
     k = np.arange(1, frequencies + 1)
-    number = round(6 * np.log10(prior.longest / prior.shortest)) + 1
     shapes, of_mean, weights, times = [], [], [], []
 
     def transforms(x: float) -> np.ndarray:
@@ -176,12 +167,12 @@ def _grid(frequencies: int, prior: Prior) -> tuple[np.ndarray, ...]:
     def mean(x: float) -> float:
         return 1.0 if x == 0.0 else 1.0 - x * (1.0 - np.exp(-1.0 / x))
 
-    for x in np.geomspace(prior.shortest, prior.longest, number):
-        for share in prior.shares:
+    for x in TIMES:
+        for share in SHARES:
             ratios = (0.0,) if share == 1.0 else FAST
             for ratio in ratios:
                 shapes.append(share * transforms(x) + (1.0 - share) * transforms(ratio * x))
                 of_mean.append(share * mean(x) + (1.0 - share) * mean(ratio * x))
-                weights.append(x**prior.exponent / len(ratios))
+                weights.append(x**exponent / len(ratios))
                 times.append(x)
     return np.array(shapes), np.array(of_mean), np.array(weights), np.array(times)

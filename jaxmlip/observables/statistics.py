@@ -1,21 +1,21 @@
 """Means of correlated series, with errors that hold.
 
 Series come as [replicas, frames, ...]. Every element of a vector-valued observable is treated on its own; whether the
-run is good enough is decided for all of them together. The errors are those of `spectrum`, by one of two priors:
+run is good enough is decided for all of them together. Errors are those of `spectrum`, which reckon with motion slower
+than the run where it cannot be ruled out.
 
-* A neutral one where the run is seen to be long, with status OK: the power in the replicas' means and in the slowest
-  transform is so low beside the others that motion slower than the run, were it to make four times what they show,
-  would leave so little one time in a hundred only. Runs of fewer than some forty correlation times have more power
-  there, and fail. Two replicas rarely pass and one hardly ever: nothing in one series tells of what is slower.
-* A cautious one elsewhere, which takes such motion for likely. Intervals are then wider than they would have to be if
-  one knew better.
+An estimate is OK if it can: if the power in the replicas' means and in the slowest transform is so low beside the
+others that motion of `HIDDEN` times the power of what is seen would leave so little one time in a hundred only. Runs
+of fewer than some forty correlation times have more power there, and fail. Two replicas rarely pass and one hardly
+ever: nothing in one series tells of what is slower.
 
 Where the means of replicas lie further apart than the power within them lets expect (F test, p < 0.001), their spread
-alone is the error, with one degree of freedom fewer than there are replicas.
+alone is the error if it is larger, with one degree of freedom fewer than there are replicas.
 
 `experiments/benchmarks/coverage.py` measures how often intervals hold.
 """
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from jaxtyping import Float
 from scipy.stats import chi2, t
 
 from jaxmlip.observables.estimate import Estimate, Status
-from jaxmlip.observables.spectrum import CAUTIOUS, NEUTRAL, Powers, Scale
+from jaxmlip.observables.spectrum import FREQUENCIES, Powers, Scale
 
 ENOUGH = 20.0
 """Effective samples below which neither a mean nor its error is to be trusted (Grossfield et al., Living J. Comp. Mol.
@@ -35,7 +35,7 @@ Sci. 1, 5067 (2018))."""
 BLOCKS = 32
 """Blocks that are kept, or one for each replica if there are more of these."""
 
-HIDDEN = 4.0
+HIDDEN = 3.0
 """Power of slow motion, relative to what is seen, that a run must be able to rule out."""
 
 MOST_EXCESS = 1.3
@@ -45,12 +45,8 @@ MOST_EXCESS = 1.3
 def correlated_mean(
     series: Float[np.ndarray, "replicas frames *shape"],
     weights: Float[np.ndarray, "replicas frames"] | None = None,
-    *,
-    cautious: bool = False,
 ) -> Estimate:
     """Mean and standard error of correlated stationary series; see the head of this module.
-
-    If `cautious`, motion slower than the run is reckoned with whatever the series look like.
 
     With weights w the value is Σ w x / Σ w, and the error that of the mean of x̄ + w (x − x̄) / ⟨w⟩: the linearised
     error of a ratio of means (Cochran, Sampling Techniques, 3rd ed., ch. 6), correlations of the weights included.
@@ -81,7 +77,7 @@ def correlated_mean(
     moves = variance > (1e-12 * np.abs(mean)) ** 2
     error, dof, status = np.zeros_like(mean), np.full_like(mean, np.inf), Status.OK
     if moves.any():
-        scale, status = _scale(Powers.of(deviations[:, :, moves]), variance[moves], cautious)
+        scale, status = _scale(Powers.of(deviations[:, :, moves]), variance[moves])
         error[moves], dof[moves] = scale.error, scale.dof
     total = float(np.sum(error**2))
     samples = float(variance.sum()) / total if total > 0 else float(replicas * frames)
@@ -97,25 +93,25 @@ def correlated_mean(
     )
 
 
-def _scale(powers: Powers, variance: Float[np.ndarray, " elements"], wary: bool) -> tuple[Scale, Status]:
+def _scale(powers: Powers, variance: Float[np.ndarray, " elements"]) -> tuple[Scale, Status]:
     """Errors and degrees of freedom of elements that move, and what is to be said of them together."""
+    nothing = np.full_like(variance, np.nan)
     if powers.dof < 1:
-        nothing = np.full_like(variance, np.nan)
         return Scale(nothing, np.ones_like(variance), nothing), Status.UNRESOLVED
-    cautious = powers.scale(CAUTIOUS)
-    if powers.replicas == 1 and np.median(cautious.unresolved) > 0.5:
-        nothing = np.full_like(variance, np.nan)
-        return Scale(nothing, cautious.dof, cautious.unresolved), Status.UNRESOLVED
+    scale = powers.scale()
+    samples = np.sum(variance) / np.sum(scale.error**2)
+    if powers.replicas == 1 and np.median(scale.unresolved) > 0.5:
+        return dataclasses.replace(scale, error=nothing), Status.UNRESOLVED
     apart = powers.disagreement() < 1e-3
     if np.mean(apart) > 0.05:
         spread = powers.between()
-        wider = spread > cautious.error
-        error, dof = np.where(wider, spread, cautious.error), np.where(wider, powers.replicas - 1.0, cautious.dof)
-        return Scale(error, dof, cautious.unresolved), Status.REPLICAS_DISAGREE
-    few = np.sum(variance) / np.sum(cautious.error**2) < ENOUGH
-    if few or wary or np.median(powers.excess()) > most_excess(powers.replicas):
-        return cautious, Status.TOO_FEW if few else Status.SLOW_MOTION
-    return powers.scale(NEUTRAL), Status.OK
+        wider = spread > scale.error
+        error, dof = np.where(wider, spread, scale.error), np.where(wider, powers.replicas - 1.0, scale.dof)
+        return Scale(error, dof, scale.unresolved), Status.REPLICAS_DISAGREE
+    if samples < ENOUGH:
+        return scale, Status.TOO_FEW
+    seen = len(powers.transforms) == FREQUENCIES and np.median(powers.excess()) < most_excess(powers.replicas)
+    return scale, Status.OK if seen else Status.SLOW_MOTION
 
 
 @functools.cache

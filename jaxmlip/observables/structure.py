@@ -85,9 +85,9 @@ class RDF(Observable):
             if atomic_numbers[symbol] not in run.numbers:
                 raise ValueError(f"{self.name}: the run holds no {symbol}.")
 
-    def reduce(self, values: Any, weights: Any = None, *, cautious: bool = False) -> Estimate:
+    def reduce(self, values: Any, weights: Any = None) -> Estimate:
         """Average of values [replicas, frames, bins] with `r` as the estimate's axis; see `Observable.reduce`."""
-        return dataclasses.replace(super().reduce(values, weights, cautious=cautious), axis=self.r)
+        return dataclasses.replace(super().reduce(values, weights), axis=self.r)
 
     def per_frame(self, frame: FrameState) -> Any:
         """[bins]; differentiable in positions and cell if `smearing` is positive."""
