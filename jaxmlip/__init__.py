@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxmlip.observables.estimate import Estimate as Estimate
+    from jaxmlip.observables.estimate import Status as Status
     from jaxmlip.observables.observable import Observable as Observable
     from jaxmlip.observables.observable import average as average
-    from jaxmlip.observables.statistics import Estimate as Estimate
     from jaxmlip.observables.structure import RDF as RDF
     from jaxmlip.observables.structure import rdf_error as rdf_error
     from jaxmlip.observables.thermodynamics import Density as Density
@@ -70,11 +71,14 @@ if TYPE_CHECKING:
     from jaxmlip.training.trainer import train as train
     from jaxmlip.training.trainer import train_many as train_many
     from jaxmlip.validation.errors import compare as compare
+    from jaxmlip.validation.verdict import Tolerances as Tolerances
+    from jaxmlip.validation.verdict import verdict as verdict
 
 _HOME = {
     "Observable": "observables.observable",
     "average": "observables.observable",
-    "Estimate": "observables.statistics",
+    "Estimate": "observables.estimate",
+    "Status": "observables.estimate",
     "RDF": "observables.structure",
     "rdf_error": "observables.structure",
     "Density": "observables.thermodynamics",
@@ -138,6 +142,8 @@ _HOME = {
     "train": "training.trainer",
     "train_many": "training.trainer",
     "compare": "validation.errors",
+    "Tolerances": "validation.verdict",
+    "verdict": "validation.verdict",
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

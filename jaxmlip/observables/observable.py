@@ -3,13 +3,16 @@
 import abc
 import dataclasses
 import functools
+import math
+import zlib
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.observables.statistics import Estimate, Status, correlated_mean, equilibration_frames, worst
+from jaxmlip.observables.estimate import Estimate, Status, worst
+from jaxmlip.observables.statistics import correlated_mean, drifts, equilibration_frames
 from jaxmlip.simulation.neighbors import cell_heights
 from jaxmlip.simulation.observing import FrameState
 from jaxmlip.simulation.trajectory import Run
@@ -17,6 +20,15 @@ from jaxmlip.systems.origin import offset_from_origin
 
 FRAMES_AT_ONCE = 8
 """Frames that are evaluated side by side."""
+
+DISCARDED = 5.0
+"""Time constants of the ensemble that are discarded at the start: then 1 % is left of where it came from."""
+
+KEPT = 5.0
+"""Time constants that must be kept for any error."""
+
+KEPT_FOR_OK = 40.0
+"""Time constants that must be kept for the status OK."""
 
 
 class Observable(abc.ABC):
@@ -103,13 +115,17 @@ def _map_frames(observable: Observable, frames: FrameState) -> Any:
 def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] | float | int = "auto") -> Estimate:
     """Mean of an observable over the frames and replicas of a run, with its standard error.
 
-    Replicas that failed are left out, and the status says so.
+    Replicas that failed are left out, and the status says so. The estimate has no error where the run is not yet in
+    equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, or where the run
+    is shorter than its ramp and ten of the ensemble's time constants (`Run.time_constants_ps`), or less than `KEPT` of
+    them are kept. It is not OK with less than `KEPT_FOR_OK` of them.
 
     Args:
         run: from `simulate`.
         observable: for example `RDF("O", "O")`.
-        equilibration: time in ps to discard at the start, or "auto": see `equilibration_frames`. A run that would lose
-            more than half of itself keeps its second half, and the status says so.
+        equilibration: time in ps to discard at the start, or "auto": what the slowest of temperature, energy and
+            volume takes (`equilibration_frames`), at least any ramp and `DISCARDED` time constants after it, and at
+            most half of the run.
 
     Raises:
         ValueError: if the observable makes no sense for the run, or nothing is left of it.
@@ -120,20 +136,51 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
             f"{Status.NO_DATA.value.capitalize()}: there is nothing to average {observable.name} over. "
             f"Replica 0: {run.outcomes[0].value}."
         )
-    wanted = 0
+    first, status = _settled(run, equilibration)
+    slowest = _slowest_ps(run)
+    kept_ps = (run.time_fs[-1] - (run.time_fs[first - 1] if first else 0.0)) / 1000.0
+    estimate = observable.reduce(observable.over(run, first))
+    few = [Status.SLOW_MOTION] if kept_ps < KEPT_FOR_OK * slowest else []
+    failed = [] if kept.all() else [Status.REPLICA_FAILED]
+    status = worst(status, estimate.status, *few, *failed)
+    if not status.has_error:
+        nothing = np.full_like(estimate.value, np.nan)
+        estimate = dataclasses.replace(estimate, error=nothing, effective_samples=math.nan, blocks=None)
+    energies = np.ascontiguousarray(run.potential_energy[kept])
+    return dataclasses.replace(
+        estimate,
+        status=status,
+        unit=observable.unit,
+        source=(zlib.crc32(energies.tobytes()), energies.shape, first),
+        discarded_fs=float(run.time_fs[first - 1]) if first else 0.0,
+    )
+
+
+def _slowest_ps(run: Run) -> float:
+    """The longest of the ensemble's time constants, ps."""
+    return max((time for name, time in run.time_constants_ps.items() if name != "ramp"), default=0.0)
+
+
+def _settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[int, Status]:
+    """The first frame to keep, and whether the run is in equilibrium from there on."""
+    kept, slowest, ramp = run.completed, _slowest_ps(run), run.time_constants_ps.get("ramp", 0.0)
+    settling = [run.temperature[kept], run.potential_energy[kept]]
+    if run.cells.ndim == 4 and run.pbc.all():
+        settling.append(run.volume[kept])
+    length = run.time_fs[-1] / 1000.0
     if equilibration == "auto":
-        wanted = equilibration_frames(run.potential_energy[kept])
-        first = min(wanted, run.n_frames // 2)
+        needed = int(np.searchsorted(run.time_fs, 1000.0 * (ramp + DISCARDED * slowest), side="right"))
+        wanted = max(equilibration_frames(series) for series in settling)
+        first = min(max(wanted, needed), run.n_frames // 2)
+        short, unsettled = needed > first, wanted > first
     else:
         first = int(np.searchsorted(run.time_fs, 1000.0 * float(equilibration), side="right"))
         if not equilibration >= 0 or first >= run.n_frames:
-            raise ValueError(
-                f"Discarding {equilibration!r} ps leaves nothing of a run of {run.time_fs[-1] / 1000:g} ps."
-            )
-    estimate = observable.reduce(observable.over(run, first))
-    status = estimate.status
-    if equilibration == "auto" and wanted > first:
-        status = worst(status, Status.NOT_EQUILIBRATED)
-    if not kept.all():
-        status = worst(status, Status.REPLICA_FAILED)
-    return dataclasses.replace(estimate, status=status, discarded_fs=float(run.time_fs[first - 1]) if first else 0.0)
+            raise ValueError(f"Discarding {equilibration!r} ps leaves nothing of a run of {length:g} ps.")
+        short, unsettled = equilibration < ramp, False
+    kept_ps = length - (run.time_fs[first - 1] / 1000.0 if first else 0.0)
+    if short or kept_ps < KEPT * slowest:
+        return first, Status.TOO_SHORT
+    if unsettled or drifts([series[:, first:] for series in settling]):
+        return first, Status.NOT_EQUILIBRATED
+    return first, Status.OK

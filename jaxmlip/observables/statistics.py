@@ -1,93 +1,52 @@
-"""Means of correlated series with honest standard errors.
+"""Means of correlated series, with errors that hold.
 
-Series come as [replicas, frames, ...]. Every element of a vector-valued observable is treated on its own.
+Series come as [replicas, frames, ...]. Every element of a vector-valued observable is treated on its own; whether the
+run is good enough is decided for all of them together. Errors are those of `spectrum`, which reckon with motion slower
+than the run where it cannot be ruled out.
 
-Two estimates of the variance of the mean are combined, with n frames in each of R replicas and overall mean x̄:
+An estimate is OK if it can: if the power in the replicas' means and in the slowest transform is so low beside the
+others that motion of `HIDDEN` times the power of what is seen would leave so little one time in a hundred only. Runs
+of fewer than some forty correlation times have more power there, and fail. Two replicas rarely pass and one hardly
+ever: nothing in one series tells of what is slower.
 
-* within: s_w² = s² g / (R n), where s² = Σ (x − x̄)² / (R n − g) and g is the statistical inefficiency
-  1 + 2 Σ_t (1 − t/n) C(t), summed up to the first lag at which the autocorrelation C, averaged over replicas, is not
-  positive (Chodera et al., J. Chem. Theory Comput. 3, 26 (2007); the alternative to the blocks of Flyvbjerg and
-  Petersen, J. Chem. Phys. 91, 461 (1989)). The integrated correlation time is known to about ν_w = n_eff / 5 degrees of
-  freedom (n_eff = R n / g; Sokal's variance 2(2M + 1)/n of it with a window of M = 5 τ, in Functional Integration,
-  Plenum 1997).
-* between: s_b² = Σ_r (x̄_r − x̄)² / (R (R − 1)), with ν_b = R − 1 degrees of freedom.
+Where the means of replicas lie further apart than the power within them lets expect (F test, p < 0.001), their spread
+alone is the error if it is larger, with one degree of freedom fewer than there are replicas.
 
-If the two agree (F test, p > 0.001) the variance is (ν_w s_w² + ν_b s_b²) / (ν_w + ν_b). Otherwise the replicas hold
-something that their series do not show, and the larger, s_b², stands.
+`experiments/benchmarks/coverage.py` measures how often intervals hold.
 """
 
 import dataclasses
-import enum
 import functools
 import logging
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import f as f_distribution
+from scipy.stats import chi2, t
+
+from jaxmlip.observables.estimate import Estimate, Status
+from jaxmlip.observables.spectrum import FREQUENCIES, Powers, Scale
 
 ENOUGH = 20.0
 """Effective samples below which neither a mean nor its error is to be trusted (Grossfield et al., Living J. Comp. Mol.
 Sci. 1, 5067 (2018))."""
 
-MAX_BLOCKS = 32
-"""Blocks kept of each replica."""
+BLOCKS = 32
+"""Blocks that are kept, or one for each replica if there are more of these."""
 
+HIDDEN = 3.0
+"""Power of slow motion, relative to what is seen, that a run must be able to rule out."""
 
-class Status(enum.Enum):
-    """Whether an estimate can be used; the value is the message for the user."""
-
-    OK = "OK"
-    NOT_EQUILIBRATED = "still equilibrating in the second half, which alone was kept: run longer"
-    REPLICAS_DISAGREE = "the replicas differ by more than their fluctuations explain: not one equilibrium, or not yet"
-    TOO_FEW = "too few independent samples: fewer than 20; run longer, or more replicas"
-    REPLICA_FAILED = "at least one replica failed and was left out"
-    NO_DATA = "no replica ran to the end"
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean and how well it is known.
-
-    Attributes:
-        value: the mean, a scalar array or of the observable's shape.
-        error: its standard error, of the same shape.
-        effective_samples: independent samples that would give the same error; for a vector Σ variances / Σ errors².
-        n_samples: frames that entered.
-        status: whether to use it.
-        blocks: [blocks, ...], nearly independent block means over all replicas, for errors of functions of the value.
-        noise_floor: for estimates of a distance: what noise alone would make of no difference at all.
-        discarded_fs: simulated time left out at the start.
-        axis: for functions, the points they are given at (the r of an RDF).
-    """
-
-    value: Float[np.ndarray, "*shape"]
-    error: Float[np.ndarray, "*shape"]
-    effective_samples: float
-    n_samples: int
-    status: Status = Status.OK
-    blocks: Float[np.ndarray, "blocks *shape"] | None = None
-    noise_floor: Float[np.ndarray, "*shape"] | None = None
-    discarded_fs: float = 0.0
-    axis: Float[np.ndarray, "*shape"] | None = None
-
-    def __str__(self) -> str:
-        """Value ± error for scalars, the shape for others, and the status unless it is OK."""
-        value = f"{self.value:.6g} ± {self.error:.2g}" if self.value.ndim == 0 else f"array{self.value.shape}"
-        return value if self.status is Status.OK else f"{value} ({self.status.value})"
-
-
-def worst(*statuses: Status) -> Status:
-    """The status that says most against an estimate."""
-    order = list(Status)
-    return max(statuses, key=order.index)
+MOST_EXCESS = 1.3
+"""Most power of the slowest motion, relative to what is seen, however many replicas there are."""
 
 
 def correlated_mean(
     series: Float[np.ndarray, "replicas frames *shape"],
     weights: Float[np.ndarray, "replicas frames"] | None = None,
 ) -> Estimate:
-    """Mean and standard error of correlated series; see the head of this module for the formulas.
+    """Mean and standard error of correlated stationary series; see the head of this module.
 
     With weights w the value is Σ w x / Σ w, and the error that of the mean of x̄ + w (x − x̄) / ⟨w⟩: the linearised
     error of a ratio of means (Cochran, Sampling Techniques, 3rd ed., ch. 6), correlations of the weights included.
@@ -96,56 +55,78 @@ def correlated_mean(
         ValueError: for empty series, values that are not finite, or weights that are not positive in sum.
     """
     x = np.asarray(series, np.float64)
-    replicas, frames = x.shape[:2]
+    replicas, frames, *shape = x.shape
     if replicas * frames == 0:
         raise ValueError("An average needs at least one replica and one frame.")
     if not np.isfinite(x).all():
         bad = np.argwhere(~np.isfinite(x))[0]
         raise ValueError(f"The value of replica {bad[0]}, frame {bad[1]} is not finite; leave failed replicas out.")
+    x = x.reshape(replicas, frames, -1)
+    mean = x.mean(axis=(0, 1))
     if weights is not None:
         w = np.asarray(weights, np.float64)
         if not (np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0):
             raise ValueError("Weights must be finite, not negative, and not all zero.")
-        w = (w / w.mean()).reshape(replicas, frames, *[1] * (x.ndim - 2))
+        w = (w / w.mean())[:, :, None]
         mean = (w * x).mean(axis=(0, 1))
         x = mean + w * (x - mean)
 
-    mean = x.mean(axis=(0, 1))
-    inefficiency = statistical_inefficiency(x)
-    effective = replicas * frames / inefficiency
-    variance = ((x - mean) ** 2).sum(axis=(0, 1)) / np.maximum(replicas * frames - inefficiency, 0.5)
-    within, dof_within = variance / effective, effective / 5.0
-    squared, disagree = within, np.zeros(mean.shape, bool)
-    if replicas > 1:
-        dof_between = replicas - 1.0
-        between = ((x.mean(axis=1) - mean) ** 2).sum(axis=0) / (replicas * dof_between)
-        ratio = np.divide(between, within, out=np.ones_like(mean), where=within > 0)
-        disagree = f_distribution.sf(ratio, dof_between, dof_within) < 1e-3
-        pooled = (dof_within * within + dof_between * between) / (dof_within + dof_between)
-        squared = np.where(disagree, between, pooled)
-
-    total_squared = float(np.sum(squared))
-    samples = float(np.sum(variance)) / total_squared if total_squared > 0 else float(replicas * frames)
-    samples = min(samples, float(replicas * frames))
-    status = Status.OK
-    if np.mean(disagree) > 0.05:
-        status = Status.REPLICAS_DISAGREE
-    if samples < ENOUGH:
-        status = worst(status, Status.TOO_FEW)
+    deviations = x - mean
+    variance = (deviations**2).mean(axis=(0, 1))
+    # What does not change but for rounding has no error.
+    moves = variance > (1e-12 * np.abs(mean)) ** 2
+    error, dof, status = np.zeros_like(mean), np.full_like(mean, np.inf), Status.OK
+    if moves.any():
+        scale, status = _scale(Powers.of(deviations[:, :, moves]), variance[moves])
+        error[moves], dof[moves] = scale.error, scale.dof
+    total = float(np.sum(error**2))
+    samples = float(variance.sum()) / total if total > 0 else float(replicas * frames)
+    blocks = _block_means(deviations, mean, error)
     return Estimate(
-        value=np.asarray(mean),
-        error=np.asarray(np.sqrt(squared)),
-        effective_samples=samples,
+        value=mean.reshape(shape),
+        error=error.reshape(shape),
+        effective_samples=min(samples, float(replicas * frames)),
         n_samples=replicas * frames,
         status=status,
-        blocks=_block_means(x, replicas * frames / samples),
+        dof=dof.reshape(shape),
+        blocks=None if blocks is None else blocks.reshape(-1, *shape),
     )
+
+
+def _scale(powers: Powers, variance: Float[np.ndarray, " elements"]) -> tuple[Scale, Status]:
+    """Errors and degrees of freedom of elements that move, and what is to be said of them together."""
+    nothing = np.full_like(variance, np.nan)
+    if powers.dof < 1:
+        return Scale(nothing, np.ones_like(variance), nothing), Status.UNRESOLVED
+    scale = powers.scale()
+    samples = np.sum(variance) / np.sum(scale.error**2)
+    if powers.replicas == 1 and np.median(scale.unresolved) > 0.5:
+        return dataclasses.replace(scale, error=nothing), Status.UNRESOLVED
+    apart = powers.disagreement() < 1e-3
+    if np.mean(apart) > 0.05:
+        spread = powers.between()
+        wider = spread > scale.error
+        error, dof = np.where(wider, spread, scale.error), np.where(wider, powers.replicas - 1.0, scale.dof)
+        return Scale(error, dof, scale.unresolved), Status.REPLICAS_DISAGREE
+    if samples < ENOUGH:
+        return scale, Status.TOO_FEW
+    seen = len(powers.transforms) == FREQUENCIES and np.median(powers.excess()) < most_excess(powers.replicas)
+    return scale, Status.OK if seen else Status.SLOW_MOTION
+
+
+@functools.cache
+def most_excess(replicas: int) -> float:
+    """The power of the slowest motion (`Powers.excess`) that is so low by chance one time in a hundred, if `HIDDEN`."""
+    degrees = 2 * replicas - 1
+    return min(MOST_EXCESS, HIDDEN * float(chi2.ppf(0.01, degrees)) / degrees)
 
 
 def statistical_inefficiency(series: Float[np.ndarray, "replicas frames *shape"]) -> Float[np.ndarray, "*shape"]:
     """Statistical inefficiency g ≥ 1 of each element; for one replica that of `pymbar.timeseries` to rounding.
 
-    Autocorrelations are about the mean over all replicas and averaged over them, by fast Fourier transforms.
+    1 + 2 Σ_t (1 − t/n) C(t), summed up to the first lag at which the autocorrelation C is not positive (Chodera et al.,
+    J. Chem. Theory Comput. 3, 26 (2007)). Autocorrelations are about the mean over all replicas and averaged over them,
+    by fast Fourier transforms. In short series it is too low, and no error is made of it.
     """
     x = np.asarray(series, np.float64)
     frames, shape = x.shape[1], x.shape[2:]
@@ -163,28 +144,62 @@ def statistical_inefficiency(series: Float[np.ndarray, "replicas frames *shape"]
     return np.maximum(g, 1.0).reshape(shape)
 
 
-def _block_means(x: np.ndarray, inefficiency: float) -> np.ndarray:
-    """Means over blocks of at least five inefficiencies, replica by replica; each replica gives one or more."""
-    frames = x.shape[1]
-    count = int(np.clip(frames / (5.0 * inefficiency), 1, min(MAX_BLOCKS, frames)))
-    if x.shape[0] == 1:
-        count = max(count, min(2, frames))
+def _block_means(
+    deviations: Float[np.ndarray, "replicas frames elements"],
+    mean: Float[np.ndarray, " elements"],
+    error: Float[np.ndarray, " elements"],
+) -> Float[np.ndarray, "blocks elements"] | None:
+    """Means over blocks of equal length, replica by replica, stretched so that their standard error is the mean's.
+
+    How many there are follows from the numbers of replicas and frames alone, so that the blocks of two observables of
+    one run belong together. None where there is but one, or no error.
+    """
+    replicas, frames, elements = deviations.shape
+    count = min(-(-BLOCKS // replicas), frames)
     length = frames // count
-    x = x[:, frames - count * length :]
-    return x.reshape(x.shape[0] * count, length, *x.shape[2:]).mean(axis=1)
+    kept = deviations[:, frames - count * length :].reshape(replicas * count, length, elements)
+    blocks = kept.mean(axis=1)
+    if len(blocks) < 2 or np.isnan(error).any():
+        return None
+    blocks -= blocks.mean(axis=0)
+    spread = blocks.std(axis=0, ddof=1) / np.sqrt(len(blocks))
+    return mean + blocks * np.divide(error, spread, out=np.zeros_like(error), where=spread > 0)
 
 
-def equilibration_frames(energies: Float[np.ndarray, "replicas frames"]) -> int:
-    """Frames to discard: those before the start that leaves the most effective samples of the mean energy of replicas.
+def equilibration_frames(series: Float[np.ndarray, "replicas frames"]) -> int:
+    """Frames to discard: those before the start that leaves the most effective samples of the mean of replicas.
 
     Chodera, J. Chem. Theory Comput. 12, 1799 (2016), by `pymbar.timeseries.detect_equilibration`. All replicas share
     one start: their mean shows a drift that the noise of each would hide.
     """
-    mean = np.asarray(energies, np.float64).mean(axis=0)
+    mean = np.asarray(series, np.float64).mean(axis=0)
     if len(mean) < 4:
         return 0
     start, _, _ = _timeseries().detect_equilibration(mean, nskip=max(1, len(mean) // 200))
     return int(start)
+
+
+def drifts(many: Sequence[Float[np.ndarray, "replicas frames"]], significance: float = 0.01) -> bool:
+    """Whether one of several series [replicas, frames] is still on its way from where it started.
+
+    A transient of the mean of the replicas has the same sign in all of the slowest transforms; for stationary series
+    their sum over the first four is as uncertain as their power says, however these are correlated in time.
+    """
+    for series in many:
+        x = np.asarray(series, np.float64)
+        deviations = (x - x.mean())[:, :, None]
+        if x.shape[1] < 12 or not deviations.any():
+            continue
+        powers = Powers.of(deviations)
+        slowest = min(4, len(powers.transforms))
+        total = powers.amplitudes[:slowest].sum(axis=0) / np.sqrt(slowest)
+        # The sum itself is left out of the power that it is compared with.
+        rest = powers.transforms[:slowest].sum(axis=0) - total**2
+        degrees = x.shape[0] * slowest - 1
+        statistic = np.sqrt(total**2 * degrees / rest) if rest > 0 else np.inf
+        if 2.0 * t.sf(statistic, degrees) < significance / len(many):
+            return True
+    return False
 
 
 @functools.cache

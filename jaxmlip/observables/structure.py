@@ -9,8 +9,8 @@ import numpy as np
 from ase.data import atomic_numbers
 from jaxtyping import Float
 
+from jaxmlip.observables.estimate import Estimate, welch_satterthwaite, worst
 from jaxmlip.observables.observable import Observable
-from jaxmlip.observables.statistics import Estimate, Status, worst
 from jaxmlip.simulation.neighbors import image_search, squared_distances
 from jaxmlip.simulation.observing import FrameState
 from jaxmlip.simulation.trajectory import Run
@@ -118,7 +118,8 @@ def rdf_error(estimate: Estimate, reference: Estimate) -> Estimate:
 
     The error is that of the integral linearised about the means, Σ sign(g − g_ref) (g − g_ref) Δr: its variance over
     block means (N − 1), each estimate with its own blocks, so that correlations between bins are included. Where the
-    difference is within the noise this is an upper bound.
+    difference is within the noise this is an upper bound. Its degrees of freedom are those of the median bin and no
+    more than the blocks have, joined after Welch and Satterthwaite. There is no error if one of the two has none.
 
     Noise alone makes the integral positive. `noise_floor` is what it would be on average if the two were equal: bins
     being nearly Gaussian with the errors σ of their difference, √(2/π) Σ σ Δr, whatever their correlations.
@@ -138,28 +139,26 @@ def rdf_error(estimate: Estimate, reference: Estimate) -> Estimate:
     width = 2.0 * float(r[0])
     difference = estimate.value - reference.value
     sigma = np.sqrt(estimate.error**2 + reference.error**2)
-    variance = 0.0
-    for one in (estimate, reference):
-        variance += _variance_of_sum(one, width * np.sign(difference))
-    samples = min(estimate.effective_samples, reference.effective_samples)
-    status = worst(estimate.status, reference.status)
-    if not np.isfinite(variance):
-        status = worst(status, Status.TOO_FEW)
+    parts = [_variance_of_sum(one, width * np.sign(difference)) for one in (estimate, reference)]
+    variances, dofs = (np.array(each) for each in zip(*parts, strict=True))
     return Estimate(
         value=np.asarray(width * np.abs(difference).sum()),
-        error=np.asarray(np.sqrt(variance)),
-        effective_samples=samples,
+        error=np.asarray(np.sqrt(variances.sum())),
+        effective_samples=min(estimate.effective_samples, reference.effective_samples),
         n_samples=min(estimate.n_samples, reference.n_samples),
-        status=status,
+        status=worst(estimate.status, reference.status),
+        dof=welch_satterthwaite(variances, dofs),
+        unit="Å",
         noise_floor=np.asarray(math.sqrt(2.0 / math.pi) * width * sigma.sum()),
     )
 
 
-def _variance_of_sum(estimate: Estimate, coefficients: np.ndarray) -> float:
-    """Variance of the mean of Σ c x from block means; infinite with fewer than two, 0 if the errors are all zero."""
+def _variance_of_sum(estimate: Estimate, coefficients: np.ndarray) -> tuple[float, float]:
+    """Variance of the mean of Σ c x from block means, and its degrees of freedom; NaN without blocks or errors."""
     if not np.any(estimate.error):
-        return 0.0
-    if estimate.blocks is None or len(estimate.blocks) < 2:
-        return math.inf
-    projected = estimate.blocks @ coefficients
-    return float(projected.var(ddof=1) / len(projected))
+        return 0.0, math.inf
+    if estimate.blocks is None or np.isnan(estimate.error).any():
+        return math.nan, math.nan
+    projected, moving = estimate.blocks @ coefficients, estimate.error > 0
+    dof = float(np.median(np.broadcast_to(estimate.dof, estimate.error.shape)[moving]))
+    return float(projected.var(ddof=1) / len(projected)), min(dof, len(projected) - 1.0)

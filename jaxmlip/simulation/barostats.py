@@ -96,6 +96,11 @@ class NPT(Ensemble):
         check_range("NPT", "friction_per_ps", self.friction_per_ps, 0.0, 1e6)
         check_cell_motion(self.cell)
 
+    @property
+    def time_constants_ps(self) -> dict[str, float]:
+        """Those of thermostat and volume."""
+        return {"thermostat": 1.0 / self.friction_per_ps, "barostat": float(self.pressure_time_ps)}
+
     def schedules(self, replicas: int) -> dict[str, Schedule]:
         """k_B T in eV, P₀ in eV/Å³, γ, β/τ in Å³/eV per unit of time, and n."""
         rate = self.compressibility_per_GPa / self.pressure_time_ps
@@ -199,6 +204,11 @@ class NPTNoseHoover(Ensemble):
         check_range("NPTNoseHoover", "pressure_GPa", self.pressure_GPa, -1e6, 1e6)
         check_range("NPTNoseHoover", "temperature_time_ps", self.temperature_time_ps, 0.0, 1e3)
         check_range("NPTNoseHoover", "pressure_time_ps", self.pressure_time_ps, 0.0, 1e6)
+
+    @property
+    def time_constants_ps(self) -> dict[str, float]:
+        """Those of thermostat and volume."""
+        return {"thermostat": float(self.temperature_time_ps), "barostat": float(self.pressure_time_ps)}
 
     def schedules(self, replicas: int) -> dict[str, Schedule]:
         """k_B T in eV, P₀ in eV/Å³, and both periods in internal units."""

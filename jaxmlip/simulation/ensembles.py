@@ -63,6 +63,11 @@ class Ensemble(abc.ABC):
             ValueError: if a field has several values, but not one for each replica.
         """
 
+    @property
+    def time_constants_ps(self) -> dict[str, float]:
+        """Relaxation times that the ensemble itself brings in, ps, by name: averages need many of the longest."""
+        return {}
+
     @staticmethod
     def degrees_of_freedom(atoms: Any, held: Any = False) -> Any:
         """With which temperatures are counted: 3N − 3, the centre of mass being at rest; 3 for a single atom.
@@ -180,6 +185,11 @@ class NVT(Ensemble):
         check_range("NVT", "temperature_K", self.temperature_K, 0.0, 1e5)
         check_range("NVT", "friction_per_ps", self.friction_per_ps, 0.0, 1e6)
 
+    @property
+    def time_constants_ps(self) -> dict[str, float]:
+        """1/γ, in which the energy relaxes."""
+        return {"thermostat": 1.0 / self.friction_per_ps}
+
     def schedules(self, replicas: int) -> dict[str, Schedule]:
         """k_B T in eV and γ in internal units."""
         return {
@@ -251,6 +261,11 @@ class NVTNoseHoover(Ensemble):
         """Refuse values that cannot be simulated."""
         check_range("NVTNoseHoover", "temperature_K", self.temperature_K, 0.0, 1e5)
         check_range("NVTNoseHoover", "temperature_time_ps", self.temperature_time_ps, 0.0, 1e3)
+
+    @property
+    def time_constants_ps(self) -> dict[str, float]:
+        """The period of the chain."""
+        return {"thermostat": float(self.temperature_time_ps)}
 
     def schedules(self, replicas: int) -> dict[str, Schedule]:
         """k_B T in eV and τ in internal units."""
@@ -350,6 +365,11 @@ class NVTVelocityRescaling(Ensemble):
         """Refuse values that cannot be simulated."""
         check_range("NVTVelocityRescaling", "temperature_K", self.temperature_K, 0.0, 1e5)
         check_range("NVTVelocityRescaling", "temperature_time_ps", self.temperature_time_ps, 0.0, 1e3)
+
+    @property
+    def time_constants_ps(self) -> dict[str, float]:
+        """τ."""
+        return {"thermostat": float(self.temperature_time_ps)}
 
     def schedules(self, replicas: int) -> dict[str, Schedule]:
         """k_B T in eV and 1/τ in internal units."""

@@ -66,6 +66,7 @@ class Fixed(NamedTuple):
         identity: plain data that tells the run from others.
         observed: units of the series that are not in `PLACES`, by name with `MEAN` before it.
         fixed: [replicas, atoms], which atoms constraints hold; None where none does.
+        time_constants_ps: see `Run`; older files have none.
     """
 
     numbers: np.ndarray
@@ -76,6 +77,7 @@ class Fixed(NamedTuple):
     identity: dict[str, Any]
     observed: dict[str, str]
     fixed: np.ndarray | None = None
+    time_constants_ps: dict[str, float] = {}  # noqa: RUF012, never changed
 
 
 class Status(NamedTuple):
@@ -162,6 +164,7 @@ def read_fixed(file: h5py.File) -> Fixed:
         identity=json.loads(str(group_at(file, "parameters").attrs["identity"])),
         observed=json.loads(str(group_at(file, "parameters").attrs["observed"])),
         fixed=array_at(file, "parameters/fixed").astype(bool) if "fixed" in group_at(file, "parameters") else None,
+        time_constants_ps=json.loads(str(group_at(file, "parameters").attrs.get("time_constants_ps", "{}"))),
     )
 
 

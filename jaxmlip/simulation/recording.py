@@ -32,13 +32,17 @@ Sample = dict[str, np.ndarray]
 class Sampler:
     """Takes samples of the replicas that a driver moves; sums are taken in double precision."""
 
-    def __init__(self, driver: Driver, references: np.ndarray) -> None:
+    def __init__(
+        self, driver: Driver, references: np.ndarray, time_constants_ps: dict[str, float] | None = None
+    ) -> None:
         """Sample what a driver moves.
 
         Args:
             driver: of the replicas.
             references: [replicas], sums of elemental reference energies, eV, in double precision.
+            time_constants_ps: see `Run`.
         """
+        self.time_constants_ps = time_constants_ps or {}
         self.driver, self.kind = driver, driver.kind
         self.references = references
         held = driver.fixed.sum(1)
@@ -158,6 +162,7 @@ class Recorder:
                 identity={"run": identity, "versions": versions()},
                 observed=observed,
                 fixed=fixed,
+                time_constants_ps=sampler.time_constants_ps,
             )
             self.file = TrajectoryFile.create(
                 path, constant, _for_file([first]), self._driver.snapshot(self._here, [0.0, 0.0])

@@ -87,6 +87,12 @@ def schedule(name: str, value: PerReplica, scale: float, replicas: int) -> Sched
     )
 
 
+def longest_ramp_ps(schedules: dict[str, Schedule]) -> float:
+    """When the last number ceases to change, ps; 0 if none does."""
+    ends = [np.where(each.start != each.stop, each.duration, 0.0).max() for each in schedules.values()]
+    return float(max(ends, default=0.0)) / (1000.0 * FS)
+
+
 def check_range(owner: str, name: str, value: PerReplica, least: float, most: float) -> None:
     """Raise ValueError unless all values are numbers above `least` and at most `most`; traced ones are let pass."""
     for number in _numbers(value):

@@ -22,7 +22,7 @@ from jaxmlip.simulation.h5md import MEAN, prefixed
 from jaxmlip.simulation.observing import PRESSURE_TENSOR, Observer, PerFrame
 from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, stacked
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
-from jaxmlip.simulation.schedules import Number
+from jaxmlip.simulation.schedules import Number, longest_ramp_ps
 from jaxmlip.simulation.step import Layout
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.constraints import fixed_atoms
@@ -121,6 +121,7 @@ class Session:
             observed=observed,
             observed_units=self.observed_units,
             fixed=self.fixed,
+            time_constants_ps=self.sampler.time_constants_ps,
             **({"cells": np.stack([atoms.cell.array for atoms in self.starts])} | series),  # type: ignore[arg-type]
         )
 
@@ -275,7 +276,10 @@ def make_session(
     )
     of_models = np.repeat(np.arange(number), len(starts) // number)
     references = [reference_energy(potentials[n], atoms.numbers) for n, atoms in zip(of_models, starts, strict=True)]
-    sampler = Sampler(driver, np.array(references))
+    constants = ensemble.time_constants_ps
+    if ramp := longest_ramp_ps(schedules):
+        constants = constants | {"ramp": ramp}
+    sampler = Sampler(driver, np.array(references), constants)
     observer, stride = None, every
     if options.observables or options.against is not None or options.observe_every_fs is not None:
         stride = _checked_stride(every, options.timestep_fs, options.observe_every_fs)

@@ -85,6 +85,7 @@ class Run:
         observed: [replicas, frames, ...] by name, means since the frame before of what was observed on the way.
         observed_units: their units.
         fixed: [replicas, atoms], which atoms constraints have held (ASE's FixAtoms); None where none was.
+        time_constants_ps: ps, by name: of thermostat and barostat, and how long a ramp lasts; empty where not known.
     """
 
     numbers: Int[np.ndarray, " atoms"]
@@ -105,6 +106,7 @@ class Run:
     observed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     observed_units: dict[str, str] = dataclasses.field(default_factory=dict)
     fixed: Bool[np.ndarray, "replicas atoms"] | None = None
+    time_constants_ps: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Atoms, replicas, frames and how they ended."""
@@ -213,6 +215,7 @@ class Run:
             identity={},
             observed=prefixed(self.observed_units),
             fixed=self.fixed,
+            time_constants_ps=self.time_constants_ps,
         )
         names = PLACES.keys() - ({"numbers"} if fixed.cells is None else CONSTANTS)
         series = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -339,6 +342,7 @@ def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None)
         observed=observed,  # type: ignore[arg-type]
         observed_units={name.removeprefix(MEAN): unit for name, unit in fixed.observed.items()},
         fixed=None if fixed.fixed is None else fixed.fixed[chosen],
+        time_constants_ps=fixed.time_constants_ps,
         **series,  # type: ignore[arg-type]
     )
 

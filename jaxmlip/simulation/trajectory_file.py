@@ -242,6 +242,7 @@ def _lay_out(file: h5py.File, fixed: Fixed, first: dict[str, np.ndarray], snapsh
     parameters = file.create_group("parameters")
     parameters.attrs["identity"] = json.dumps(fixed.identity)
     parameters.attrs["observed"] = json.dumps(fixed.observed)
+    parameters.attrs["time_constants_ps"] = json.dumps(fixed.time_constants_ps)
     parameters["numbers"], parameters["timestep_fs"] = fixed.numbers, fixed.timestep_fs
     parameters.create_dataset("masses", data=fixed.masses).attrs["unit"] = "u"
     if fixed.fixed is not None:

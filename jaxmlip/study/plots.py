@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxmlip.observables.statistics import Estimate
+from jaxmlip.observables.estimate import Estimate
 from jaxmlip.systems.dataset import Frame
 
 STRATEGY_COLORS = {

@@ -37,6 +37,7 @@ class ErrorReport:
         energy_frames: frames with an energy in both.
         force_components: force components in both.
         stress_frames: frames with a stress in both; the stress entries are absent from `to_json` if 0.
+        force_rms_meV_A: root mean square of the reference's force components, what `force_rmse_meV_A` is small against.
     """
 
     frames: int
@@ -57,6 +58,7 @@ class ErrorReport:
     stress_rmse_GPa: float
     stress_rmse_GPa_error: float
     stress_max_GPa: float
+    force_rms_meV_A: float = math.nan
 
     def measured(self, name: str) -> dict[str, float | None]:
         """One quantity as `{"value": …, "error": …}`, None where it is undefined.
@@ -139,6 +141,7 @@ def compare(reference: Sequence[Frame], predicted: Sequence[Frame]) -> ErrorRepo
         stress_rmse_GPa=stress_rmse,
         stress_rmse_GPa_error=stress_rmse_error,
         stress_max_GPa=stress_max,
+        force_rms_meV_A=_pooled([(r.forces + 0.0 * p.forces).ravel() * 1e3 for r, p in pairs])[0],
     )
 
 

@@ -11,8 +11,8 @@ import pytest
 from ase import Atoms
 from ase.data import atomic_masses
 
+from jaxmlip.observables.estimate import Estimate, Status
 from jaxmlip.observables.observable import average
-from jaxmlip.observables.statistics import Estimate, Status
 from jaxmlip.observables.structure import RDF, rdf_error
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
 from jaxmlip.simulation.neighbors import cell_heights

@@ -9,8 +9,9 @@ from ase.neighborlist import neighbor_list
 from conftest import DT, FLUID, fcc, molten, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
 
+from jaxmlip.observables.estimate import Estimate
 from jaxmlip.observables.observable import average
-from jaxmlip.observables.statistics import Estimate, correlated_mean
+from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.observables.thermodynamics import PotentialEnergy
 from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.potential import evaluate
