@@ -1,0 +1,256 @@
+"""Damaged and strange input for every command, from a fixed seed: each must end in a result or in one sentence.
+
+    uv run python tests/fuzz_command_line.py --inputs 300
+
+prints how many ended how, and every traceback. `test_cli.py` runs the quick form.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from ase.build import bulk, molecule
+from ase.io import write
+from typer.testing import CliRunner
+
+from jaxmlip.cli import app
+from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.potentials.evaluation import predict
+from jaxmlip.potentials.files import save
+from jaxmlip.systems.dataset import write_frames
+
+MODEL = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=3.0, radial_functions=3, radial_mlp=(4,))
+
+WORDS = ("nan", "inf", "-1", "0", "1e308", "1e-320", "", "X", "Zz", "D", "None", "[]", '"', "=", "\x00", "é", "9" * 40)
+"""What numbers, symbols and keys are replaced by."""
+
+TRAIN = """study: train
+data: {path: FILE}
+validation_fraction: 0.25
+student: {channels: 2, l_max: 1, correlation: 1, layers: 1, cutoff: 3.0, radial_mlp: [4]}
+training: {epochs: 1, batch_size: 4}
+strategy: {name: direct}
+"""
+
+OPTIONS = {
+    "--temperature_K": ("250", "0", "-5", "nan", "1e9", "inf", "x"),
+    "--time_ps": ("0.001", "0", "-1", "nan", "1e12", "0.0004", "0.0017"),
+    "--timestep_fs": ("0.5", "0", "1e9", "nan", "-1"),
+    "--sample_every_fs": ("0.5", "0", "inf", "1e9"),
+    "--replicas": ("1", "0", "-3", "2", "1000000000000"),
+    "--seed": ("0", "-1", "99999999999999999999"),
+    "--ensemble": ("nvt", "nve", "npt", "NPT", "x", "npt-nose-hoover"),
+    "--pressure_GPa": ("0", "nan", "1e9"),
+    "--cell": ("isotropic", "cubic", "flexible"),
+}
+"""Values that options of `md` are drawn from; the first is what works."""
+
+
+class Material:
+    """Sound files of every kind, to be damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make them in a folder."""
+        self.folder = folder
+        self.potential = MODEL.build([1, 8], average_neighbors=3.0, references=None, seed=0)
+        save(self.potential, folder / "sound.jaxmlip")
+        crystal = molecule("H2O", vacuum=2.0)
+        crystal.pbc = True
+        shaken = [crystal.copy() for _ in range(4)]
+        for seed, atoms in enumerate(shaken):
+            atoms.rattle(0.05, seed=seed)
+        write_frames(folder / "sound.extxyz", predict(self.potential, shaken, stress=True))
+        for name in ("sound.cif", "POSCAR", "sound.traj", "sound.pdb", "sound.json"):
+            write(folder / name, shaken[0])
+        write(folder / "salt.extxyz", bulk("NaCl", "rocksalt", a=5.6))
+        (folder / "train.yaml").write_text(TRAIN.replace("FILE", str(folder / "sound.extxyz")))
+        self.run("convert-data", folder / "sound.extxyz", folder / "sound.h5", "--quiet")
+        self.run(*self.md(folder / "sound.extxyz", folder / "run.h5"))
+
+    def md(self, structure: Path, out: Path, **changes: str) -> list[str]:
+        """Two steps of dynamics."""
+        options = {name: values[0] for name, values in OPTIONS.items()} | changes
+        said = [word for pair in options.items() for word in pair]
+        return ["md", str(structure), "--potential", str(self.folder / "sound.jaxmlip"), "--out", str(out), *said]
+
+    def run(self, *arguments: object) -> None:
+        """A command that must succeed."""
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+
+
+def damaged_text(text: str, rng: np.random.Generator) -> str:
+    """Words or lines exchanged, doubled, dropped or cut."""
+    lines = text.splitlines()
+    for _ in range(rng.integers(1, 4)):
+        at = int(rng.integers(len(lines)))
+        kind = rng.integers(6)
+        if kind < 3:
+            words = lines[at].split(" ")
+            words[rng.integers(len(words))] = str(rng.choice(WORDS))
+            lines[at] = " ".join(words)
+        elif kind == 3:
+            lines[at : at + 1] = [lines[at]] * 2
+        elif kind == 4 and len(lines) > 1:
+            del lines[at]
+        else:
+            lines[at] = lines[at][: rng.integers(len(lines[at]) + 1)]
+    return "\n".join(lines) + "\n"
+
+
+def damaged_bytes(content: bytes, rng: np.random.Generator) -> bytes:
+    """Cut, emptied, or with some bytes exchanged."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return content[: rng.integers(len(content))]
+    if kind == 1:
+        return b""
+    changed = bytearray(content)
+    for at in rng.integers(len(content), size=1 if kind == 2 else 40):
+        changed[at] = rng.integers(256)
+    return bytes(changed)
+
+
+def damaged(path: Path, out: Path, rng: np.random.Generator) -> Path:
+    """A damaged copy of a file."""
+    content = path.read_bytes()
+    try:
+        out.write_text(damaged_text(content.decode(), rng))
+    except UnicodeDecodeError:
+        out.write_bytes(damaged_bytes(content, rng))
+    return out
+
+
+def commands(material: Material, rng: np.random.Generator) -> Iterator[list[str]]:
+    """Command lines without end, each with files of its own."""
+    folder, sound = material.folder, ["--potential", str(material.folder / "sound.jaxmlip")]
+    structures = [*(folder / name for name in ("sound.extxyz", "sound.cif", "POSCAR", "sound.traj", "sound.pdb"))]
+    structures += [folder / "sound.json", folder / "sound.h5", folder / "run.h5", folder / "salt.extxyz"]
+    number = 0
+
+    def broken(path: Path) -> str:
+        return str(damaged(path, folder / f"{number}-{path.name}", rng))
+
+    def any_structure() -> str:
+        return broken(structures[rng.integers(len(structures))])
+
+    def of_label() -> list[str]:
+        return ["label", any_structure(), *sound, "--out", str(folder / "l.xyz"), *(["--stress"] * rng.integers(2))]
+
+    def of_evaluate() -> list[str]:
+        keys = [
+            f"--{name}-key={rng.choice(('energy', 'forces', 'stress', 'none', 'x'))}" for name in ("energy", "stress")
+        ]
+        return ["evaluate", any_structure(), *sound, *keys[: rng.integers(3)], "--json"]
+
+    def of_potential() -> list[str]:
+        return ["evaluate", str(folder / "sound.extxyz"), "--potential", broken(folder / "sound.jaxmlip")]
+
+    def of_name() -> list[str]:
+        names = ("chgnet:x", "ase:", "ase:os:getcwd", "ase:ase.calculators.emt:EMT?x", "nothing", ".", "", "a:b:c")
+        return [
+            "label",
+            str(folder / "sound.extxyz"),
+            "--potential",
+            str(rng.choice(names)),
+            "--out",
+            str(folder / "n.xyz"),
+        ]
+
+    def of_md() -> list[str]:
+        name = str(rng.choice(list(OPTIONS)))
+        changes = {name: str(rng.choice(OPTIONS[name][1:]))}
+        return material.md(folder / "sound.extxyz", folder / f"{number}-run.h5", **changes)
+
+    def of_md_start() -> list[str]:
+        return material.md(Path(any_structure()), folder / f"{number}-run.h5")
+
+    def of_md_again() -> list[str]:
+        return material.md(folder / "sound.extxyz", Path(broken(folder / "run.h5")))
+
+    def of_relax() -> list[str]:
+        more = ["--cell"] * rng.integers(2) + ["--steps", str(rng.choice(["1", "0", "-2"]))]
+        return ["relax", any_structure(), *sound, "--out", str(folder / "r.xyz"), *more]
+
+    def of_train() -> list[str]:
+        return ["train", broken(folder / "train.yaml"), "--quiet", "--out", str(folder / f"{number}-out")]
+
+    def of_overrides() -> list[str]:
+        keys = ("training.epochs", "student.channels", "data.index", "labels", "strategy", "data.path", "training.loss")
+        override = f"{rng.choice(keys)}={rng.choice(WORDS[:10])}".replace("\x00", "")
+        return ["train", str(folder / "train.yaml"), override, "--quiet", "--out", str(folder / f"{number}-out")]
+
+    def of_study() -> list[str]:
+        return ["run", broken(folder / "train.yaml"), "--quiet", "--out", str(folder / f"{number}-out")]
+
+    def of_convert() -> list[str]:
+        return ["convert-data", any_structure(), str(folder / f"{number}.h5"), "--quiet"]
+
+    def of_export() -> list[str]:
+        return [
+            "export",
+            broken(folder / "run.h5"),
+            str(folder / "e.xyz"),
+            "--every",
+            str(rng.choice(["1", "0", "-1"])),
+        ]
+
+    def of_tabulate() -> list[str]:
+        return ["tabulate", broken(folder / "sound.jaxmlip"), str(folder / "t.jaxmlip")]
+
+    kinds: list[Callable[[], list[str]]] = [
+        of_label,
+        of_evaluate,
+        of_potential,
+        of_name,
+        of_md,
+        of_md_start,
+        of_md_again,
+    ]
+    kinds += [of_relax, of_train, of_overrides, of_study, of_convert, of_export, of_tabulate]
+    while True:
+        yield kinds[number % len(kinds)]()
+        number += 1
+
+
+def fuzz(inputs: int, seed: int = 0) -> tuple[Counter, list[str]]:
+    """Run so many commands; how they ended, and what was wrong with those that must not end so."""
+    ended, wrong = Counter(), []
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    try:
+        made = commands(Material(folder), np.random.default_rng(seed))
+        for _ in range(inputs):
+            arguments = next(made)
+            result = CliRunner().invoke(app, arguments)
+            sentence = result.exit_code in (1, 2) and "Error" in result.stderr and "Traceback" not in result.output
+            crashed = result.exception is not None and not isinstance(result.exception, SystemExit)
+            ended["a result" if result.exit_code == 0 else "a sentence" if sentence and not crashed else "wrong"] += 1
+            if result.exit_code != 0 and (crashed or not sentence):
+                trace = "".join(traceback.format_exception(result.exception)) if result.exception else ""
+                wrong.append(f"{json.dumps(arguments)}\n{result.output}\n{trace}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return ended, wrong
+
+
+def main() -> None:
+    """Fuzz from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    ended, wrong = fuzz(chosen.inputs, chosen.seed)
+    for each in wrong:
+        print(each)
+    print(", ".join(f"{number} ended in {how}" for how, number in ended.items()))
+    raise SystemExit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
