@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read, write
 from typer.testing import CliRunner
@@ -137,9 +138,8 @@ def test_evaluate_shows_a_dash_where_nothing_is_defined(tmp_path):
 
 def test_close_atoms_only_if_meant(argon, tmp_path):
     file, *potential = argon
-    crystal = read(file)
-    crystal += crystal[:1]
-    crystal.positions[-1] += 0.05
+    (frame,) = read_frames(file, energy_key=None, forces_key=None)
+    crystal = frame.atoms + Atoms("Ar", frame.atoms.positions[:1] + 0.05)
     write(tmp_path / "close.xyz", crystal)
     md = ["--temperature_K", 10, "--time_ps", 0.002, "--sample_every_fs", 1, "--out", tmp_path / "run.h5"]
     for command, options in {
@@ -158,8 +158,9 @@ def test_close_atoms_only_if_meant(argon, tmp_path):
 
 def test_a_trajectory_serves_where_structures_do(argon, tmp_path):
     file, *potential = argon
-    crystal = read(file)
-    crystal.set_masses([40.0, 36, 38, 40])
+    (frame,) = read_frames(file, energy_key=None, forces_key=None)
+    crystal = frame.atoms
+    crystal.set_masses([40.0, 36, 38, 40])  # type: ignore[arg-type]
     write(file, crystal)
     run, out = tmp_path / "run.h5", tmp_path / "l.xyz"
     md = ["--temperature_K", 10, "--time_ps", 0.003, "--sample_every_fs", 1]
@@ -174,7 +175,8 @@ def test_a_trajectory_serves_where_structures_do(argon, tmp_path):
     assert report["energy_max_meV_atom"] < 1e-3, "the energies are those of the potential that made the run"
     assert invoke("md", run, *potential, *md, "--out", tmp_path / "more.h5").exit_code == 0
     assert invoke("relax", run, *potential, "--out", tmp_path / "r.xyz", "--forces_eV_A", 100).exit_code == 0
-    assert read(tmp_path / "r.xyz").get_masses().tolist() == [40, 36, 38, 40]
+    (relaxed,) = read_frames(tmp_path / "r.xyz")
+    assert relaxed.atoms.get_masses().tolist() == [40, 36, 38, 40]
     assert "is of no format that ASE writes" in sentence("relax", run, *potential, "--out", tmp_path / "r.nonsense")
 
 

@@ -1,6 +1,6 @@
 """Files of labelled frames as stores: the `jaxmlip convert-data` command."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxmlip.progress import progress_bar
@@ -12,7 +12,7 @@ from jaxmlip.systems.store import write_store
 
 
 def convert_data(
-    source: Path, out: Path, keys: dict[str, str | None], *, allow_close: bool = False, progress: bool = False
+    source: Path, out: Path, keys: Mapping[str, str | None], *, allow_close: bool = False, progress: bool = False
 ) -> tuple[int, list[str]]:
     """Write the frames of a file to a store, one after the other, so that neither need fit into memory.
 
@@ -41,12 +41,18 @@ def convert_data(
                 f"{source} is of the MPtrj layout, whose forces and stress have fixed names; give a name to the energy "
                 "alone."
             )
-        names = {"energy": ENERGY_KEY, "forces": FORCES_KEY, "stress": STRESS_KEY} | keys
+        names = {"energy": ENERGY_KEY, "forces": FORCES_KEY, "stress": STRESS_KEY, **keys}
         frames = iterate_mptrj(source, energy_key=names["energy"], allow_close=allow_close, left_out=left_out)
     else:
-        names = DEFAULT | keys
+        names = {**DEFAULT, **keys}
         read = open_frames if source.suffix == ".h5" else iterate_frames
-        frames = read(source, **{f"{label}_key": name for label, name in names.items()}, allow_close=allow_close)
+        frames = read(
+            source,
+            energy_key=names["energy"],
+            forces_key=names["forces"],
+            stress_key=names["stress"],
+            allow_close=allow_close,
+        )
     shown = iter(progress_bar(frames, desc="converting", unit="frame", disable=not progress))
     number = write_store(out, shown, keys={label: name for label, name in names.items() if name is not None})
     return number, left_out

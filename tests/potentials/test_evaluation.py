@@ -144,7 +144,7 @@ def test_constraints_do_not_reach_the_labels():
 
 def test_what_a_structure_carries_is_kept():
     carried = rattled(bulk("Cu", cubic=True), 6)
-    carried.set_masses([65.0, 63, 63, 63])
+    carried.set_masses([65.0, 63, 63, 63])  # type: ignore[arg-type]
     carried.set_tags([1, 2, 3, 4])
     carried.info = {"config_type": "bulk", "vector": np.arange(2.0)}
     for teacher in (morse(), AseTeacher("ase.calculators.emt:EMT")):

@@ -4,6 +4,7 @@ import concurrent.futures
 import subprocess
 import sys
 import time
+from typing import Any
 
 import ase.io
 import jax
@@ -24,7 +25,7 @@ from jaxmlip.validation.errors import compare
 
 LOW = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
 LABELS = ("energy_forces", "energy")
-HIGH = {"energy_key": "off23_energy", "forces_key": "off23_forces"}
+HIGH: dict[str, Any] = {"energy_key": "off23_energy", "forces_key": "off23_forces"}
 
 
 def content(clusters, bulk, **changes):

@@ -8,7 +8,7 @@ from ase.constraints import FixAtoms
 def furnished() -> Atoms:
     """Heavy water with everything that ASE can say of a structure, none of it standard."""
     atoms = Atoms("OH2", [[0, 0, 0.119], [0, 0.763, -0.477], [0, -0.763, -0.477]], cell=[8, 8.5, 9], pbc=True)
-    atoms.set_masses([17.999, 2.014, 3.016])
+    atoms.set_masses([17.999, 2.014, 3.016])  # type: ignore[arg-type]
     atoms.set_momenta([[0.1, 0.2, 1 / 3], [0, 0, -0.1], [0, 0, 0]])
     atoms.set_tags([1, 2, 3])
     atoms.set_initial_charges([-0.8, 0.4, 0.4])

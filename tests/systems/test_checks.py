@@ -126,7 +126,7 @@ def test_masses_and_momenta() -> None:
     water.arrays["mass"][1] = 2.014
     with pytest.raises(ValueError, match=r"column 'mass' gives atom 1 \(H\) the mass 2\.014, .* the name 'masses'"):
         check_input(water)
-    water.set_masses([15.999, 2.014, 2.014])
+    water.set_masses([15.999, 2.014, 2.014])  # type: ignore[arg-type]
     check_input(water)
     water.arrays["masses"][2] = 0.0
     with pytest.raises(ValueError, match=r"mass of atom 2 \(H\) is 0; it must be positive"):

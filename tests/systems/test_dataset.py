@@ -1,6 +1,7 @@
 """Labelled frames: from files and back, and split."""
 
 from pathlib import Path
+from typing import Any
 
 import ase.db
 import ase.io
@@ -57,7 +58,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     frames = [labelled_ice(0), labelled_ice(1)]
     for prefix in ("", "r2_"):
         write_frames(tmp_path / "ice.extxyz", frames, prefix=prefix)
-        keys = {f"{label}_key": f"{prefix}{label}" for label in ("energy", "forces", "stress")}
+        keys: dict[str, Any] = {f"{label}_key": f"{prefix}{label}" for label in ("energy", "forces", "stress")}
         returned = read_frames(tmp_path / "ice.extxyz", **keys)
         assert len(returned) == 2
         for number, (one, back) in enumerate(zip(frames, returned, strict=True)):

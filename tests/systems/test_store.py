@@ -7,6 +7,7 @@ import pickle
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -114,7 +115,7 @@ def test_stress_is_seen_where_it_is_there(frames: list[Frame], tmp_path: Path) -
     for prefix in ("", "dft_"):
         write_frames(tmp_path / "a.extxyz", frames[:6], prefix=prefix)
         keys = {label: prefix + label for label in ("energy", "forces", "stress")}
-        named = {f"{label}_key": key for label, key in keys.items()}
+        named: dict[str, Any] = {f"{label}_key": key for label, key in keys.items()}
         write_store(tmp_path / "a.h5", iterate_frames(tmp_path / "a.extxyz", **named), keys=keys)
         for one, other in zip(frames[:6], open_frames(tmp_path / "a.h5"), strict=True):
             np.testing.assert_array_equal(one.stress, other.stress)
@@ -309,7 +310,7 @@ def test_streaming_holds_the_samples_of_few_batches(
 
 
 def test_published_clusters_in_a_store(ice_data: Path, tmp_path: Path) -> None:
-    keys = {"energy_key": "off23_energy", "forces_key": "off23_forces"}
+    keys: dict[str, Any] = {"energy_key": "off23_energy", "forces_key": "off23_forces"}
     source = ice_data / "clusters_4.0A.extxyz"
     write_store(tmp_path / "clusters.h5", iterate_frames(source, **keys), keys={"energy": "off23_energy"})
     store = FrameStore(tmp_path / "clusters.h5")

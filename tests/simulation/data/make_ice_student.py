@@ -7,12 +7,13 @@ It is small, so that tests are fast, and learns MACE-MP-0's energies and forces 
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jaxmlip as jm
 from jaxmlip.training.distill import distillation_problem
 
 HERE = Path(__file__).parent
-KEYS = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
+KEYS: dict[str, Any] = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
 
 
 def main() -> None:
