@@ -33,9 +33,10 @@ UNFITTED = 1e-6
 
 NOT_IN_MPTRJ = (84, 85, 86, 87, 88)
 """Po, At, Rn, Fr and Ra: no structure of MPtrj, on which CHGNet was trained, has one of them (it has the other 89 of
-the first 94 elements). The source is the published weights: the rows of these five alone in the embedding have the same
-bits before and after the transfer to r2SCAN, so that no gradient ever reached them, and the length of rows that are
-drawn from the normal distribution. Their references for GGA are small instead of zero, and mean nothing."""
+the first 94 elements). The source is the published weights: in the embedding the rows of these five alone have the
+length of rows that are drawn from the normal distribution, √64, and all others are longer by 40 % or more; and, with
+that of Yb, which the data of r2SCAN lack, they have the same bits before and after the transfer to r2SCAN: no gradient
+reached them. Their references for GGA are small instead of zero, and mean nothing."""
 
 
 @flax.struct.dataclass

@@ -305,13 +305,13 @@ def test_species_without_reference_are_refused_by_name(teachers: dict) -> None:
 
 
 def test_elements_that_no_training_structure_had(teachers: dict) -> None:
-    """Their embeddings are those of the initialisation, N(0, 1), and the transfer left them as they were."""
+    """Their embeddings are those of the initialisation, N(0, 1); the transfer left them, and Yb, as they were."""
     before, after = (teachers[which].params["params"]["atom_embedding"] for which in ("gga", "r2scan"))
-    untouched = (before == after).all(axis=1)
-    assert tuple(np.flatnonzero(untouched) + 1) == NOT_IN_MPTRJ
     rms = np.sqrt((before**2).mean(axis=1))
-    assert (np.abs(rms[untouched] - 1) < 0.1).all()
-    assert (rms[~untouched] > 1.5).all()
+    initial = np.abs(rms - 1) < 0.1
+    assert tuple(np.flatnonzero(initial) + 1) == NOT_IN_MPTRJ
+    assert (rms[~initial] > 1.4).all()
+    assert tuple(np.flatnonzero((before == after).all(axis=1)) + 1) == (70, *NOT_IN_MPTRJ)
 
 
 def test_references_are_those_of_the_checkpoint(teachers: dict) -> None:
