@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.potentials.potential import Potential, Prediction, check_species, evaluate, reference_energy
+from jaxmlip.potentials.potential import Potential, Prediction, evaluate, reference_energy
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
@@ -84,7 +84,6 @@ def predict(
         raise ValueError(f"batch_atoms must be at least 1, not {batch_atoms}.")
     for index, atoms in enumerate(structures):
         try:
-            check_species(potential, atoms.numbers)
             potential.check(atoms, stress=stress and bool(atoms.pbc.all()))
         except ValueError as error:
             raise ValueError(f"{_name(index, atoms)}: {error}") from None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.potentials.potential import Potential, reference_energy
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.engine import current_cells
@@ -96,7 +96,6 @@ def relax(
             cell that is to move without being periodic in all three directions.
     """
     check_structure(structure)
-    check_species(potential, structure.numbers)
     potential.check(structure, stress=stress_GPa is not None)
     limits = {"forces_eV_A": forces_eV_A, "steps": steps, "skin": skin}
     limits |= {} if stress_GPa is None else {"stress_GPa": stress_GPa}
