@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.potentials.checks import check_one
-from jaxmlip.potentials.potential import Potential, Prediction, check_species, evaluate, reference_energy
+from jaxmlip.potentials.potential import Potential, Prediction, evaluate, reference_energy
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
 from jaxmlip.systems.dataset import Frame
@@ -90,7 +90,6 @@ def predict(
     check_one(potential, "predict", "give them one by one")
     for index, atoms in enumerate(structures):
         try:
-            check_species(potential, atoms.numbers)
             potential.check(atoms, stress=stress and bool(atoms.pbc.all()))
         except ValueError as error:
             raise ValueError(f"{_name(index, atoms)}: {error}") from None

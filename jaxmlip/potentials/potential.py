@@ -147,9 +147,10 @@ class Potential(abc.ABC):
         """Whether the potential can say of a structure what is asked for, asked before anything runs.
 
         Raises:
-            ValueError: if it cannot, as where a stress is asked for of a calculator that has none.
+            ValueError: if it does not know an element, or cannot give a stress.
         """
-        del atoms, stress
+        del stress
+        check_species(self, atoms.numbers)
 
     def complaint(self) -> str:
         """In a sentence, what last went wrong on the host since this was asked before; empty if nothing did."""
@@ -213,6 +214,7 @@ class Sum(Potential):
 
     def check(self, atoms: Atoms, *, stress: bool = False) -> None:
         """Whether all terms can say what is asked for; ValueError if not."""
+        check_species(self, atoms.numbers)
         for term in self.terms:
             term.check(atoms, stress=stress)
 

@@ -12,7 +12,7 @@ from ase import Atoms
 
 from jaxmlip.describing import short
 from jaxmlip.potentials.checks import check_one
-from jaxmlip.potentials.potential import Potential, check_species, reference_energy, without_stress
+from jaxmlip.potentials.potential import Potential, reference_energy, without_stress
 from jaxmlip.progress import progress_bar
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
@@ -113,7 +113,6 @@ def relax(
     """
     check_one(potential, "relax", "relax with one after the other")
     check_structure(structure)
-    check_species(potential, structure.numbers)
     potential.check(structure, stress=stress_GPa is not None)
     limits = {"forces_eV_A": forces_eV_A, "steps": steps, "skin": skin}
     limits |= {} if stress_GPa is None else {"stress_GPa": stress_GPa}

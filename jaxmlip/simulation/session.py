@@ -239,11 +239,7 @@ def make_session(
             f"{type(ensemble).__name__} needs a cell that is periodic in all three directions, not pbc "
             f"{everywhere[0].pbc.tolist()}; put the atoms into a cell, or keep the volume constant."
         )
-    asks_stress = ensemble.moves_cell or any(each.name == PRESSURE_TENSOR for each in options.observables)
-    for atoms in {id(atoms): atoms for atoms in everywhere}.values():
-        potentials[0].check(atoms, stress=asks_stress)
-        if options.against is not None:
-            options.against.check(atoms)
+    _check_asked(potentials[0], everywhere, ensemble, options)
 
     fixed = _checked_fixed(everywhere, ensemble)
     if ensemble.moves_cell and (said := next(filter(None, map(without_stress, potentials)), None)):
@@ -287,6 +283,15 @@ def make_session(
     numbers = np.asarray(everywhere[0].numbers, np.int64)
     held = driver.fixed if any(map(np.any, fixed)) else None  # of all replicas, lest processes differ
     return Session(driver, starts, numbers, total // every, every, stride, sampler, observer, first, held)
+
+
+def _check_asked(potential: Potential, starts: list[Atoms], ensemble: Ensemble, options: Options) -> None:
+    """Whether the potentials can say of the starts what they will be asked for; ValueError if not."""
+    stress = ensemble.moves_cell or any(each.name == PRESSURE_TENSOR for each in options.observables)
+    for atoms in {id(atoms): atoms for atoms in starts}.values():
+        potential.check(atoms, stress=stress)
+        if options.against is not None:
+            options.against.check(atoms)
 
 
 def _as_stack(potentials: list[Potential]) -> Potential:

@@ -298,17 +298,18 @@ class TestPrecision:
     def test_float64(self, small, tmp_path, x64):
         """Casts parameters, of sums too, but not references; energies then carry the digits of double precision."""
         save(small + small, tmp_path / "a.jaxmlip")
-        stored, double = load(tmp_path / "a.jaxmlip"), load(tmp_path / "a.jaxmlip", dtype="float64")
+        stored, double, single = (load(tmp_path / "a.jaxmlip", dtype=dtype) for dtype in (None, "float64", np.float32))
         assert isinstance(double, Sum)
-        for leaf, wider in zip(jax.tree.leaves(stored), jax.tree.leaves(double), strict=True):
-            assert wider.dtype == np.float64
-            np.testing.assert_array_equal(leaf, wider)
+        assert isinstance(single, Sum)
+        for leaf, wide, narrow in zip(*map(jax.tree.leaves, (stored, double, single)), strict=True):
+            assert wide.dtype == np.float64
+            assert narrow.dtype == (np.float64 if leaf.shape == (119,) else np.float32)
+            np.testing.assert_array_equal(leaf, wide)
         atoms = bulk("Cu", cubic=True)
         atoms.rattle(0.1, seed=1)
-        (single,), (exact,) = predict(stored, [atoms]), predict(double, [atoms])
-        assert np.abs(exact.forces.sum(0)).max() < 1e-12 < np.abs(single.forces.sum(0)).max()
-        np.testing.assert_allclose(single.forces, exact.forces, atol=1e-5)
-        assert_identical(load(tmp_path / "a.jaxmlip", dtype=np.float32), stored)
+        (rounded,), (exact,) = predict(single.terms[0], [atoms]), predict(double.terms[0], [atoms])
+        assert np.abs(exact.forces.sum(0)).max() < 1e-12 < np.abs(rounded.forces.sum(0)).max()
+        np.testing.assert_allclose(rounded.forces, exact.forces, atol=1e-5)
 
     def test_chgnet(self, x64):
         double = load("chgnet:gga", dtype=np.float64)
