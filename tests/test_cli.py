@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from jaxmlip.cli import app
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
 from jaxmlip.potentials.evaluation import label
-from jaxmlip.potentials.files import load, save
+from jaxmlip.potentials.files import load, load_potential, save
 from jaxmlip.systems.dataset import read_frames, write_frames
 from jaxmlip.systems.store import open_frames
 
@@ -354,7 +354,7 @@ def test_train_sees_stress_wherever_it_is(copper, tmp_path):
         assert result.exit_code == 0, result.output
         report = json.loads(result.stdout.partition("Wrote")[0])
         shutil.rmtree(out / "training")
-        return report, load(out / "potential.jaxmlip").trained_on
+        return report, load_potential(out / "potential.jaxmlip").trained_on
 
     blind, seen = trained("training.stress_weight=0")
     assert seen == ("energy", "forces")

@@ -14,7 +14,7 @@ from morse import Morse, morse
 from jaxmlip.potentials import files
 from jaxmlip.potentials.equivariant import Equivariant, with_heads
 from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict
-from jaxmlip.potentials.files import ARRAYS, HEADER, PotentialFileError, load, read_header, save
+from jaxmlip.potentials.files import ARRAYS, HEADER, PotentialFileError, load, load_potential, read_header, save
 from jaxmlip.potentials.kinds import KINDS, Kind
 from jaxmlip.potentials.potential import LABELS, Potential, Sum, stack
 
@@ -102,13 +102,13 @@ class TestRoundTrip:
         seen = small.having_seen(("forces", "energy"))
         for potential, labels in ((small, ()), (seen, ("energy", "forces")), (seen + small, ("energy", "forces"))):
             save(potential, path)
-            assert load(path).trained_on == labels
+            assert load_potential(path).trained_on == labels
         save(seen, path)
         header, arrays = contents(path)
         del header["potential"]["static"]["trained_on"]
         rewrite(path, header, arrays)
-        assert load(path).trained_on is None
-        assert load("chgnet:gga").trained_on == LABELS
+        assert load_potential(path).trained_on is None
+        assert load_potential("chgnet:gga").trained_on == LABELS
         header["potential"]["static"]["trained_on"] = ["charge"]
         rewrite(path, header, arrays)
         with pytest.raises(PotentialFileError, match="trained on energy, forces, stress, not on"):
