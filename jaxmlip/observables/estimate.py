@@ -78,7 +78,7 @@ class Estimate:
 
     __array_ufunc__ = None  # so that array * estimate is an estimate
 
-    def interval(self, level: float = 0.95) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    def interval(self, level: float | int = 0.95) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
         """Both ends of the interval that holds the true mean with a probability; NaN where there is no error.
 
         Raises:
@@ -99,8 +99,8 @@ class Estimate:
         with np.errstate(divide="ignore", invalid="ignore"):
             t = difference.value / difference.error
         t = np.where((difference.value == 0) & (difference.error == 0), 0.0, t)
-        # Through logarithms, as probabilities beyond 38 σ are zero in double precision.
-        return np.sign(t) * _normal_quantile(np.abs(t), np.broadcast_to(difference.dof, t.shape))
+        dof = np.asarray(np.broadcast_to(difference.dof, t.shape))
+        return np.asarray(np.sign(t) * _normal_quantile(np.asarray(np.abs(t)), dof))
 
     def __float__(self) -> float:
         """The value of a scalar."""
@@ -179,17 +179,16 @@ class Estimate:
 
     def _text(self, status: str) -> str:
         value, error, unit = np.asarray(self.value), np.asarray(self.error), f" {self.unit}" if self.unit else ""
+        known = [f"n_eff {self.effective_samples:.0f}"] if np.isfinite(self.effective_samples) else []
         if value.ndim:
-            text = f"array{value.shape} ± {np.sqrt(np.mean(error**2)):.2g}{unit} (RMS"
+            text, known = f"array{value.shape} ± {np.sqrt(np.mean(error**2)):.2g}{unit}", ["RMS", *known]
         elif np.isfinite(error):
             places = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 6
-            text = f"{value:.{places}f} ± {error:.{places}f}{unit} ("
+            text = f"{value:.{places}f} ± {error:.{places}f}{unit}"
         else:
-            text = f"{value:.6g}{unit} (no error; "
-        if value.ndim:
-            text += "; "
-        text += f"n_eff {self.effective_samples:.0f}" if np.isfinite(self.effective_samples) else "exact"
-        return f"{text})" if self.status is Status.OK else f"{text}; {status})"
+            text = f"{value:.6g}{unit}"
+        known += [] if self.status is Status.OK else [status]
+        return f"{text} ({'; '.join(known)})" if known else text
 
 
 def welch_satterthwaite(

@@ -72,6 +72,7 @@ class Powers:
         means: [elements], n Σ (x̄_r − x̄)².
         transforms: [frequencies, elements], from the first on.
         amplitudes: [frequencies, elements], sums of the transforms over replicas, over √replicas: what all share.
+        independent: how many independent elements there are, (Σ λ)² / Σ λ² of the eigenvalues of their correlations.
     """
 
     replicas: int
@@ -79,6 +80,7 @@ class Powers:
     means: Float[np.ndarray, " elements"]
     transforms: Float[np.ndarray, "frequencies elements"]
     amplitudes: Float[np.ndarray, "frequencies elements"]
+    independent: float
 
     @classmethod
     def of(cls, deviations: Float[np.ndarray, "replicas frames elements"]) -> "Powers":
@@ -89,12 +91,18 @@ class Powers:
             np.pi / frames * np.outer(np.arange(1, number + 1), np.arange(frames) + 0.5)
         )
         amplitudes = np.stack([basis @ each for each in deviations])
+        transforms = (amplitudes**2).sum(axis=0)
+        norms = np.sqrt(transforms.sum(axis=0))
+        unit = np.divide(amplitudes, norms, out=np.zeros_like(amplitudes), where=norms > 0)
+        unit = unit.reshape(replicas * number, -1)
+        correlations = unit @ unit.T
         return cls(
             replicas=replicas,
             frames=frames,
             means=frames * (deviations.mean(axis=1) ** 2).sum(axis=0),
-            transforms=(amplitudes**2).sum(axis=0),
+            transforms=transforms,
             amplitudes=amplitudes.sum(axis=0) / np.sqrt(replicas),
+            independent=float(np.trace(correlations) ** 2 / max((correlations**2).sum(), 1e-300)),
         )
 
     @property

@@ -76,7 +76,9 @@ def correlated_mean(
     # What does not change but for rounding has no error.
     moves = variance > (1e-12 * np.abs(mean)) ** 2
     error, dof, status = np.zeros_like(mean), np.full_like(mean, np.inf), Status.OK
-    if moves.any():
+    if replicas * frames == 1:
+        error[:], status = np.nan, Status.UNRESOLVED
+    elif moves.any():
         scale, status = _scale(Powers.of(deviations[:, :, moves]), variance[moves])
         error[moves], dof[moves] = scale.error, scale.dof
     total = float(np.sum(error**2))
@@ -95,13 +97,10 @@ def correlated_mean(
 
 def _scale(powers: Powers, variance: Float[np.ndarray, " elements"]) -> tuple[Scale, Status]:
     """Errors and degrees of freedom of elements that move, and what is to be said of them together."""
-    nothing = np.full_like(variance, np.nan)
-    if powers.dof < 1:
-        return Scale(nothing, np.ones_like(variance), nothing), Status.UNRESOLVED
     scale = powers.scale()
     samples = np.sum(variance) / np.sum(scale.error**2)
     if powers.replicas == 1 and np.median(scale.unresolved) > 0.5:
-        return dataclasses.replace(scale, error=nothing), Status.UNRESOLVED
+        return dataclasses.replace(scale, error=np.full_like(variance, np.nan)), Status.UNRESOLVED
     apart = powers.disagreement() < 1e-3
     if np.mean(apart) > 0.05:
         spread = powers.between()
@@ -110,14 +109,14 @@ def _scale(powers: Powers, variance: Float[np.ndarray, " elements"]) -> tuple[Sc
         return Scale(error, dof, scale.unresolved), Status.REPLICAS_DISAGREE
     if samples < ENOUGH:
         return scale, Status.TOO_FEW
-    seen = len(powers.transforms) == FREQUENCIES and np.median(powers.excess()) < most_excess(powers.replicas)
+    degrees = (2 * powers.replicas - 1) * max(powers.independent, 1.0)
+    seen = len(powers.transforms) == FREQUENCIES and np.mean(powers.excess()) < most_excess(round(degrees))
     return scale, Status.OK if seen else Status.SLOW_MOTION
 
 
 @functools.cache
-def most_excess(replicas: int) -> float:
+def most_excess(degrees: int) -> float:
     """The power of the slowest motion (`Powers.excess`) that is so low by chance one time in a hundred, if `HIDDEN`."""
-    degrees = 2 * replicas - 1
     return min(MOST_EXCESS, HIDDEN * float(chi2.ppf(0.01, degrees)) / degrees)
 
 
@@ -179,7 +178,7 @@ def equilibration_frames(series: Float[np.ndarray, "replicas frames"]) -> int:
     return int(start)
 
 
-def drifts(many: Sequence[Float[np.ndarray, "replicas frames"]], significance: float = 0.01) -> bool:
+def drifts(many: Sequence[Float[np.ndarray, "_ _"]], significance: float = 0.01) -> bool:
     """Whether one of several series [replicas, frames] is still on its way from where it started.
 
     A transient of the mean of the replicas has the same sign in all of the slowest transforms; for stationary series

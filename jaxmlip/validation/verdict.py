@@ -90,7 +90,7 @@ class Check:
         return abs(float(self.difference)) - floor
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Verdict:
     """What a student's run says of it; printed, a table.
 
@@ -104,7 +104,7 @@ class Verdict:
     reason: str
     checks: tuple[Check, ...] = ()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """The level, the reason and a table of the checks."""
         rows: list[list[str]] = [["observable", "student", "teacher", "difference", "σ", "tolerance", ""]]
         for check in self.checks:

@@ -191,13 +191,14 @@ def test_error_and_noise_floor_are_calibrated(gap: float) -> None:
     floors = np.array([e.noise_floor for e in errors])
     claimed = np.sqrt(np.mean([e.error**2 for e in errors]))
     if gap == 0.0:
-        assert values.mean() == pytest.approx(floors.mean(), rel=0.05)
+        # Errors are rather too large than too small, and so is the floor.
+        assert 1.0 < floors.mean() / values.mean() < 1.2
         assert claimed > values.std(), "an upper bound where there is nothing but noise"
     else:
         # Where the difference passes through zero noise still adds a little.
         exact = np.abs(truth).sum() * 0.15
         assert exact < values.mean() < exact + floors.mean()
-        assert 0.8 < claimed / values.std() < 1.35
+        assert 0.8 < claimed / values.std() < 1.6
 
 
 def test_rdf_errors_need_equal_bins(gas: Run) -> None:
