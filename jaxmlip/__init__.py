@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from jaxmlip.simulation.replicas import simulate as simulate
     from jaxmlip.simulation.replicas import simulate_models as simulate_models
     from jaxmlip.simulation.replicas import simulate_to_file as simulate_to_file
+    from jaxmlip.simulation.rollout import prepare_rollout as prepare_rollout
+    from jaxmlip.simulation.rollout import rollout as rollout
     from jaxmlip.simulation.schedules import Ramp as Ramp
     from jaxmlip.simulation.trajectory import Outcome as Outcome
     from jaxmlip.simulation.trajectory import Run as Run
@@ -107,6 +109,8 @@ _HOME = {
     "Ensemble": "simulation.ensembles",
     "Relaxed": "simulation.relaxation",
     "relax": "simulation.relaxation",
+    "prepare_rollout": "simulation.rollout",
+    "rollout": "simulation.rollout",
     "Ramp": "simulation.schedules",
     "simulate": "simulation.replicas",
     "simulate_each": "simulation.buckets",

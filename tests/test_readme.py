@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import typer.main
 
@@ -12,11 +14,16 @@ from jaxmlip.cli import app
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_python_example_runs():
-    """The example as printed, from loading teachers to the force error."""
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def test_python_examples_run():
+    """The examples as printed, one after another: from loading teachers to the gradient of an average."""
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(examples) == 2
     names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)
+    slopes = jax.tree.leaves(names["slope"])
+    assert all(np.isfinite(leaf).all() for leaf in slopes)
+    assert any(np.abs(leaf).max() > 0 for leaf in slopes)
     assert names["run"].completed.all()
     assert names["lifted"].species == (1, 8)
 

@@ -80,7 +80,7 @@ class Capacity:
     resting: bool = False
 
 
-def start(
+def prepare_rollout(
     potential: Potential,
     structure: Atoms | Sequence[Atoms],
     ensemble: Ensemble,
@@ -149,7 +149,7 @@ def rollout(
     Args:
         potential: any Potential.
         ensemble: whose dynamics; the class and number of its values are static, the values may be traced.
-        state: from `start`, or from another rollout.
+        state: from `prepare_rollout`, or from another rollout.
         capacity: static; under `jax.jit` close over it, or name it in `static_argnames`.
         steps: to take; a multiple of `every`.
         every: steps between samples.

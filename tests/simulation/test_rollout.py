@@ -18,7 +18,7 @@ from jaxmlip.potentials.potential import Potential, stack
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.replicas import simulate
-from jaxmlip.simulation.rollout import Capacity, SimulationState, checkpointed_scan, rollout, start
+from jaxmlip.simulation.rollout import Capacity, SimulationState, checkpointed_scan, rollout
 from jaxmlip.simulation.schedules import Ramp
 from jaxmlip.systems.ice import ice_ih
 
@@ -56,7 +56,7 @@ def test_the_trajectory_is_that_of_simulate(name: str, x64: None) -> None:
     potential, ensemble = in_double(lennard_jones()), ENSEMBLES[name]
     how = {"timestep_fs": DT, "seed": 3, "skin": 0.8}
     run = simulate(potential, fcc(2), ensemble, steps=60, sample_every_fs=20 * DT, replicas=2, progress=False, **how)
-    begin = start(potential, fcc(2), ensemble, replicas=2, steps_per_list=7, **how)
+    begin = prepare_rollout(potential, fcc(2), ensemble, replicas=2, steps_per_list=7, **how)
     state, samples, valid = rolled(potential, ensemble, begin, steps=60, every=20, timestep_fs=DT)
     assert bool(valid)
     assert int(state.step) == 60
@@ -67,7 +67,7 @@ def test_the_trajectory_is_that_of_simulate(name: str, x64: None) -> None:
 
 def test_rollouts_go_on_where_others_end(x64: None) -> None:
     potential, ensemble = in_double(lennard_jones()), NVT(COLD)
-    state, capacity = start(potential, fcc(2), ensemble, timestep_fs=DT, skin=0.8, steps_per_list=5)
+    state, capacity = prepare_rollout(potential, fcc(2), ensemble, timestep_fs=DT, skin=0.8, steps_per_list=5)
     go = jax.jit(lambda s: rollout(potential, ensemble, s, capacity, steps=10, every=5, timestep_fs=DT))
     middle, first, _ = go(state)
     _, second, _ = go(middle)
@@ -88,7 +88,9 @@ def test_derivative_of_the_mean_square_displacement_in_wells(x64: None, agrees: 
     stiffness, kT = 2.0, 0.05
     potential, atoms = wells(jnp.asarray(stiffness))
     ensemble = NVT(kT * REDUCED_K, friction_per_ps=80.0)
-    state, capacity = start(potential, atoms, ensemble, seed=1, timestep_fs=5.0, skin=5.0, steps_per_list=1000)
+    state, capacity = prepare_rollout(
+        potential, atoms, ensemble, seed=1, timestep_fs=5.0, skin=5.0, steps_per_list=1000
+    )
 
     @jax.jit
     def squares(k: Any) -> Any:
@@ -114,7 +116,7 @@ def test_derivative_of_the_mean_square_displacement_in_wells(x64: None, agrees: 
 def test_derivatives_by_everything_that_may_vary(x64: None) -> None:
     """32 Lennard-Jones atoms, 200 steps: by potential, temperature and start, against finite differences."""
     potential = SmoothLennardJones({name: jnp.ones(()) for name in ("epsilon", "sigma")})
-    state, capacity = start(potential, fcc(2), NVT(COLD), seed=2, timestep_fs=DT, skin=0.8, steps_per_list=10)
+    state, capacity = prepare_rollout(potential, fcc(2), NVT(COLD), seed=2, timestep_fs=DT, skin=0.8, steps_per_list=10)
 
     @jax.jit
     def value(epsilon: Any, sigma: Any, kelvin: Any, momentum: Any) -> Any:
@@ -146,7 +148,9 @@ def test_derivative_by_all_parameters_of_a_student_of_ice(dtype: type, tolerance
         student = in_double(load_potential(STUDENT))
         rng = np.random.default_rng(0)
         along = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * np.std(leaf)), student.params)
-        state, capacity = start(student, ice, NVE(150.0), seed=0, timestep_fs=0.5, skin=1.0, steps_per_list=10)
+        state, capacity = prepare_rollout(
+            student, ice, NVE(150.0), seed=0, timestep_fs=0.5, skin=1.0, steps_per_list=10
+        )
 
     def value(student: Any, state: SimulationState) -> Any:
         _, samples, valid = rollout(student, NVE(150.0), state, capacity, steps=50, every=25)
@@ -174,7 +178,9 @@ def test_stacked_potentials_are_mapped(x64: None) -> None:
         LennardJones({"epsilon": jnp.asarray(1.0 + 0.02 * n), "sigma": jnp.asarray(1.0 - 0.002 * n)}) for n in range(4)
     ]
     rdf = RDF("Ar", "Ar", r_max=1.5)
-    state, capacity = start(potentials[0], fcc(2), NVT(COLD), seed=2, timestep_fs=DT, skin=0.8, steps_per_list=5)
+    state, capacity = prepare_rollout(
+        potentials[0], fcc(2), NVT(COLD), seed=2, timestep_fs=DT, skin=0.8, steps_per_list=5
+    )
 
     def value(potential: Any) -> Any:
         how = {"steps": 20, "every": 10, "timestep_fs": DT, "observe": [rdf]}
@@ -193,9 +199,9 @@ def test_what_is_not_valid_is_told(x64: None) -> None:
     """Too thin a skin for the life of a list, and lists without room."""
     potential, ensemble = in_double(lennard_jones()), NVT(COLD)
     how = {"timestep_fs": DT, "seed": 2}
-    thin = start(potential, fcc(2), ensemble, skin=0.01, steps_per_list=40, **how)
+    thin = prepare_rollout(potential, fcc(2), ensemble, skin=0.01, steps_per_list=40, **how)
     assert not bool(rolled(potential, ensemble, thin, steps=40, every=40, timestep_fs=DT)[2])
-    state, capacity = start(potential, fcc(2), ensemble, skin=0.8, steps_per_list=5, **how)
+    state, capacity = prepare_rollout(potential, fcc(2), ensemble, skin=0.8, steps_per_list=5, **how)
     small = capacity.room.__class__(capacity.room.search, 8, 8, 0)
     tight = Capacity(small, 0.8, 5, capacity.numbers, capacity.heights)
     assert not bool(rolled(potential, ensemble, (state, tight), steps=5, every=5, timestep_fs=DT)[2])
@@ -203,11 +209,11 @@ def test_what_is_not_valid_is_told(x64: None) -> None:
 
 
 def test_refusals() -> None:
-    state, capacity = start(lennard_jones(), fcc(2), NVT(COLD), timestep_fs=DT, skin=0.8)
+    state, capacity = prepare_rollout(lennard_jones(), fcc(2), NVT(COLD), timestep_fs=DT, skin=0.8)
     with pytest.raises(ValueError, match="multiple of every=7"):
         rollout(lennard_jones(), NVT(COLD), state, capacity, steps=10, every=7)
     with pytest.raises(ValueError, match="1 step or more"):
-        start(lennard_jones(), fcc(2), NVT(COLD), steps_per_list=0)
+        prepare_rollout(lennard_jones(), fcc(2), NVT(COLD), steps_per_list=0)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 12])
