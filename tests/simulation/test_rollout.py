@@ -13,6 +13,7 @@ from conftest import DT, fcc
 from simple_potentials import REDUCED_K, LennardJones, SmoothLennardJones, Wells, lennard_jones
 
 from jaxmlip.observables.structure import RDF
+from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.potentials.potential import Potential, stack
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
@@ -214,6 +215,20 @@ def test_refusals() -> None:
         rollout(lennard_jones(), NVT(COLD), state, capacity, steps=10, every=7)
     with pytest.raises(ValueError, match="1 step or more"):
         prepare_rollout(lennard_jones(), fcc(2), NVT(COLD), steps_per_list=0)
+
+
+@pytest.mark.slow
+def test_memory_of_a_long_rollout() -> None:
+    """Reverse mode through 1,024 steps of 96 atoms and 64 channels, by all parameters: compiled, not run."""
+    student = Equivariant(channels=64).build([1, 8], average_neighbors=40.0)
+    state, capacity = prepare_rollout(student, ice_ih(molecules=32, seed=0), NVE(250.0), steps_per_list=8)
+
+    def value(params: Any) -> Any:
+        moved = student.replace(params=params)
+        return rollout(moved, NVE(250.0), state, capacity, steps=1024, every=64)[1]["energy"].mean()
+
+    analysis: Any = jax.jit(jax.grad(value)).lower(student.params).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes <= 512 * 2**20, f"{analysis.temp_size_in_bytes / 2**20:.0f} MiB"
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 12])
