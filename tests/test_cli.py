@@ -187,6 +187,17 @@ def test_mistaken_conversions(water, tmp_path):
     line = sentence("convert-data", tmp_path / "mp.json", tmp_path / "a.h5", "--quiet")
     assert "mp-1, frame mp-1-0-0 has no structure or no 'uncorrected_total_energy'" in line
     assert not (tmp_path / "a.h5").exists()
+    site = {"species": [{"element": "Ar", "occu": 1}], "xyz": [0, 0, 0]}
+    good = {
+        "structure": {"lattice": {"matrix": (5 * np.eye(3)).tolist()}, "sites": [site]},
+        "uncorrected_total_energy": -1,
+    }
+    (tmp_path / "mp.json").write_text(json.dumps({"mp-1": {"mp-1-0-0": {"structure": {}}, "mp-1-0-1": good}}))
+    result = invoke("convert-data", tmp_path / "mp.json", tmp_path / "a.h5", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"Wrote 1 frames to {tmp_path / 'a.h5'}.\n"
+    assert result.stderr.startswith("Left out 1 frames that cannot be used, the first of them:\n")
+    assert "mp-1, frame mp-1-0-0 has no structure or no" in result.stderr
 
 
 def test_md_writes_a_trajectory(water, tmp_path):

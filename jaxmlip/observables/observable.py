@@ -172,15 +172,18 @@ def _settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[in
         needed = int(np.searchsorted(run.time_fs, 1000.0 * (ramp + DISCARDED * slowest), side="right"))
         wanted = max(equilibration_frames(series) for series in settling)
         first = min(max(wanted, needed), run.n_frames // 2)
-        short, unsettled = needed > first, wanted > first
+        short = needed > first
+        # Without time constants nothing vouches for it that a transient is over, but that it was short.
+        lasting = slowest == 0 and wanted > run.n_frames // 4 and drifts(settling, 0.05)
     else:
         first = int(np.searchsorted(run.time_fs, 1000.0 * float(equilibration), side="right"))
         if not equilibration >= 0 or first >= run.n_frames:
             raise ValueError(f"Discarding {equilibration!r} ps leaves nothing of a run of {length:g} ps.")
-        short, unsettled = equilibration < ramp, False
+        short, lasting = equilibration < ramp, False
     kept_ps = length - (run.time_fs[first - 1] / 1000.0 if first else 0.0)
     if short or kept_ps < KEPT * slowest:
         return first, Status.TOO_SHORT
-    if unsettled or drifts([series[:, first:] for series in settling]):
+    # Where the most effective samples begin is uncertain in short runs; whether what is kept drifts is what counts.
+    if lasting or drifts([series[:, first:] for series in settling]):
         return first, Status.NOT_EQUILIBRATED
     return first, Status.OK

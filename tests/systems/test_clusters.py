@@ -133,3 +133,11 @@ def test_published_ice(ice_data: Path) -> None:
     assert sigma < 0.1
     assert abs(ours.mean() - theirs.mean()) < 4 * sigma
     assert theirs.mean() == pytest.approx(19.1, abs=0.05)
+
+
+def test_heavy_water_stays_heavy() -> None:
+    ice = ice_ih(16, seed=0)
+    ice.set_array("masses", np.where(ice.numbers == 1, 2.014, 15.999 + 0.01 * np.arange(48)), float, ())
+    (cluster,) = cut_clusters([ice], radius=3.2, number=1, seed=0)
+    assert (cluster.get_masses()[cluster.numbers == 1] == 2.014).all()
+    assert cluster.get_masses()[0] == ice.get_masses()[cluster.info["centre_atom"]]
