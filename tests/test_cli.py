@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.constraints import FixAtoms
 from ase.io import read, write
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from jaxmlip.cli import app
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
 from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load, load_potential, save
+from jaxmlip.simulation.trajectory import load_run
 from jaxmlip.systems.dataset import read_frames, write_frames
 from jaxmlip.systems.store import open_frames
 
@@ -464,3 +466,26 @@ def test_tabulate(tmp_path):
     assert "has tables of its radial functions already" in sentence("tabulate", tmp_path / "q.jaxmlip", tmp_path / "r")
     assert "holds a CHGNet" in sentence("tabulate", "chgnet:gga", tmp_path / "r.jaxmlip")
     assert not (tmp_path / "r.jaxmlip").exists()
+
+
+def test_md_and_relax_hold_fixed_atoms(argon, tmp_path):
+    """What a file holds stays where it is, and what is written says so again."""
+    file, *potential = argon
+    start = read(file)
+    start.set_constraint(FixAtoms([0, 1]))
+    held = tmp_path / "held.extxyz"
+    write(held, start)
+    start = read(held)
+    options = ["--temperature_K", 10, "--time_ps", 0.004, "--sample_every_fs", 1, "--out", tmp_path / "run.h5"]
+    result = invoke("md", held, *potential, *options)
+    assert result.exit_code == 0, result.output
+    run = load_run(tmp_path / "run.h5")
+    assert (run.positions[0, :, :2] == start.positions[:2]).all()
+    assert (run.positions[0, -1, 2:] != start.positions[2:]).any()
+    invoke("relax", held, *potential, "--out", tmp_path / "out.xyz", "--steps", 3)
+    out = read(tmp_path / "out.xyz")
+    assert out.constraints[0].index.tolist() == [0, 1]
+    assert np.abs(out.positions - start.positions)[:2].max() < 1e-7
+    moving = ("--ensemble", "npt", "--out", tmp_path / "npt.h5")
+    assert "would move them with the cell" in sentence("md", held, *potential, *options[:-2], *moving)
+    assert "keep the cell" in sentence("relax", held, *potential, "--out", tmp_path / "o.xyz", "--cell")
