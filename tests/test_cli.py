@@ -382,9 +382,6 @@ def test_train_sees_stress_wherever_it_is(copper, tmp_path):
     assert report["validation"]["stress_rmse_GPa"] < 0.5 * blind["validation"]["stress_rmse_GPa"]
     assert invoke(*evaluation, "--stress-key", "stress", "--json").stderr == ""
     assert trained(f"data.path={store}")[0] == report
-    hidden, seen = trained("labels=energy", "training.epochs=1")
-    assert seen == ("energy",)
-    assert np.isfinite(hidden["validation"]["stress_rmse_GPa"])
     line = sentence("train", config, "data.stress_key=virial", "--out", out)
     assert "copper.extxyz, frame" in line
     assert "has no 'virial'" in line
