@@ -262,6 +262,12 @@ def test_md_goes_on_where_it_was(argon, tmp_path):
     assert "stopped.h5 holds another run: seed is 0 there and 1 here" in sentence(
         "md", *argon, *options(0.005, seed=1), *stopped
     )
+    assert "stopped.h5 already holds 5 frames (0.005 ps), more than the 2 (0.002 ps) asked for" in sentence(
+        "md", *argon, *options(0.002), *stopped
+    )
+    result = invoke("md", *argon, *options(0.0055), *stopped)
+    assert result.exit_code == 0, result.output
+    assert "Warning: 0.0055 ps is not a whole number of the 1 fs between frames: 0.005 ps are sim" in result.stderr
 
     result = invoke("export", tmp_path / "whole.h5", tmp_path / "whole.xyz", "--every", 2)
     assert result.exit_code == 0, result.output
