@@ -124,9 +124,18 @@ def test_gradient_equals_plain_automatic_differentiation(small_student, monkeypa
         np.testing.assert_allclose(mine, right, rtol=0, atol=1e-12 * max(1.0, float(jnp.abs(right).max())))
 
 
-def test_hessian_vector_products_equal_reverse_over_reverse(small_student, monkeypatch):
+@pytest.fixture(params=["pairs", pytest.param("student", marks=pytest.mark.slow)])
+def any_potential(request, solids) -> tuple[Any, Batch]:
+    """A potential in float64, and a batch; the student takes minutes to compile plainly."""
+    if request.param == "student":
+        return request.getfixturevalue("small_student")
+    request.getfixturevalue("x64")
+    return water_pairs(dtype=np.float64), batch_of(solids, dtype=np.float64)
+
+
+def test_hessian_vector_products_equal_reverse_over_reverse(any_potential, monkeypatch):
     """`jvp` of `grad` through the custom rule, against `grad` of `grad · v` without it."""
-    potential, batch = small_student
+    potential, batch = any_potential
     draw = np.random.default_rng(2)
     along = jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape)), potential.params)
 
@@ -145,9 +154,9 @@ def test_hessian_vector_products_equal_reverse_over_reverse(small_student, monke
         np.testing.assert_allclose(mine, right, rtol=0, atol=1e-11 * max(1.0, float(jnp.abs(right).max())))
 
 
-def test_gradient_by_positions_and_cells(small_student, monkeypatch):
+def test_gradient_by_positions_and_cells(any_potential, monkeypatch):
     """It is the one of plain automatic differentiation: no part of it is silently zero."""
-    potential, batch = small_student
+    potential, batch = any_potential
 
     def value(at: tuple[Any, Any]) -> Any:
         graph = batch.graph.replace(positions=at[0], cell=at[1])
