@@ -19,7 +19,7 @@ from jaxmlip.potentials.potential import Potential, stack
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.replicas import simulate
-from jaxmlip.simulation.rollout import Capacity, SimulationState, checkpointed_scan, rollout
+from jaxmlip.simulation.rollout import Capacity, SimulationState, checkpointed_scan, prepare_rollout, rollout
 from jaxmlip.simulation.schedules import Ramp
 from jaxmlip.systems.ice import ice_ih
 

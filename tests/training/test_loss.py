@@ -130,7 +130,9 @@ def any_potential(request, solids) -> tuple[Any, Batch]:
     if request.param == "student":
         return request.getfixturevalue("small_student")
     request.getfixturevalue("x64")
-    return water_pairs(dtype=np.float64), batch_of(solids, dtype=np.float64)
+    potential = water_pairs(dtype=np.float64)
+    potential = potential.replace(params=jax.tree.map(jnp.asarray, potential.params))
+    return potential, batch_of(solids, dtype=np.float64)
 
 
 def test_hessian_vector_products_equal_reverse_over_reverse(any_potential, monkeypatch):
