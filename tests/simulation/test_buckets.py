@@ -95,8 +95,8 @@ def test_molecules_of_a_trained_potential() -> None:
 def test_programs() -> None:
     """A quarter of a program may be padding, none with Nosé–Hoover chains, and periodic directions are not mixed."""
     structures = [Atoms(f"H{n}", pbc=n == 70) for n in (76, 100, 40, 58, 70, 76)]
-    assert [*_buckets(structures, 0.25)] == [[1, 0, 5, 3], [2], [4]]
-    assert [*_buckets(structures, 0.0)] == [[1], [0, 5], [3], [2], [4]]
+    assert [*_buckets(structures, 0.25, alike=False)] == [[1, 0, 5, 3], [2], [4]]
+    assert [*_buckets(structures, 0.0, alike=True)] == [[1], [0, 5], [3], [2], [4]]
 
 
 def test_chains_of_equal_sizes(small_fluid: Atoms) -> None:

@@ -13,7 +13,7 @@ from jaxmlip.observables.estimate import Estimate
 from jaxmlip.observables.observable import average
 from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.observables.thermodynamics import PotentialEnergy
-from jaxmlip.potentials.evaluation import label
+from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import evaluate
 from jaxmlip.simulation.driver import Driver, SimulationError
 from jaxmlip.simulation.engine import advance
@@ -39,7 +39,7 @@ def virial_pressure(run: Run, first: int, stride: int) -> Estimate:
     """ρ kT − tr σ/3 over frames from `first` on, in reduced units at T = 1; averages of momenta are exact."""
     frames = [run[replica * run.n_frames + at] for replica in range(run.n_replicas)
               for at in range(first, run.n_frames, stride)]  # fmt: skip
-    stress = np.array([np.trace(frame.stress) for frame in label(frames, lennard_jones(), stress=True)])
+    stress = np.array([np.trace(frame.stress) for frame in predict(lennard_jones(), frames, stress=True)])
     return correlated_mean(0.75 - stress.reshape(run.n_replicas, -1) / 3.0)
 
 
@@ -106,7 +106,7 @@ def test_lennard_jones_states_of_nist(density, energy, energy_error, pressure, p
     name = f"NIST state, ρ = {density}, T = 0.85"
     agrees(f"{name}: U", found.value + tail, found.error, energy, known_error=energy_error)
     if pressure is not None:
-        stress = [np.trace(frame.stress) for frame in label(kept, lennard_jones(range_=cut), stress=True)]
+        stress = [np.trace(frame.stress) for frame in predict(lennard_jones(range_=cut), kept, stress=True)]
         virial = correlated_mean(density * temperature - np.reshape(stress, (4, -1)) / 3.0, weights)
         tail = 16.0 / 3.0 * np.pi * density**2 * (2.0 / 3.0 * cut**-9 - cut**-3)
         agrees(f"{name}: P", virial.value + tail, virial.error, pressure, known_error=pressure_error)

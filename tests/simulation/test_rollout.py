@@ -147,11 +147,12 @@ SMALL = Equivariant(channels=2, l_max=1, message_l=1, correlation=2, cutoff=3.5,
 @pytest.mark.parametrize(
     ("student", "dtype", "tolerance"),
     [
-        pytest.param("small", np.float64, 1e-6),
-        pytest.param("of ice", np.float64, 1e-6, marks=pytest.mark.slow),
-        pytest.param("of ice", np.float32, 1e-3, marks=pytest.mark.slow),
+        ("small", np.float64, 1e-6),
+        ("of ice", np.float64, 1e-6),
+        ("of ice", np.float32, 1e-3),
     ],
 )
+@pytest.mark.slow
 def test_derivative_by_all_parameters_of_a_student(student: str, dtype: type, tolerance: float) -> None:
     """50 steps of NVE, along a random direction of all parameters, against finite differences in double precision."""
     with jax.enable_x64(True):
