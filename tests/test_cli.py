@@ -385,7 +385,7 @@ def test_train_sees_stress_wherever_it_is(copper, tmp_path):
     report, seen = trained()
     assert seen == ("energy", "forces", "stress")
     assert report["stress_weight"] > 1
-    assert report["validation"]["stress_rmse_GPa"] < 0.5 * blind["validation"]["stress_rmse_GPa"]
+    assert report["validation"]["stress_rmse_GPa"] < 0.75 * blind["validation"]["stress_rmse_GPa"]
     assert invoke(*evaluation, "--stress-key", "stress", "--json").stderr == ""
     assert trained(f"data.path={store}")[0] == report
     line = sentence("train", config, "data.stress_key=virial", "--out", out)
