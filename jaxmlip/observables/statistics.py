@@ -181,24 +181,28 @@ def equilibration_frames(series: Float[np.ndarray, "replicas frames"]) -> int:
 def drifts(many: Sequence[Float[np.ndarray, "_ _"]], significance: float = 0.01) -> bool:
     """Whether one of several series [replicas, frames] is still on its way from where it started.
 
-    A transient of the mean of the replicas has the same sign in all of the slowest transforms; for stationary series
-    their sum over the first four is as uncertain as their power says, however these are correlated in time.
+    The mean of the replicas shows it, in two ways. A steady drift is in the slowest transform, and in all replicas
+    alike: a t test over replicas. A transient that decays early has the same sign in all of the slowest transforms: the
+    sum over the first four is held against what else is in these. The `significance` is that of all tests together.
     """
+    probabilities = []
     for series in many:
         x = np.asarray(series, np.float64)
         deviations = (x - x.mean())[:, :, None]
         if x.shape[1] < 12 or not deviations.any():
             continue
-        powers = Powers.of(deviations)
-        slowest = min(4, len(powers.transforms))
-        total = powers.amplitudes[:slowest].sum(axis=0) / np.sqrt(slowest)
-        # The sum itself is left out of the power that it is compared with.
-        rest = powers.transforms[:slowest].sum(axis=0) - total**2
-        degrees = x.shape[0] * slowest - 1
-        statistic = np.sqrt(total**2 * degrees / rest) if rest > 0 else np.inf
-        if 2.0 * t.sf(statistic, degrees) < significance / len(many):
-            return True
-    return False
+        powers, replicas = Powers.of(deviations), x.shape[0]
+        shared, all_of_it = powers.amplitudes[:4, 0], powers.transforms[:4, 0]
+        probabilities.append(_probability(shared.sum() / 2.0, all_of_it.sum(), 4 * replicas - 1))
+        if replicas > 1:
+            probabilities.append(_probability(shared[0], all_of_it[0], replicas - 1))
+    return bool(probabilities) and min(probabilities) < significance / len(probabilities)
+
+
+def _probability(one: float, squares: float, degrees: int) -> float:
+    """Of one of several equal normal numbers to be so large, given the sum of all their squares."""
+    rest = squares - one**2
+    return float(2.0 * t.sf(abs(one) * np.sqrt(degrees / rest), degrees)) if rest > 0 else 0.0
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Arithmetic of estimates, and how they are shown."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -70,14 +71,13 @@ def test_estimates_of_one_run_are_combined_by_their_blocks() -> None:
     """X and 1 − x + noise are anticorrelated: the error of their sum is that of the noise, not √2 that of x."""
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(4, 500)), 0.1 * rng.normal(size=(4, 500))
-    same = {"source": ("run", 0)}
-    first, second = (Estimate(**vars(correlated_mean(each)) | same) for each in (x, 1 - x + noise))
+    first, second = (dataclasses.replace(correlated_mean(each), source=("run", 0)) for each in (x, 1 - x + noise))
     known = correlated_mean(1 + noise)
     assert float(first + second) == pytest.approx(float(known))
     assert (first + second).error == pytest.approx(known.error, rel=0.5)
     assert (first - second).error == pytest.approx(2 * first.error, rel=0.1)
     assert (first - first).error == 0.0
-    alien = Estimate(**vars(second) | {"source": ("run", 5)})
+    alien = dataclasses.replace(second, source=("run", 5))
     assert (first + alien).error == pytest.approx(np.hypot(first.error, second.error))
 
 
