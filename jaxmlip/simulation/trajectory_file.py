@@ -109,6 +109,7 @@ class TrajectoryFile:
         lock = _locked(path)
         try:
             try:
+                _check_whole(path)
                 file = patiently(lambda: _open_to_append(path))
             except OSError as error:
                 if not being_written(error):
@@ -204,6 +205,18 @@ class TrajectoryFile:
         for name, value in values.items():
             dataset_at(self._file, f"parameters/{name}")[...] = value
         self._file.flush()
+
+
+def _check_whole(path: Path) -> None:
+    """Look at all metadata: damaged ones are an error here; in single-writer mode HDF5 waits for them to be mended."""
+
+    def look(_: str, found: Any) -> None:
+        dict(found.attrs)
+        if isinstance(found, h5py.Dataset) and found.chunks:
+            found.id.get_num_chunks()
+
+    with patiently(lambda: h5py.File(path, "r")) as file:
+        file.visititems(look)
 
 
 def _open_to_append(path: Path) -> h5py.File:
