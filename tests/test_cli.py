@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from ase.io import read, write
+from fuzz_command_line import fuzz
 from typer.testing import CliRunner
 
 from jaxmlip.cli import app
@@ -37,6 +38,13 @@ def water(tmp_path_factory):
         atoms.rattle(0.05, seed=seed)
     write_frames(path, label(molecules, load("chgnet:gga")))
     return path
+
+
+def read_atoms(path):
+    """One structure as ASE reads it."""
+    atoms = read(path)
+    assert isinstance(atoms, Atoms)
+    return atoms
 
 
 def invoke(*arguments):
@@ -474,11 +482,11 @@ def test_tabulate(tmp_path):
 def test_md_and_relax_hold_fixed_atoms(argon, tmp_path):
     """What a file holds stays where it is, and what is written says so again."""
     file, *potential = argon
-    start = read(file)
+    start = read_atoms(file)
     start.set_constraint(FixAtoms([0, 1]))
     held = tmp_path / "held.extxyz"
     write(held, start)
-    start = read(held)
+    start = read_atoms(held)
     options = ["--temperature_K", 10, "--time_ps", 0.004, "--sample_every_fs", 1, "--out", tmp_path / "run.h5"]
     result = invoke("md", held, *potential, *options)
     assert result.exit_code == 0, result.output
@@ -486,9 +494,16 @@ def test_md_and_relax_hold_fixed_atoms(argon, tmp_path):
     assert (run.positions[0, :, :2] == start.positions[:2]).all()
     assert (run.positions[0, -1, 2:] != start.positions[2:]).any()
     invoke("relax", held, *potential, "--out", tmp_path / "out.xyz", "--steps", 3)
-    out = read(tmp_path / "out.xyz")
+    out = read_atoms(tmp_path / "out.xyz")
     assert out.constraints[0].index.tolist() == [0, 1]
     assert np.abs(out.positions - start.positions)[:2].max() < 1e-7
     moving = ("--ensemble", "npt", "--out", tmp_path / "npt.h5")
     assert "would move them with the cell" in sentence("md", held, *potential, *options[:-2], *moving)
     assert "keep the cell" in sentence("relax", held, *potential, "--out", tmp_path / "o.xyz", "--cell")
+
+
+def test_damaged_input_ends_in_a_sentence():
+    """Each kind of file and command a few times; `fuzz_command_line.py` does more."""
+    ended, wrong = fuzz(42)
+    assert not wrong, wrong[0]
+    assert ended["a sentence"] > 30

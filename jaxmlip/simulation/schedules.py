@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxmlip.types import Leaf
 from jaxmlip.units import FS
@@ -72,7 +73,7 @@ def schedule(name: str, value: PerReplica, scale: float, replicas: int) -> Sched
         ValueError: if there are several values, but not one for each replica.
     """
     values = _each(value)
-    if np.ndim(value) == 0:
+    if isinstance(value, Number | Ramp) or getattr(value, "ndim", 1) == 0:
         values = values * replicas
     if len(values) != replicas:
         raise ValueError(
@@ -96,18 +97,18 @@ def longest_ramp_ps(schedules: dict[str, Schedule]) -> float:
 def check_range(owner: str, name: str, value: PerReplica, least: float, most: float) -> None:
     """Raise ValueError unless all values are numbers above `least` and at most `most`; traced ones are let pass."""
     for number in _numbers(value):
-        if isinstance(number, jax.core.Tracer):
+        if isinstance(number, Tracer):
             continue
         if not (isinstance(number, int | float) and math.isfinite(number) and least < number <= most):
             raise ValueError(f"{owner} needs {least:g} < {name} ≤ {most:g}, not {number!r}.")
 
 
 def _each(value: PerReplica) -> list[Any]:
-    if isinstance(value, jax.core.Tracer):
-        return [value] if value.ndim == 0 else list(value)
-    if isinstance(value, np.ndarray | jax.Array):
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer):
         value = np.asarray(value).tolist()
-    return list(value) if isinstance(value, Sequence) else [value]
+    if isinstance(value, Tracer | np.ndarray | jax.Array):
+        return [value] if value.ndim == 0 else [*value]
+    return [value] if isinstance(value, Number | Ramp | np.generic) else [*value]
 
 
 def _numbers(value: PerReplica) -> Iterator[Any]:

@@ -230,8 +230,8 @@ def make_session(
     total, every = _checked_steps(options.time_ps, options.steps, options.timestep_fs, options.sample_every_fs)
     if not 0 < options.skin < 10:
         raise ValueError(f"The skin must lie between 0 and 10 Å, not {options.skin!r}.")
-    if options.seed != int(options.seed) or options.seed < 0:
-        raise ValueError(f"A seed is a non-negative integer, not {options.seed!r}.")
+    if options.seed != int(options.seed) or not 0 <= options.seed < 2**63:
+        raise ValueError(f"A seed is a non-negative integer below 2⁶³, not {options.seed!r}.")
     if options.on_failure not in ("raise", "mark"):
         raise ValueError(f'on_failure is "raise" or "mark", not {options.on_failure!r}.')
     if ensemble.moves_cell and not everywhere[0].pbc.all():

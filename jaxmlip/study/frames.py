@@ -46,7 +46,11 @@ class FileData(Section):
         Args:
             forces_needed: whether it is a mistake if there are no forces; with labels energy they are for errors only.
         """
-        keys = {"energy_key": self.energy_key, "forces_key": self.forces_key, "stress_key": self.stress_key}
+        keys: dict[str, Any] = {
+            "energy_key": self.energy_key,
+            "forces_key": self.forces_key,
+            "stress_key": self.stress_key,
+        }
         try:
             return open_frames(self.file(), **keys, index=self.index)
         except ValueError:

@@ -57,14 +57,14 @@ def test_numbers_are_exact() -> None:
     np.testing.assert_allclose(vector.error, [0.3, 0.6])
     assert np.array([a, 2 * a], float).tolist() == [3.0, 6.0]
     with pytest.raises(TypeError):
-        a + "eV"
+        _ = a + "eV"
 
 
 def test_units_must_be_equal_to_be_added() -> None:
     with pytest.raises(ValueError, match="Estimates in eV and in K cannot be added"):
-        scalar(1.0, 0.1) + scalar(1.0, 0.1, unit="K")
+        _ = scalar(1.0, 0.1) + scalar(1.0, 0.1, unit="K")
     with pytest.raises(ValueError, match="in eV and without a unit"):
-        scalar(1.0, 0.1) - scalar(1.0, 0.1, unit="")
+        _ = scalar(1.0, 0.1) - scalar(1.0, 0.1, unit="")
 
 
 def test_estimates_of_one_run_are_combined_by_their_blocks() -> None:

@@ -184,7 +184,7 @@ def test_derivative_by_all_parameters_of_a_student(student: str, dtype: type, to
 
 def test_stacked_potentials_are_mapped(x64: None) -> None:
     """value_and_grad of a rollout, mapped over four potentials, equals four single ones."""
-    potentials = [
+    potentials: list[Potential] = [
         LennardJones({"epsilon": jnp.asarray(1.0 + 0.02 * n), "sigma": jnp.asarray(1.0 - 0.002 * n)}) for n in range(4)
     ]
     rdf = RDF("Ar", "Ar", r_max=1.5)

@@ -42,7 +42,7 @@ def test_forces_need_not_be_there_for_energies(tmp_path):
     assert np.isnan(FileData(path=path).frames()[0].forces).all()  # the loss asks for them, not the reader
     write_frames(tmp_path / "dft.extxyz", [WHOLE], prefix="dft_")
     renamed = FileData(path=tmp_path / "dft.extxyz", energy_key="dft_energy")
-    with pytest.raises(ValueError, match="has no 'forces'.*Is it one of them"):
+    with pytest.raises(ValueError, match=r"has no 'forces'.*Is it one of them"):
         renamed.frames()
     assert np.isnan(renamed.frames(forces_needed=False)[0].forces).all()
     with pytest.raises(ValueError, match="has no 'dft_energy'"):

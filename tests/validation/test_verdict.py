@@ -1,6 +1,7 @@
 """Verdicts on runs whose differences are known."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_unstable_students(teacher: Run) -> None:
 
 def test_runs_too_short_for_equilibrium(teacher: Run) -> None:
     """They show differences, by the spread of the replicas, but never that there are none."""
-    slow = {"time_constants_ps": {"thermostat": 10.0}}
+    slow: dict[str, Any] = {"time_constants_ps": {"thermostat": 10.0}}
     short = dataclasses.replace(teacher, **slow)
     same = verdict(crystal(2, **slow), short, force_errors(0.05), pairs=[("Na", "Cl")], tolerances=WIDE)
     assert same.level == "undecided"
