@@ -312,7 +312,7 @@ def _with_nan(atoms: Atoms) -> Atoms:
         ({"timestep_fs": 0.0}, "timestep must lie between 0 and 100 fs, not 0.0"),
         ({"sample_every_fs": -1.0}, "sample_every_fs must be positive, not -1.0"),
         ({"skin": -0.5}, "skin must lie between 0 and 10 Å, not -0.5"),
-        ({"seed": -1}, "non-negative integer, not -1"),
+        ({"seed": -1}, "non-negative integer below 2⁶³, not -1"),
     ],
 )
 def test_refuses_before_anything_is_compiled(small_fluid: Atoms, change: dict, sentence: str) -> None:
