@@ -19,20 +19,11 @@ from ase import Atoms
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.ensembles import Ensemble
-from jaxmlip.simulation.motion import kinetic_energy, mobile
+from jaxmlip.simulation.motion import kinetic_energy
 from jaxmlip.simulation.observing import FrameState, PerFrame
 from jaxmlip.simulation.schedules import Number, Schedule
 from jaxmlip.simulation.session import Options, make_session
-from jaxmlip.simulation.step import (
-    Layout,
-    Room,
-    System,
-    current_cells,
-    displacement,
-    lists_of_replicas,
-    predicted,
-    step,
-)
+from jaxmlip.simulation.step import Room, System, current_cells, displacement, lists_of_replicas, predicted, step
 from jaxmlip.types import Leaf
 from jaxmlip.units import FS, KB
 
@@ -55,7 +46,7 @@ class SimulationState(flax.struct.PyTreeNode):
 
     @property
     def positions(self) -> Any:
-        """[replicas, atoms, 3], Å, unwrapped."""
+        """[replicas, atoms, 3], Å, unwrapped; of structures far from the origin, near it (see `systems.origin`)."""
         return self.dynamics.position
 
 
@@ -69,7 +60,6 @@ class Capacity:
         steps_per_list: steps after which lists are made anew.
         numbers: atomic numbers of each replica, if all have the same; for observables.
         heights: least heights of the cells, Å; for observables.
-        resting: see `Layout`.
     """
 
     room: Room
@@ -77,7 +67,6 @@ class Capacity:
     steps_per_list: int
     numbers: tuple[int, ...]
     heights: tuple[float, ...]
-    resting: bool = False
 
 
 def prepare_rollout(
@@ -104,7 +93,7 @@ def prepare_rollout(
         steps_per_list: steps after which lists are made anew.
 
     Raises:
-        ValueError: see `simulate`; or for `steps_per_list` below 1.
+        ValueError: see `simulate`; for atoms that constraints hold; or for `steps_per_list` below 1.
     """
     if steps_per_list < 1:
         raise ValueError(f"Lists are made anew after 1 step or more, not {steps_per_list}.")
@@ -112,6 +101,10 @@ def prepare_rollout(
         steps=1, timestep_fs=timestep_fs, sample_every_fs=timestep_fs, replicas=replicas, seed=seed, skin=skin
     )
     session = make_session([potential], structure, ensemble, options)
+    if session.fixed is not None:
+        raise ValueError(
+            "A rollout moves all atoms: remove the constraints by atoms.set_constraint(), or use simulate."
+        )
     driver = session.driver
     driver.prepare()
     room = driver.room
@@ -123,7 +116,6 @@ def prepare_rollout(
         steps_per_list=steps_per_list,
         numbers=tuple(session.numbers.tolist()),
         heights=tuple(np.asarray(driver.heights, float).tolist()),
-        resting=driver.layout.resting,
     )
     return SimulationState(driver.system, driver.walkers.state, driver.walkers.step), capacity
 
@@ -169,14 +161,13 @@ def rollout(
         raise ValueError(f"A rollout takes a positive multiple of every={every} steps, not {steps}.")
     schedules = ensemble.schedules(state.system.species.shape[0])
     move = _Moving(potential, type(ensemble), schedules, state.system, capacity, jnp.asarray(timestep_fs) * FS)
-    state = move.with_forces(state)
+    state, valid = move.with_forces(state)
 
     def to_next_sample(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], dict[str, Any]]:
         (now, energy), valid = move.steps(*carry, every)
         return (now, valid), move.sample(now, energy, observe)
 
-    carry = (state, jnp.ones((), bool))
-    (state, valid), samples = checkpointed_scan(to_next_sample, carry, steps // every)
+    (state, valid), samples = checkpointed_scan(to_next_sample, (state, valid), steps // every)
     finite = jnp.isfinite(samples["energy"]).all() & jnp.isfinite(samples["positions"]).all()
     return state, samples, valid & finite
 
@@ -214,20 +205,16 @@ class _Moving:
     capacity: Capacity
     dt: Any
 
-    @property
-    def layout(self) -> Layout:
-        return Layout(resting=self.capacity.resting)
-
-    def with_forces(self, state: SimulationState) -> SimulationState:
-        """The state with the forces (and stress) that the potential gives at its positions."""
+    def with_forces(self, state: SimulationState) -> tuple[SimulationState, Any]:
+        """The state with the forces (and stress) that the potential gives at its positions, and whether they hold."""
         now = state.dynamics
         cells = current_cells(self.system, now, self.kind)
-        lists, _ = self.lists(now.position, cells)
-        found, _ = predicted(
+        lists, complete = self.lists(now.position, cells)
+        found, needed = predicted(
             self.potential, self.system, now.position, cells, lists, self.capacity.room, self.kind.moves_cell
         )
         changes = {"force": found.forces} | ({"stress": found.stress} if self.kind.moves_cell else {})
-        return state.replace(dynamics=dataclasses.replace(now, **changes))
+        return state.replace(dynamics=dataclasses.replace(now, **changes)), complete & self._fits(needed)
 
     def lists(self, positions: Any, cells: Any) -> tuple[tuple[Any, Any], Any]:
         """Neighbour lists with a skin, and whether they are complete; they have no derivative."""
@@ -274,7 +261,6 @@ class _Moving:
                 (state.step + 1) * self.dt,
                 self.dt,
                 self.capacity.room,
-                self.layout,
             )
             held = self._held(origin, dynamics, needed)
             return (state.replace(dynamics=dynamics, step=state.step + 1), energy, valid & held), None
@@ -288,17 +274,20 @@ class _Moving:
             (origin, (dynamics.position, current_cells(self.system, dynamics, self.kind)))
         )
         away, strain = displacement(origin, now, self.kind.moves_cell)
-        skin, room = self.capacity.skin, self.capacity.room
+        skin = self.capacity.skin
         away = away + 0.5 * (self.potential.cutoff + skin) * strain
-        most = needed.reshape(-1, 2).max(0)
-        return (away <= 0.5 * skin).all() & (most <= jnp.asarray([room.slots, room.inner])).all()
+        return (away <= 0.5 * skin).all() & self._fits(needed)
+
+    def _fits(self, needed: Any) -> Any:
+        """Whether atoms have the slots they need, [replicas, atoms, 2]."""
+        room = self.capacity.room
+        return (needed.reshape(-1, 2).max(0) <= jnp.asarray([room.slots, room.inner])).all()
 
     def sample(self, state: SimulationState, energy: Any, observe: Sequence[PerFrame]) -> dict[str, Any]:
         """What is kept of one time."""
         now = state.dynamics
         cells = current_cells(self.system, now, self.kind)
-        moving = dataclasses.replace(now, momentum=jnp.where(mobile(now.mass), now.momentum, 0.0))
-        kinetic = jax.vmap(kinetic_energy)(moving.momentum, now.mass)
+        kinetic = jax.vmap(kinetic_energy)(now.momentum, now.mass)
         found = {"positions": now.position, "cells": cells, "energy": energy, "kinetic_energy": kinetic}
         if not observe:
             return found

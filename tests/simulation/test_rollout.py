@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.constraints import FixAtoms
 from conftest import DT, fcc
 from simple_potentials import REDUCED_K, LennardJones, SmoothLennardJones, Wells, lennard_jones
 
@@ -222,6 +223,10 @@ def test_refusals() -> None:
     state, capacity = prepare_rollout(lennard_jones(), fcc(2), NVT(COLD), timestep_fs=DT, skin=0.8)
     with pytest.raises(ValueError, match="multiple of every=7"):
         rollout(lennard_jones(), NVT(COLD), state, capacity, steps=10, every=7)
+    held = fcc(2)
+    held.set_constraint(FixAtoms([0]))
+    with pytest.raises(ValueError, match="moves all atoms"):
+        prepare_rollout(lennard_jones(), held, NVT(COLD), timestep_fs=DT, skin=0.8)
     with pytest.raises(ValueError, match="1 step or more"):
         prepare_rollout(lennard_jones(), fcc(2), NVT(COLD), steps_per_list=0)
 
