@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 from jax.sharding import Mesh
 
+from jaxmlip.observables.observable import Observable, References
 from jaxmlip.potentials.checks import check_concrete, check_one
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy, stack, without_stress
 from jaxmlip.processes import writes_files
@@ -19,7 +20,7 @@ from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.engine import SHARED
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import MEAN, prefixed
-from jaxmlip.simulation.observing import PRESSURE_TENSOR, Observer, PerFrame
+from jaxmlip.simulation.observing import completed, make_observation, references_of
 from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, stacked
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
 from jaxmlip.simulation.schedules import Number, longest_ramp_ps
@@ -43,9 +44,10 @@ class Options:
     skin: Number = 0.5
     on_failure: str = "raise"
     watch_bonds: bool = True
-    observables: Sequence[PerFrame] = ()
+    observables: Sequence[Observable] = ()
     against: Potential | None = None
     observe_every_fs: Number | None = None
+    keep_velocities: bool = False
     devices: int | None = None
 
 
@@ -63,7 +65,7 @@ class Session:
         every: steps between them.
         stride: steps between observations.
         sampler: of the driver.
-        observer: of the driver, if anything is to be observed.
+        references: what energies are relative to that are observed; None if nothing is to be observed.
         first: index of the first replica, where other processes simulate those before.
         fixed: see `Run.fixed`.
         numbers: [atoms], of the replica that has the most.
@@ -76,20 +78,19 @@ class Session:
     every: int
     stride: int
     sampler: Sampler
-    observer: Observer | None
+    references: References | None
     first: int
     fixed: np.ndarray | None
 
     @property
     def observed_units(self) -> dict[str, str]:
         """Units of what is observed, by name."""
-        return self.observer.units if self.observer else {}
+        observation = self.driver.observation
+        return {} if observation is None else {each.name: each.unit for each in observation.observables}
 
     def at_start(self) -> Sample:
-        """Compute the forces at the start; what a frame there would hold."""
+        """Compute the forces at the start; what a frame there would hold, though nothing has been observed yet."""
         self.driver.prepare()
-        if self.observer:
-            self.observer.look()
         return self._sample(0)
 
     def run(self, progress: bool) -> Run:
@@ -126,8 +127,14 @@ class Session:
         )
 
     def _sample(self, step: int) -> Sample:
-        sample = self.sampler.sample(step)
-        return sample | prefixed(self.sampler.sound(self.observer.means())) if self.observer else sample
+        sample, observation, means = self.sampler.sample(step), self.driver.observation, self.driver.means
+        if observation is None or means is None or self.references is None:
+            return sample
+        seen = completed(means, observation.observables, self.references)
+        self.driver.forget()
+        if observation.other is not None and (complaint := observation.other.complaint()):
+            warnings.warn(f"What a run is compared with has failed. {complaint}", stacklevel=2)
+        return sample | prefixed(self.sampler.sound(seen))
 
     def bar(self, progress: bool) -> Bar:
         """A bar of the run, to be opened before anything is compiled."""
@@ -147,12 +154,8 @@ class Session:
         for frame in range(first, self.frames):
             if self.driver.all_failed:
                 break
-            seconds = 0.0
-            for step in range(frame * self.every + self.stride, (frame + 1) * self.every + 1, self.stride):
-                seconds += self.driver.advance(step)
-                if self.observer:
-                    self.observer.look()
             step = (frame + 1) * self.every
+            seconds = self.driver.advance(step)
             sample = self._sample(step)
             self.driver.bring_back()
             moving_s += seconds
@@ -223,7 +226,7 @@ def make_session(
         raise ValueError("There are no potentials to simulate.")
     check_concrete((potentials, vars(ensemble), vars(options)), "simulate")
     for potential in potentials:
-        check_one(potential, "simulate", "give a list of potentials to simulate_models")
+        check_one(potential, "simulate", "give a list of potentials")
     if options.against is not None:
         check_one(options.against, "against")
     everywhere = _checked_starts(potentials[0], structure, options.replicas, alike)
@@ -275,19 +278,22 @@ def make_session(
     constants = ensemble.time_constants_ps
     if ramp := longest_ramp_ps(schedules):
         constants = constants | {"ramp": ramp}
-    sampler = Sampler(driver, np.array(references), constants)
-    observer, stride = None, every
+    sampler = Sampler(driver, np.array(references), constants, velocities=options.keep_velocities)
+    observed, stride = None, every
     if options.observables or options.against is not None or options.observe_every_fs is not None:
         stride = _checked_stride(every, options.timestep_fs, options.observe_every_fs)
-        observer = Observer(sampler, options.observables, options.against, [atoms.numbers for atoms in starts])
+        of_replicas = [atoms.numbers for atoms in starts]
+        what = options.observables, options.against, type(ensemble), of_replicas
+        driver.observe(make_observation(*what, driver.masses, sampler.degrees, stride, driver.heights))
+        observed = references_of(sampler.references, options.against, of_replicas)
     numbers = np.asarray(everywhere[0].numbers, np.int64)
     held = driver.fixed if any(map(np.any, fixed)) else None  # of all replicas, lest processes differ
-    return Session(driver, starts, numbers, total // every, every, stride, sampler, observer, first, held)
+    return Session(driver, starts, numbers, total // every, every, stride, sampler, observed, first, held)
 
 
 def _check_asked(potential: Potential, starts: list[Atoms], ensemble: Ensemble, options: Options) -> None:
     """Whether the potentials can say of the starts what they will be asked for; ValueError if not."""
-    stress = ensemble.moves_cell or any(each.name == PRESSURE_TENSOR for each in options.observables)
+    stress = ensemble.moves_cell or any(each.needs_stress for each in options.observables)
     for atoms in {id(atoms): atoms for atoms in starts}.values():
         potential.check(atoms, stress=stress)
         if options.against is not None:
@@ -360,7 +366,7 @@ def _checked_starts(
             raise ValueError(
                 f"Structure {index} ({atoms.symbols}, pbc {atoms.pbc.tolist()}) differs from structure 0 "
                 f"({starts[0].symbols}, pbc {starts[0].pbc.tolist()}): replicas need the same atoms in the same order "
-                "and the same periodic directions; sort the atoms, or give unlike structures to simulate_each."
+                "and the same periodic directions; sort the atoms."
             )
     return starts
 
@@ -381,7 +387,7 @@ def _checked_fixed(starts: list[Atoms], ensemble: Ensemble) -> list[np.ndarray]:
     if any(map(np.any, fixed)) and len(mobile) > 1 and not ensemble.pads:
         raise ValueError(
             f"{kind} needs the same number of atoms that move in all replicas, not {sorted(mobile)}: use another "
-            "thermostat, or simulate_each."
+            "thermostat, or simulate them one after another."
         )
     return fixed
 

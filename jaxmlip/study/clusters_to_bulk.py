@@ -18,7 +18,7 @@ from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load_potential, save
 from jaxmlip.potentials.potential import Potential, check_species
 from jaxmlip.simulation.ensembles import NVT
-from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.config import ClustersToBulk, ConfigError, Dynamics
 from jaxmlip.study.section import check_deployable

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from ase.data import atomic_numbers
 
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential, save
 from jaxmlip.potentials.potential import N_SPECIES, Potential
@@ -32,7 +33,6 @@ from jaxmlip.training.labels import Labels
 from jaxmlip.training.runs import CHECKPOINTS
 from jaxmlip.training.strategy import Strategy
 from jaxmlip.training.trainer import Trained, TrainingDiverged, TrainingProblem, TrainingSettings, train, train_many
-from jaxmlip.validation.errors import compare
 from jaxmlip.versions import versions
 
 FOUNDATION = "foundation"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlip.potentials.equivariant import EquivariantPotential
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, save
 from jaxmlip.processes import join_processes, writes_files
@@ -12,7 +13,6 @@ from jaxmlip.study.section import ConfigError, check_deployable
 from jaxmlip.study.workspace import write_json
 from jaxmlip.systems.dataset import has_stress, split
 from jaxmlip.training.strategies import Direct
-from jaxmlip.validation.errors import compare
 from jaxmlip.versions import versions
 
 

@@ -10,7 +10,7 @@ from jaxmlip.potentials.files import load
 from jaxmlip.potentials.potential import Potential, evaluate
 from jaxmlip.simulation.ensembles import NVE
 from jaxmlip.simulation.relaxation import relax
-from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.graph import graph_from_atoms
 from jaxmlip.systems.ice import ice_ih

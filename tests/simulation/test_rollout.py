@@ -19,9 +19,10 @@ from jaxmlip.potentials.files import load_potential
 from jaxmlip.potentials.potential import Potential, stack
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
-from jaxmlip.simulation.replicas import simulate
-from jaxmlip.simulation.rollout import Capacity, SimulationState, checkpointed_scan, prepare_rollout, rollout
+from jaxmlip.simulation.rollout import RolloutCapacity, SimulationState, checkpointed_scan, prepare_rollout, rollout
 from jaxmlip.simulation.schedules import Ramp
+from jaxmlip.simulation.simulate import simulate
+from jaxmlip.systems.capacity import Capacity
 from jaxmlip.systems.ice import ice_ih
 
 STUDENT = Path(__file__).parent / "data" / "ice_student.jaxmlip"
@@ -34,7 +35,9 @@ def in_double(potential: Any) -> Any:
     return potential.replace(params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), potential.params))
 
 
-def rolled(potential: Potential, ensemble: Ensemble, begin: tuple[SimulationState, Capacity], **how: Any) -> tuple:
+def rolled(
+    potential: Potential, ensemble: Ensemble, begin: tuple[SimulationState, RolloutCapacity], **how: Any
+) -> tuple:
     """One compiled rollout."""
     state, capacity = begin
     return jax.jit(lambda p, s: rollout(p, ensemble, s, capacity, **how))(potential, state)
@@ -213,8 +216,8 @@ def test_what_is_not_valid_is_told(x64: None) -> None:
     thin = prepare_rollout(potential, fcc(2), ensemble, skin=0.01, steps_per_list=40, **how)
     assert not bool(rolled(potential, ensemble, thin, steps=40, every=40, timestep_fs=DT)[2])
     state, capacity = prepare_rollout(potential, fcc(2), ensemble, skin=0.8, steps_per_list=5, **how)
-    small = capacity.room.__class__(capacity.room.search, 8, 8, 0)
-    tight = Capacity(small, 0.8, 5, capacity.numbers, capacity.heights)
+    small = Capacity(capacity.lists.search, 8, 8, 0)
+    tight = RolloutCapacity(small, 0.8, 5, capacity.numbers, capacity.heights)
     assert not bool(rolled(potential, ensemble, (state, tight), steps=5, every=5, timestep_fs=DT)[2])
     assert bool(rolled(potential, ensemble, (state, capacity), steps=5, every=5, timestep_fs=DT)[2])
 

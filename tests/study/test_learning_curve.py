@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.study.config import ConfigError, LearningCurve, resolve
@@ -21,7 +22,6 @@ from jaxmlip.study.learning_curve_report import summarise, table
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.systems.dataset import read_frames
 from jaxmlip.training.checkpoints import Checkpoints
-from jaxmlip.validation.errors import compare
 
 LOW = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
 LABELS = ("energy_forces", "energy")
