@@ -8,8 +8,9 @@ from ase import Atoms
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.processes import own_share, run_in_processes
-from jaxmlip.simulation.session import Options, make_session
+from jaxmlip.simulation.session import make_session
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.constraints import fixed_atoms
 

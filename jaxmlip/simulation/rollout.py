@@ -21,8 +21,9 @@ from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.motion import kinetic_energy
 from jaxmlip.simulation.observing import Observation, look
+from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.schedules import Number, Schedule
-from jaxmlip.simulation.session import Options, make_session
+from jaxmlip.simulation.session import make_session
 from jaxmlip.simulation.step import System, current_cells, displacement, predicted, step
 from jaxmlip.systems import cells as geometry
 from jaxmlip.systems.capacity import Capacity, lists_of_replicas

@@ -13,10 +13,11 @@ from jaxmlip.potentials.potential import Potential, fingerprint
 from jaxmlip.simulation.buckets import simulate_each, unlike
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import prefixed
+from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.processes import own_file, own_share, run_in_processes
 from jaxmlip.simulation.recording import Recorded, Recorder, check_file
 from jaxmlip.simulation.schedules import Number
-from jaxmlip.simulation.session import Options, Session, make_session
+from jaxmlip.simulation.session import Session, make_session
 from jaxmlip.simulation.trajectory import Outcome, Run
 
 
@@ -171,15 +172,15 @@ def _to_file(
     """The simulation whose frames go to a file; see `simulate`."""
     session = make_session([potential], structure, ensemble, options, own_share)
     identity, units = _identity(session, potential, ensemble, options), prefixed(session.observed_units)
-    check_file(path, session.starts, session.every, session.frames, identity)
+    check_file(path, session.starts, session.plan.every, session.plan.frames, identity)
     with session.bar(progress) as bar:
         first = session.at_start()
         bar.compiled()
-        here = path, session.sampler, session.starts, session.every
+        here = path, session.sampler, session.starts, session.plan.every
         with Recorder(*here, identity, first, units, session.fixed) as recorder:
             for sample, seconds in session.samples(recorder.resumed, bar):
                 recorder.record(sample, seconds)
-            status = recorder.finish(max(session.frames, recorder.resumed))
+            status = recorder.finish(max(session.plan.frames, recorder.resumed))
     return Recorded(
         path=path,
         frames=recorder.file.frames,
@@ -200,7 +201,7 @@ def _identity(session: Session, potential: Potential, ensemble: Ensemble, option
         "constraints": _described(session.fixed),
         "ensemble": str(ensemble),
         "timestep_fs": float(options.timestep_fs),
-        "steps between frames": session.every,
+        "steps between frames": session.plan.every,
         "replicas": len(starts),
         "first replica": session.first,
         "seed": int(options.seed),
@@ -209,7 +210,7 @@ def _identity(session: Session, potential: Potential, ensemble: Ensemble, option
         "observables": [str(observable) for observable in options.observables],
         "velocities": options.keep_velocities or None,
         "against": None if against is None else fingerprint(against),
-        "steps between observations": session.stride if session.references else None,
+        "steps between observations": session.plan.stride,
     }
 
 

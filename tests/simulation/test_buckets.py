@@ -17,7 +17,7 @@ from jaxmlip.simulation.buckets import _buckets
 from jaxmlip.simulation.driver import SimulationError
 from jaxmlip.simulation.engine import advance
 from jaxmlip.simulation.ensembles import NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
-from jaxmlip.simulation.session import Options
+from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.units import GPA

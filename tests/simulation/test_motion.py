@@ -20,7 +20,8 @@ from jaxmlip.observables.statistics import correlated_mean, statistical_ineffici
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
-from jaxmlip.simulation.session import Options, make_session
+from jaxmlip.simulation.options import Options
+from jaxmlip.simulation.session import make_session
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, export_extxyz, load_run
 from jaxmlip.units import KB
