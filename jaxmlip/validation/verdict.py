@@ -16,6 +16,7 @@ from jaxmlip.observables.structure import RDF, rdf_error
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
 from jaxmlip.potentials.errors import ErrorReport
 from jaxmlip.simulation.trajectory import Outcome, Run
+from jaxmlip.validation.averages import average, observe
 
 Level = Literal[
     "unstable",

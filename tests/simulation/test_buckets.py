@@ -110,14 +110,15 @@ def test_chains_of_equal_sizes(small_fluid: Atoms) -> None:
 def test_defaults_are_those_of_simulate() -> None:
     theirs = inspect.signature(simulate).parameters
     for name, ours in inspect.signature(Options).parameters.items():
-        assert ours.default == theirs[name].default, name
+        # What a failure leads to depends on how many potentials there are.
+        assert ours.default == theirs[name].default or name == "on_failure", name
 
 
 def test_mistakes(small_fluid: Atoms) -> None:
     with pytest.raises(ValueError, match="No structure was given"):
         simulate(lennard_jones(), [], FLUID, steps=1)
     with pytest.raises(ValueError, match="at least one replica, not 0"):
-        simulate(lennard_jones(), [small_fluid], FLUID, replicas=0, steps=1)
+        simulate(lennard_jones(), [small_fluid, small_fluid[:8]], FLUID, replicas=0, steps=1)
     clash = molecule("H2O")
     clash.positions[1] = clash.positions[0] + 0.05
     with pytest.raises(SimulationError, match="Replica 2 failed in step"):

@@ -226,6 +226,8 @@ def test_refusals() -> None:
     state, capacity = prepare_rollout(lennard_jones(), fcc(2), NVT(COLD), timestep_fs=DT, skin=0.8)
     with pytest.raises(ValueError, match="multiple of every=7"):
         rollout(lennard_jones(), NVT(COLD), state, capacity, steps=10, every=7)
+    with pytest.raises(ValueError, match=r"Structure 1 \(Ar31.*differs from structure 0 \(Ar32"):
+        prepare_rollout(lennard_jones(), [fcc(2), fcc(2)[:-1]], NVT(COLD))
     held = fcc(2)
     held.set_constraint(FixAtoms([0]))
     with pytest.raises(ValueError, match="moves all atoms"):
