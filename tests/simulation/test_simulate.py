@@ -191,6 +191,7 @@ def test_cell_smaller_than_the_cutoff() -> None:
         assert frame.info["potential_energy"] == pytest.approx(float(supercell.energy[0]) / 8, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_neither_skin_nor_room_matters(
     small_fluid: Atoms, grown: list[Growth], monkeypatch: pytest.MonkeyPatch
@@ -291,7 +292,10 @@ def _with_nan(atoms: Atoms) -> Atoms:
         ({"structure": lambda a: _with_nan(a)}, r"atom 3 \(Ar\) of Ar32 is not finite"),
         ({"structure": lambda a: a[:0]}, "has no atoms"),
         ({"structure": lambda a: []}, "No structure was given"),
-        ({"structure": lambda a: [a, a[:-1]], "to": "a.h5"}, "A file holds one run, .* structures with different atoms"),
+        (
+            {"structure": lambda a: [a, a[:-1]], "to": "a.h5"},
+            "A file holds one run, .* structures with different atoms",
+        ),
         ({"structure": lambda a: [a, a], "replicas": 3}, "3 replicas were asked for, but 2 structures"),
         ({"replicas": 0}, "at least one replica, not 0"),
         ({"steps": None}, "either as time_ps or as steps"),
