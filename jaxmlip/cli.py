@@ -364,16 +364,10 @@ def tabulate(
 ) -> None:
     """Put a trained potential's radial functions into tables: a third faster, to a stated error."""
     with _mistakes_in_one_sentence():
-        from jaxmlip.potentials.equivariant import EquivariantPotential
         from jaxmlip.potentials.files import load, save
         from jaxmlip.potentials.tabulation import tabulate as with_tables
 
-        original = load(str(potential))
-        if not isinstance(original, EquivariantPotential):
-            raise ValueError(
-                f"{potential} holds a {type(original).__name__}, and only an equivariant potential has tables."
-            )
-        tables = with_tables(original, tolerance)
+        tables = with_tables(load(str(potential)), tolerance)
         save(tables, out, provenance={"tabulated from": potential.name, "tolerance": tolerance})
         of_layers = [tables.params[f"interaction_{i}"]["table"].shape for i in range(tables.specification.layers)]
         said = ", ".join(f"{functions} functions of {knots} intervals" for knots, _, functions in of_layers)

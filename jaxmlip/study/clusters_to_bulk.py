@@ -28,9 +28,10 @@ from jaxmlip.systems.dataset import Frame, read_frames, write_frames
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.training.distill import distillation_problem, teacher_references
 from jaxmlip.training.labels import Labels
+from jaxmlip.training.problem import Trained, TrainingProblem, TrainingSettings
 from jaxmlip.training.runs import CHECKPOINTS
-from jaxmlip.training.strategy import Strategy
-from jaxmlip.training.trainer import Trained, TrainingProblem, TrainingSettings, train
+from jaxmlip.training.strategies.base import Strategy
+from jaxmlip.training.trainer import train
 from jaxmlip.versions import versions
 
 FOUNDATION = "foundation"

@@ -12,8 +12,11 @@ from jaxmlip.study.frames import FileData
 from jaxmlip.study.learning_curve_config import LearningCurve
 from jaxmlip.study.section import ConfigError, Section, told_apart
 from jaxmlip.training.labels import Labels
-from jaxmlip.training.strategies import STRATEGIES, AnyStrategy, Differential, Direct, MultiFidelity, SingleFidelity
-from jaxmlip.training.trainer import TrainingSettings
+from jaxmlip.training.problem import TrainingSettings
+from jaxmlip.training.strategies.continued import SingleFidelity
+from jaxmlip.training.strategies.fresh import Differential, Direct
+from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
+from jaxmlip.training.strategies.registry import STRATEGIES, AnyStrategy
 
 
 class System(Section):

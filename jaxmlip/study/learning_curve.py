@@ -26,12 +26,12 @@ from jaxmlip.study.learning_curve_report import write_results
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, content_digest, to_json, write_json
 from jaxmlip.systems.dataset import Frame
-from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.distill import distillation_problem, split_validation
 from jaxmlip.training.labels import Labels
+from jaxmlip.training.problem import Trained, TrainingDiverged, TrainingProblem, TrainingSettings
 from jaxmlip.training.runs import CHECKPOINTS
-from jaxmlip.training.strategy import Strategy
-from jaxmlip.training.trainer import Trained, TrainingDiverged, TrainingProblem, TrainingSettings, train, train_many
+from jaxmlip.training.strategies.base import Strategy
+from jaxmlip.training.trainer import train, train_many
 from jaxmlip.validation.errors import compare
 from jaxmlip.versions import versions
 
@@ -167,7 +167,7 @@ def run_learning_curve(config: LearningCurve, folder: Path, *, progress: bool = 
 def _grid(config: LearningCurve) -> list[Run]:
     """All runs, seeds of an arm one after another, so that they share compilations.
 
-    Strategies in closed form see no forces and have no seed: they occur once, with energies.
+    Strategies occur with the labels that they look at, and those without a seed once.
     """
     return [
         Run(strategy, labels, size, seed)
@@ -175,7 +175,7 @@ def _grid(config: LearningCurve) -> list[Run]:
         for size in config.sizes
         for strategy in config.strategies
         for seed in config.seeds
-        if not isinstance(strategy, ClosedForm) or (labels == "energy" and seed == config.seeds[0])
+        if labels in strategy.sees and (strategy.seeded or seed == config.seeds[0])
     ]
 
 

@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, save
 from jaxmlip.processes import join_processes, writes_files
 from jaxmlip.study.config import TrainOne
-from jaxmlip.study.section import ConfigError, check_deployable
+from jaxmlip.study.section import check_deployable
 from jaxmlip.study.workspace import write_json
 from jaxmlip.systems.dataset import has_stress, split
-from jaxmlip.training.strategies import Direct
 from jaxmlip.validation.errors import compare
 from jaxmlip.versions import versions
 
@@ -25,7 +23,7 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     names a group of processes (see `join_processes`), they share the work, and one of them writes.
 
     Raises:
-        ConfigError: if the strategy needs a foundation and none is given, or the foundation is not a student.
+        ValueError: if the strategy needs a foundation and none is given, or the foundation cannot be trained.
         FileNotFoundError: if a file of labels or the foundation is missing.
         KeyError: if a label is missing.
     """
@@ -37,15 +35,9 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     strategy, settings = config.strategy, config.strategy.adjusted(config.training)
     seen: dict[str, Any] = {"validation": validation, "labels": config.labels, "settings": settings}
     if config.foundation is None:
-        if not isinstance(strategy, Direct):
-            raise ConfigError(f"The strategy {strategy.name} starts from a foundation; give its path as foundation.")
         problem = strategy.from_labels(config.student, training, **seen)
     else:
         foundation = load(config.foundation)
-        if not isinstance(foundation, EquivariantPotential):
-            raise ConfigError(
-                f"The foundation {config.foundation} is not a student of ours, so it cannot be fine-tuned."
-            )
         check_deployable(strategy, config.teacher)
         teacher = load(config.teacher) if config.teacher else None
         problem = strategy.problem(foundation, training, low=low, teacher=teacher, **seen)

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from jaxmlip.study.config import ClustersToBulk, ConfigError, TrainOne, load_config, schema, template
-from jaxmlip.training.strategies import Differential, Direct, MultiFidelity, SingleFidelity
+from jaxmlip.training.strategies.continued import SingleFidelity
+from jaxmlip.training.strategies.fresh import Differential, Direct
+from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
 
 
 @pytest.fixture
