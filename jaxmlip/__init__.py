@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from jaxmlip.systems.store import write_store as write_store
     from jaxmlip.training.distill import distil as distil
     from jaxmlip.training.finetune import finetune as finetune
+    from jaxmlip.training.objective import Term as Term
+    from jaxmlip.training.objective import TermSums as TermSums
     from jaxmlip.training.problem import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.problem import TrainingProblem as TrainingProblem
     from jaxmlip.training.problem import TrainingSettings as TrainingSettings
@@ -140,6 +142,8 @@ _HOME = {
     "ice_ih": "systems.ice",
     "distil": "training.distill",
     "PairDifference": "training.strategies.pair_difference",
+    "Term": "training.objective",
+    "TermSums": "training.objective",
     "TrainingProblem": "training.problem",
     "Differential": "training.strategies.fresh",
     "Direct": "training.strategies.fresh",

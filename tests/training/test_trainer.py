@@ -97,8 +97,6 @@ def steps(
             stacked,
             jax.tree.map(lambda leaf: leaf[None], batch),
             controls.replace(learning_rate=np.array([rate])),
-            terms=given.terms,
-            kind=settings.loss,
         )
         losses.append(float(report.loss[0]))
     return jax.tree.map(lambda leaf: leaf[0], stacked), losses
