@@ -12,7 +12,7 @@ command line.
 
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 Member = TypeVar("Member")
@@ -21,16 +21,16 @@ Member = TypeVar("Member")
 class Registry(dict[str, Member], Generic[Member]):
     """Members by name: those that have registered so far; `find` and `everything` look farther."""
 
-    def __init__(self, what: str, group: str, own: Sequence[str] = ()) -> None:
+    def __init__(self, what: str, group: str, own: Mapping[str, str] | None = None) -> None:
         """An empty registry.
 
         Args:
             what: a member, as messages call it: "strategy".
             group: of the entry points by which installed packages announce members.
-            own: modules of this package that register members, imported when the first is asked for.
+            own: the modules of this package that register members, by the members' names; imported when asked for.
         """
         super().__init__()
-        self.what, self.group, self._own = what, group, tuple(own)
+        self.what, self.group, self._own = what, group, dict(own or {})
         self._owners: dict[str, str] = {}
 
     def register(self, name: str, member: Member, owner: Any) -> None:
@@ -64,8 +64,11 @@ class Registry(dict[str, Member], Generic[Member]):
         Raises:
             ImportError: if the package that announces it cannot be imported.
         """
-        self._import_own()
-        if isinstance(name, str) and name not in self:
+        if not isinstance(name, str):
+            return None
+        if name in self._own and name not in self:
+            importlib.import_module(self._own[name])
+        if name not in self:
             for point in importlib.metadata.entry_points(group=self.group, name=name):
                 try:
                     point.load()  # which registers it
@@ -75,17 +78,23 @@ class Registry(dict[str, Member], Generic[Member]):
                     ) from error
         return self.get(name)
 
+    def ours(self) -> dict[str, Member]:
+        """Members that have registered so far, and all of this package."""
+        for name in self._own:
+            self.find(name)
+        return dict(self)
+
+    def names(self) -> list[str]:
+        """Of all members that there are."""
+        announced = {point.name for point in importlib.metadata.entry_points(group=self.group)}
+        return [*dict.fromkeys([*self._own, *self, *sorted(announced)])]
+
     def everything(self) -> dict[str, Member]:
         """All members that there are, those of installed packages included.
 
         Raises:
             ImportError: if a package that announces one cannot be imported.
         """
-        self._import_own()
-        for name in {point.name for point in importlib.metadata.entry_points(group=self.group)}:
+        for name in self.names():
             self.find(name)
         return dict(self)
-
-    def _import_own(self) -> None:
-        for module in self._own:
-            importlib.import_module(module)

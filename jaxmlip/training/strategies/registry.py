@@ -15,7 +15,14 @@ _HERE = "jaxmlip.training.strategies"
 STRATEGIES: Registry[type[Strategy]] = Registry(
     "strategy",
     "jaxmlip.strategies",
-    [f"{_HERE}.{family}" for family in ("fresh", "continued", "multi_fidelity", "tangent", "pair_difference")],
+    {
+        "direct": f"{_HERE}.fresh",
+        "differential": f"{_HERE}.fresh",
+        "single_fidelity": f"{_HERE}.continued",
+        "multi_fidelity": f"{_HERE}.multi_fidelity",
+        "tangent_kernel": f"{_HERE}.tangent",
+        "pair_difference": f"{_HERE}.pair_difference",
+    },
 )
 """Strategies by name. Those of this package are imported when the first is asked for, others by an entry point of the
 group `jaxmlip.strategies`."""
@@ -62,7 +69,7 @@ def _checked(value: Any) -> Strategy:
         return value
     given = {"name": value} if isinstance(value, str) else value
     STRATEGIES.find(given.get("name") if isinstance(given, dict) else None)  # imports those of its package
-    return _adapter(tuple(STRATEGIES.values())).validate_python(given)
+    return _adapter(tuple(STRATEGIES.ours().values())).validate_python(given)
 
 
 def _union(classes: tuple[type[Strategy], ...]) -> Any:
