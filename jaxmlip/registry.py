@@ -82,7 +82,7 @@ class Registry(dict[str, Member], Generic[Member]):
         """Members that have registered so far, and all of this package."""
         for name in self._own:
             self.find(name)
-        return dict(self)
+        return {name: self[name] for name in dict.fromkeys([*self._own, *self]) if name in self}
 
     def names(self) -> list[str]:
         """Of all members that there are."""
@@ -95,6 +95,5 @@ class Registry(dict[str, Member], Generic[Member]):
         Raises:
             ImportError: if a package that announces one cannot be imported.
         """
-        for name in self.names():
-            self.find(name)
-        return dict(self)
+        found = {name: self.find(name) for name in self.names()}
+        return {name: member for name, member in found.items() if member is not None}

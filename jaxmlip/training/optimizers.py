@@ -29,7 +29,7 @@ class Optimizer(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
 
-    name: str = pydantic.Field(default="adamw", description="of a function of optax or optax.contrib; its arguments")
+    name: str = pydantic.Field(default="adamw", description="of the function; its arguments stand beside it")
 
     @pydantic.model_validator(mode="before")
     @classmethod
