@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from jaxmlip.potentials.kinds import register_potential as register_potential
     from jaxmlip.potentials.potential import Potential as Potential
     from jaxmlip.potentials.potential import evaluate as evaluate
+    from jaxmlip.potentials.trainable import Trainable as Trainable
+    from jaxmlip.potentials.trainable import trainable as trainable
     from jaxmlip.simulation.barostats import NPT as NPT
     from jaxmlip.simulation.barostats import NPTNoseHoover as NPTNoseHoover
     from jaxmlip.simulation.ensembles import NVE as NVE
@@ -60,16 +62,20 @@ if TYPE_CHECKING:
     from jaxmlip.systems.store import FrameStore as FrameStore
     from jaxmlip.systems.store import write_store as write_store
     from jaxmlip.training.distill import distil as distil
-    from jaxmlip.training.pair_difference import PairDifference as PairDifference
+    from jaxmlip.training.finetune import finetune as finetune
+    from jaxmlip.training.objective import Term as Term
+    from jaxmlip.training.objective import TermSums as TermSums
+    from jaxmlip.training.problem import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.problem import TrainingProblem as TrainingProblem
-    from jaxmlip.training.strategies import Differential as Differential
-    from jaxmlip.training.strategies import Direct as Direct
-    from jaxmlip.training.strategies import MultiFidelity as MultiFidelity
-    from jaxmlip.training.strategies import SingleFidelity as SingleFidelity
-    from jaxmlip.training.strategies import finetune as finetune
-    from jaxmlip.training.tangent import TangentKernel as TangentKernel
-    from jaxmlip.training.trainer import TrainingDiverged as TrainingDiverged
-    from jaxmlip.training.trainer import TrainingSettings as TrainingSettings
+    from jaxmlip.training.problem import TrainingSettings as TrainingSettings
+    from jaxmlip.training.strategies.base import Strategy as Strategy
+    from jaxmlip.training.strategies.continued import SingleFidelity as SingleFidelity
+    from jaxmlip.training.strategies.fresh import Differential as Differential
+    from jaxmlip.training.strategies.fresh import Direct as Direct
+    from jaxmlip.training.strategies.multi_fidelity import MultiFidelity as MultiFidelity
+    from jaxmlip.training.strategies.pair_difference import PairDifference as PairDifference
+    from jaxmlip.training.strategies.registry import register_strategy as register_strategy
+    from jaxmlip.training.strategies.tangent import TangentKernel as TangentKernel
     from jaxmlip.training.trainer import train as train
     from jaxmlip.training.trainer import train_many as train_many
     from jaxmlip.validation.averages import average as average
@@ -105,6 +111,8 @@ _HOME = {
     "register_potential": "potentials.kinds",
     "Potential": "potentials.potential",
     "evaluate": "potentials.potential",
+    "Trainable": "potentials.trainable",
+    "trainable": "potentials.trainable",
     "NPT": "simulation.barostats",
     "NPTNoseHoover": "simulation.barostats",
     "NVE": "simulation.ensembles",
@@ -135,16 +143,20 @@ _HOME = {
     "edge_vectors": "systems.graph",
     "ice_ih": "systems.ice",
     "distil": "training.distill",
-    "PairDifference": "training.pair_difference",
+    "PairDifference": "training.strategies.pair_difference",
+    "Term": "training.objective",
+    "TermSums": "training.objective",
     "TrainingProblem": "training.problem",
-    "Differential": "training.strategies",
-    "Direct": "training.strategies",
-    "MultiFidelity": "training.strategies",
-    "SingleFidelity": "training.strategies",
-    "finetune": "training.strategies",
-    "TangentKernel": "training.tangent",
-    "TrainingDiverged": "training.trainer",
-    "TrainingSettings": "training.trainer",
+    "Differential": "training.strategies.fresh",
+    "Direct": "training.strategies.fresh",
+    "MultiFidelity": "training.strategies.multi_fidelity",
+    "SingleFidelity": "training.strategies.continued",
+    "finetune": "training.finetune",
+    "TangentKernel": "training.strategies.tangent",
+    "TrainingDiverged": "training.problem",
+    "TrainingSettings": "training.problem",
+    "Strategy": "training.strategies.base",
+    "register_strategy": "training.strategies.registry",
     "train": "training.trainer",
     "train_many": "training.trainer",
     "compare": "potentials.errors",

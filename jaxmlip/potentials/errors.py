@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jaxmlip.files import finite
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.units import GPA
 
@@ -70,12 +71,12 @@ class ErrorReport:
         if name not in values or name.endswith("_error"):
             known = ", ".join(key for key in values if not key.endswith("_error"))
             raise ValueError(f"There is no {name!r} in an error report; there are {known}.")
-        return {"value": _number(values[name]), "error": _number(values.get(f"{name}_error", math.nan))}
+        return {"value": finite(values[name]), "error": finite(values.get(f"{name}_error", math.nan))}
 
     def to_json(self) -> dict[str, int | float | None]:
         """A flat dictionary that JSON can hold: undefined numbers are None; no stress entries without stresses."""
         return {
-            key: _number(value)
+            key: finite(value)
             for key, value in dataclasses.asdict(self).items()
             if self.stress_frames or not key.startswith("stress_")
         }
@@ -192,7 +193,3 @@ def _root(square: float, error: float) -> tuple[float, float]:
     """Square root of a mean square, its standard error by the delta method; 0 ± 0 if every difference is 0."""
     root = math.sqrt(square) if square >= 0 else math.nan
     return root, error / (2.0 * root) if root > 0 else (error if root == 0 else math.nan)
-
-
-def _number(value: int | float) -> int | float | None:
-    return value if math.isfinite(value) else None

@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ase.io import write
 from jaxtyping import Bool, Float, Int
 
 from jaxmlip.describing import count, short
+from jaxmlip.files import written_whole
 from jaxmlip.simulation.h5md import (
     CONSTANTS,
     MEAN,
@@ -217,7 +217,6 @@ class Run:
     def save(self, path: str | Path) -> None:
         """Write an HDF5 file in the H5MD layout, see `h5md`; it appears under its name only when it is whole."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.saved")
         fixed = Fixed(
             numbers=self.numbers,
             pbc=self.pbc,
@@ -233,12 +232,8 @@ class Run:
         series = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         series |= prefixed(self.observed)
         status = Status([outcome.name for outcome in self.outcomes], self.lengths, self.wall_s, self.ns_per_day)
-        try:
-            with TrajectoryFile.create(partial, fixed, series) as file:
-                file.append(np.rint(self.time_fs / self.timestep_fs).astype(np.int64), series, status)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_whole(path) as draft, TrajectoryFile.create(draft, fixed, series) as file:
+            file.append(np.rint(self.time_fs / self.timestep_fs).astype(np.int64), series, status)
 
 
 def load_run(path: str | Path | Sequence[str | Path], every: int = 1) -> Run:
@@ -307,21 +302,17 @@ def export_extxyz(path: str | Path, out: str | Path, *, every: int = 1) -> int:
     out = Path(out)
     with opened(Path(path)) as file:
         lengths = read_status(file).lengths
-    partial, written = out.with_name(f".{out.name}.{os.getpid()}.partial"), 0
-    try:
-        with partial.open("w") as text:
-            for replica, length in enumerate(lengths):
-                for start in range(0, int(length), FRAMES_AT_ONCE * every):
-                    end = min(start + FRAMES_AT_ONCE * every, int(length))
-                    with opened(Path(path)) as file:
-                        frames = [*read_part(file, slice(start + every - 1, end, every), [replica])]
-                    for atoms in frames:
-                        atoms.info["replica"] = replica
-                    write(text, frames, format="extxyz")
-                    written += len(frames)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    written = 0
+    with written_whole(out) as draft, draft.open("w") as text:
+        for replica, length in enumerate(lengths):
+            for start in range(0, int(length), FRAMES_AT_ONCE * every):
+                end = min(start + FRAMES_AT_ONCE * every, int(length))
+                with opened(Path(path)) as file:
+                    frames = [*read_part(file, slice(start + every - 1, end, every), [replica])]
+                for atoms in frames:
+                    atoms.info["replica"] = replica
+                write(text, frames, format="extxyz")
+                written += len(frames)
     return written
 
 

@@ -150,7 +150,9 @@ def count_graphs(graphs: Iterable[Graph]) -> Counts:
 def join_counts(parts: list[Counts]) -> Counts:
     """The counts of samples that follow one another."""
     levels = max(int(part.crowded.shape[1]) for part in parts)
-    wide = [np.pad(part.crowded, ((0, 0), (0, levels - int(part.crowded.shape[1])))) for part in parts]
+    wide = [np.zeros((len(part.crowded), levels), part.crowded.dtype) for part in parts]
+    for table, part in zip(wide, parts, strict=True):
+        table[:, : part.crowded.shape[1]] = part.crowded
     columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("atoms", "slots", "inner")]
     return Counts(*columns, crowded=np.concatenate(wide))
 

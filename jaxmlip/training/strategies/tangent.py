@@ -16,13 +16,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.linearized import LinearizedPotential
+from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.graph import Graph, batch_graphs
-from jaxmlip.training.closed_form import ClosedForm, Posterior, element_counts, elements_in, labels_of
 from jaxmlip.training.evidence import fit_by_evidence
-from jaxmlip.training.trainer import TrainingProblem
+from jaxmlip.training.problem import TrainingProblem
+from jaxmlip.training.strategies.closed_form import ClosedForm, Posterior, element_counts, elements_in, labels_of
+from jaxmlip.training.strategies.registry import register_strategy
 
 NEGLIGIBLE = 1e-12
 """An array whose derivatives have less than this share of the variance of all has no influence, and no prior scale."""
@@ -31,6 +32,7 @@ Features: TypeAlias = dict[str, Float[np.ndarray, "samples _"]]
 """Derivatives of the energies of samples by each array of parameters, by its path."""
 
 
+@register_strategy
 class TangentKernel(ClosedForm):
     """Closed-form Bayesian fine-tuning in the tangent space of the foundation, from energies alone."""
 
@@ -38,7 +40,7 @@ class TangentKernel(ClosedForm):
 
     def posterior(self, problem: TrainingProblem) -> "TangentPosterior":
         """All that the training energies of a problem say, with uncertainties."""
-        assert isinstance(problem.potential, EquivariantPotential)
+        assert isinstance(problem.potential, Trainable)  # what `problem` has accepted
         return tangent_posterior(problem.potential, problem.train)
 
 
@@ -62,7 +64,7 @@ class TangentPosterior(Posterior):
 
         references = self.shifted_references(weights[0])
         return LinearizedPotential(
-            base=self.foundation.replace(references=references),
+            base=self.foundation.with_references(references),
             change=jax.tree_util.tree_map_with_path(change, self.foundation.params),
             references=references,
         )
@@ -75,7 +77,7 @@ class TangentPosterior(Posterior):
         return energies, [features[path] for path in self.arrays]
 
 
-def tangent_posterior(foundation: EquivariantPotential, samples: Sequence[Sample]) -> TangentPosterior:
+def tangent_posterior(foundation: Trainable, samples: Sequence[Sample]) -> TangentPosterior:
     """The posterior of the change of a foundation's parameters, and of its references, that explains energies.
 
     Args:
@@ -95,9 +97,7 @@ def tangent_posterior(foundation: EquivariantPotential, samples: Sequence[Sample
     return TangentPosterior(foundation, elements, linear, arrays)
 
 
-def tangent_features(
-    foundation: EquivariantPotential, graphs: Sequence[Graph]
-) -> tuple[Float[np.ndarray, " samples"], Features]:
+def tangent_features(foundation: Trainable, graphs: Sequence[Graph]) -> tuple[Float[np.ndarray, " samples"], Features]:
     """Energies of single graphs in eV, relative to the references, and their derivatives by all parameters."""
     shape = {"n_atoms": max(graph.n_atoms for graph in graphs), "slots": max(graph.n_slots for graph in graphs)}
     on_device = jax.device_put(foundation)
@@ -111,6 +111,6 @@ def tangent_features(
 
 
 @jax.jit
-def _slope(potential: EquivariantPotential, graph: Graph) -> tuple[Any, Any]:
+def _slope(potential: Trainable, graph: Graph) -> tuple[Any, Any]:
     """Energy of a graph and its derivative by the parameters."""
-    return jax.value_and_grad(lambda params: potential.replace(params=params).energy(graph)[0])(potential.params)
+    return jax.value_and_grad(lambda params: potential.with_params(params).energy(graph)[0])(potential.params)

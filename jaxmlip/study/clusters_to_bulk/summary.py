@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.files import finite
 from jaxmlip.observables.estimate import Estimate
 from jaxmlip.observables.structure import RDF
 from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.simulation.trajectory import Run, load_run
-from jaxmlip.study.clusters_to_bulk import FOUNDATION, Results
-from jaxmlip.study.config import ClustersToBulk
+from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
+from jaxmlip.study.clusters_to_bulk.stages import FOUNDATION, Results
 from jaxmlip.systems.dataset import Frame, read_frames
 from jaxmlip.validation.verdict import Tolerances, Verdict, verdict
 from jaxmlip.versions import versions
@@ -146,8 +147,7 @@ def _number(estimate: Estimate) -> dict[str, Any]:
     """A scalar estimate as plain data; what is not known is None."""
     number: dict[str, Any] = {"value": float(estimate.value)}
     for name in ("error", "dof", "effective_samples"):
-        value = float(getattr(estimate, name))
-        number[name] = value if np.isfinite(value) else None
+        number[name] = finite(float(getattr(estimate, name)))
     number["status"] = estimate.status.value
     return number if estimate.noise_floor is None else number | {"noise_floor": float(estimate.noise_floor)}
 

@@ -16,23 +16,26 @@ from typing import Any
 import jax
 import numpy as np
 from ase.data import atomic_numbers
+from ase.formula import Formula
 
+from jaxmlip.files import to_json, write_json
 from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential, save
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.study.frames import digest
-from jaxmlip.study.learning_curve_config import LearningCurve
-from jaxmlip.study.learning_curve_report import write_results
+from jaxmlip.study.learning_curve.config import LearningCurve
+from jaxmlip.study.learning_curve.report import write_results
+from jaxmlip.study.registry import register_study
 from jaxmlip.study.section import ConfigError
-from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, content_digest, to_json, write_json
+from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, content_digest
 from jaxmlip.systems.dataset import Frame
-from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.distill import distillation_problem, split_validation
 from jaxmlip.training.labels import Labels
+from jaxmlip.training.problem import Trained, TrainingDiverged, TrainingProblem, TrainingSettings
 from jaxmlip.training.runs import CHECKPOINTS
-from jaxmlip.training.strategy import Strategy
-from jaxmlip.training.trainer import Trained, TrainingDiverged, TrainingProblem, TrainingSettings, train, train_many
+from jaxmlip.training.strategies.base import Strategy
+from jaxmlip.training.trainer import train, train_many
 from jaxmlip.versions import versions
 
 FOUNDATION = "foundation"
@@ -114,6 +117,14 @@ class Study:
         return {"common": self.common} | chosen
 
 
+def told(results: dict[str, Any], folder: Path) -> str:
+    """What the command line says of finished runs."""
+    del results
+    files = f"{folder / 'results.json'}, {folder / 'learning_curves.png'} and {folder / 'potentials'}"
+    return f"{(folder / 'table.md').read_text()}\nWrote {files}."
+
+
+@register_study(LearningCurve, told=told)
 def run_learning_curve(config: LearningCurve, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Run the grid in a folder, or what is left of it, and return the content of its `results.json`.
 
@@ -167,7 +178,7 @@ def run_learning_curve(config: LearningCurve, folder: Path, *, progress: bool = 
 def _grid(config: LearningCurve) -> list[Run]:
     """All runs, seeds of an arm one after another, so that they share compilations.
 
-    Strategies in closed form see no forces and have no seed: they occur once, with energies.
+    Strategies occur with the labels that they look at, and those without a seed once.
     """
     return [
         Run(strategy, labels, size, seed)
@@ -175,7 +186,7 @@ def _grid(config: LearningCurve) -> list[Run]:
         for size in config.sizes
         for strategy in config.strategies
         for seed in config.seeds
-        if not isinstance(strategy, ClosedForm) or (labels == "energy" and seed == config.seeds[0])
+        if labels in strategy.sees and (strategy.seeded or seed == config.seeds[0])
     ]
 
 
@@ -272,24 +283,30 @@ def _tested(study: Study, name: str, trained: Stage) -> Stage:
 
 
 def errors_of(potential: Potential, frames: Sequence[Frame]) -> dict[str, dict[str, float | None]]:
-    """Errors of a potential, each with its standard error over the frames, which are water of one size.
+    """Errors of a potential, each with its standard error over the frames.
 
-    `energy_std_…` is the root of the mean squared energy error after its mean is removed.
+    `energy_std_…` is the root of the mean squared energy error after its mean is removed. Where all frames have one
+    composition, such as H2O, energies are also given for its formula unit: `energy_mean_meV_H2O`; else the mean is
+    given for an atom alone.
     """
     report = compare(frames, predict(potential, [frame.atoms for frame in frames]))
-    numbers = frames[0].atoms.numbers
-    atoms_per_molecule = len(numbers) / np.sum(numbers == 8)
+    unit, atoms = formula_unit(frames)
 
-    def per_molecule(name: str) -> dict[str, float | None]:
+    def per_unit(name: str) -> dict[str, float | None]:
         measured = report.measured(name).items()
-        return {key: None if value is None else atoms_per_molecule * value for key, value in measured}
+        return {key: None if value is None else atoms * value for key, value in measured}
 
-    return {
-        "force_rmse_meV_A": report.measured("force_rmse_meV_A"),
-        "energy_std_meV_atom": report.measured("energy_std_meV_atom"),
-        "energy_std_meV_H2O": per_molecule("energy_std_meV_atom"),
-        "energy_mean_meV_H2O": per_molecule("energy_mean_meV_atom"),
-    }
+    errors = {name: report.measured(name) for name in ("force_rmse_meV_A", "energy_std_meV_atom")}
+    if unit != "atom":
+        errors[f"energy_std_meV_{unit}"] = per_unit("energy_std_meV_atom")
+    return errors | {f"energy_mean_meV_{unit}": per_unit("energy_mean_meV_atom")}
+
+
+def formula_unit(frames: Sequence[Frame]) -> tuple[str, float]:
+    """The reduced formula that all frames share, and its number of atoms; "atom" and 1 where they share none."""
+    formulas = {frame.atoms.symbols.formula.reduce()[0].format("hill") for frame in frames}
+    number = len(Formula(min(formulas))) if formulas else 1
+    return (min(formulas), float(number)) if len(formulas) == 1 and number > 1 else ("atom", 1.0)
 
 
 def _records(study: Study) -> list[dict[str, Any]]:

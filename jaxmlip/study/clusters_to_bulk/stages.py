@@ -14,23 +14,25 @@ from typing import Literal
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.files import write_json
 from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load_potential, save
 from jaxmlip.potentials.potential import Potential, check_species
 from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
-from jaxmlip.study.config import ClustersToBulk, ConfigError, Dynamics
-from jaxmlip.study.section import check_deployable
-from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for, write_json
+from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk, Dynamics
+from jaxmlip.study.section import ConfigError, check_deployable
+from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for
 from jaxmlip.systems.clusters import cut_clusters
 from jaxmlip.systems.dataset import Frame, read_frames, write_frames
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.training.distill import distillation_problem, teacher_references
 from jaxmlip.training.labels import Labels
+from jaxmlip.training.problem import Trained, TrainingProblem, TrainingSettings
 from jaxmlip.training.runs import CHECKPOINTS
-from jaxmlip.training.strategy import Strategy
-from jaxmlip.training.trainer import Trained, TrainingProblem, TrainingSettings, train
+from jaxmlip.training.strategies.base import Strategy
+from jaxmlip.training.trainer import train
 from jaxmlip.versions import versions
 
 FOUNDATION = "foundation"

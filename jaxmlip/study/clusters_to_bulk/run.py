@@ -1,4 +1,4 @@
-"""A study from its configuration to its report."""
+"""Clusters to bulk from its configuration to its report."""
 
 import json
 import shutil
@@ -6,14 +6,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxmlip.study.clusters_to_bulk import run_stages
-from jaxmlip.study.config import ClustersToBulk
-from jaxmlip.study.report import write_report
-from jaxmlip.study.summary import analyse
-from jaxmlip.study.workspace import Workspace, write_json
+from jaxmlip.files import write_json
+from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
+from jaxmlip.study.clusters_to_bulk.report import summary_table, write_report
+from jaxmlip.study.clusters_to_bulk.stages import run_stages
+from jaxmlip.study.clusters_to_bulk.summary import analyse
+from jaxmlip.study.registry import register_study
+from jaxmlip.study.workspace import Workspace
 from jaxmlip.versions import versions
 
 
+def told(summary: dict[str, Any], folder: Path) -> str:
+    """What the command line says of a finished study."""
+    return f"{summary_table(summary)}\nWrote {folder / 'report.html'} and {folder / 'summary.json'}."
+
+
+@register_study(ClustersToBulk, told=told)
 def run_study(config: ClustersToBulk, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Run a study in a folder, or what is left of it, and return the content of its `summary.json`.
 

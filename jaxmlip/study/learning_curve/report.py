@@ -12,21 +12,15 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from jaxmlip.study.learning_curve_config import LearningCurve
-from jaxmlip.study.plots import STRATEGY_COLORS, figure
-from jaxmlip.study.workspace import to_json, write_json, write_text
+from jaxmlip.files import to_json, write_bytes, write_json, write_text
+from jaxmlip.study.learning_curve.config import LearningCurve
+from jaxmlip.study.plots import STRATEGY_COLORS, figure, strategy_color
 from jaxmlip.versions import versions
 
-MEASURES = ("force_rmse_meV_A", "energy_std_meV_atom", "energy_std_meV_H2O", "energy_mean_meV_H2O")
+FORCES, PER_ATOM, PER_UNIT, MEAN = "force_rmse_meV_A", "energy_std_meV_atom", "energy_std_meV_", "energy_mean_meV_"
+"""Errors of a run: of forces, of energies per atom (mean removed), the same per formula unit, and their mean.
 
-COLUMNS = {
-    "force_rmse_meV_A": "force RMSE meV/Å",
-    "energy_std_meV_atom": "energy RMSE, mean removed, meV/atom",
-    "energy_std_meV_H2O": "the same, meV/H2O",
-    "energy_mean_meV_H2O": "mean energy error meV/H2O",
-}
-
-AXES = {"force_rmse_meV_A": "force RMSE / meV Å$^{-1}$", "energy_mean_meV_H2O": "|mean energy error| / meV per H2O"}
+The names of the last two end in the unit, a formula or "atom"."""
 
 LABELS_IN_WORDS = {"energy_forces": "energies and forces", "energy": "energies only"}
 
@@ -39,22 +33,22 @@ def write_results(folder: Path, config: LearningCurve, records: Sequence[dict[st
     Args:
         folder: of the study.
         config: of the study; its grid need not be that of the records.
-        records: one for each run, with strategy, labels, size, seed, wall_s and each of `MEASURES` as value and
-            error over frames; the foundation's has no labels, size and seed.
+        records: one for each run, with strategy, labels, size, seed, wall_s and each of `measures` as value and error
+            over frames; the foundation's has no labels, size and seed.
     """
     arms = summarise(records)
     content = {"config": config.model_dump(mode="json"), "versions": versions(), "arms": arms, "runs": [*records]}
     path = folder / "results.json"
-    written = ("table.md", "learning_curves.png")
+    written, mean = ("table.md", "learning_curves.png"), measures(arms)[-1]
     same = path.exists() and json.loads(path.read_text()) == json.loads(to_json(content))
     if same and all((folder / name).exists() for name in written):
         return
     write_text(folder / "table.md", table(arms))
     drawn, axes = figure(2, 2, 9.0, 6.6)
     for column, labels in enumerate(LABELS_IN_WORDS):
-        draw(axes[0, column], arms, labels, "force_rmse_meV_A")
-        draw(axes[1, column], arms, labels, "energy_mean_meV_H2O")
-        axes[0, column].set_title(f"trained on {LABELS_IN_WORDS[labels]} of N clusters")
+        draw(axes[0, column], arms, labels, FORCES)
+        draw(axes[1, column], arms, labels, mean)
+        axes[0, column].set_title(f"trained on {LABELS_IN_WORDS[labels]} of N structures")
     for row in axes.tolist():
         _share_scale(row)
     handles = {text: line for ax in axes.flat for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -63,9 +57,7 @@ def write_results(folder: Path, config: LearningCurve, records: Sequence[dict[st
     buffer = io.BytesIO()
     drawn.savefig(buffer, dpi=160, format="png")
     plt.close(drawn)
-    partial = folder / ".learning_curves.png.partial"
-    partial.write_bytes(buffer.getvalue())
-    partial.replace(folder / "learning_curves.png")
+    write_bytes(folder / "learning_curves.png", buffer.getvalue())
     write_json(path, content)
 
 
@@ -90,7 +82,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "wall_s": sum(run["wall_s"] for run in runs),
             "diverged": sum(bool(run.get("diverged")) for run in runs),
         }
-        for measure in MEASURES:
+        for measure in measures(runs):
             values = np.array([_float(run[measure]["value"]) for run in runs])
             over_seeds = float(values.std(ddof=1) / math.sqrt(len(runs))) if len(runs) > 1 else None
             over_frames = float(np.mean([_float(run[measure]["error"]) for run in runs]))
@@ -99,14 +91,33 @@ def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return summary
 
 
+def measures(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The errors that records have, in the order of the table; that of the mean energy comes last."""
+    names = {name for record in records for name in record}
+    means = sorted(name for name in names if name.startswith(MEAN)) or [f"{MEAN}atom"]
+    per_unit = sorted(name for name in names if name.startswith(PER_UNIT) and name != PER_ATOM)
+    return [FORCES, PER_ATOM, *per_unit, *means]
+
+
+def in_words(measure: str, *, axis: bool = False) -> str:
+    """An error as a table, or an axis, calls it."""
+    if measure == FORCES:
+        return "force RMSE / meV Å$^{-1}$" if axis else "force RMSE meV/Å"
+    if measure.startswith(MEAN):
+        unit = measure.removeprefix(MEAN)
+        return f"|mean energy error| / meV per {unit}" if axis else f"mean energy error meV/{unit}"
+    return "energy RMSE, mean removed, meV/atom" if measure == PER_ATOM else f"the same, meV/{measure[len(PER_UNIT) :]}"
+
+
 def table(arms: Sequence[dict[str, Any]]) -> str:
     """The arms as a table in Markdown."""
-    header = ["labels", "N", "strategy", "seeds", *COLUMNS.values(), "time s"]
+    columns = measures(arms)
+    header = ["labels", "N", "strategy", "seeds", *map(in_words, columns), "time s"]
     rows = [header, ["---"] * len(header)]
     for arm in arms:
         labels = LABELS_IN_WORDS.get(arm["labels"], "none")
         rows.append([labels, str(arm["size"] or ""), arm["strategy"].replace("_", "-"), str(arm["seeds"])])
-        rows[-1] += [_cell(arm[measure]) for measure in COLUMNS] + [f"{arm['wall_s']:.0f}"]
+        rows[-1] += [_cell(arm[measure]) if measure in arm else "–" for measure in columns] + [f"{arm['wall_s']:.0f}"]
         if not arm["labels"]:
             rows[-1][-2] = "–"  # references of another level of theory
         if arm["diverged"]:
@@ -136,7 +147,7 @@ def draw(ax: Axes, arms: Sequence[dict[str, Any]], labels: str, measure: str) ->
             [arm["size"] for arm in mine],
             values,
             yerr=[[min(e, 0.9 * v) for e, v in zip(errors, values, strict=True)], errors],
-            color=STRATEGY_COLORS.get(strategy),
+            color=strategy_color(strategy),
             marker=MARKERS[number % len(MARKERS)],
             ms=5,
             lw=1.3,
@@ -144,13 +155,9 @@ def draw(ax: Axes, arms: Sequence[dict[str, Any]], labels: str, measure: str) ->
             label=strategy.replace("_", "-"),
         )
     for arm in arms:
-        if arm["labels"] is None and measure == "force_rmse_meV_A":
+        if arm["labels"] is None and measure == FORCES:
             ax.axhline(arm[measure]["value"], color="0.55", ls=":", label="foundation, not lifted")
-    names = {
-        "force_rmse_meV_A": "force RMSE / meV Å$^{-1}$",
-        "energy_mean_meV_H2O": "|mean energy error| / meV per H2O",
-    }
-    ax.set(xlabel="training clusters N", ylabel=names[measure], xscale="log", yscale="log")
+    ax.set(xlabel="training structures N", ylabel=in_words(measure, axis=True), xscale="log", yscale="log")
     if sizes:
         ax.set_xticks(sizes, [str(size) for size in sizes])
         ax.xaxis.set_minor_locator(NullLocator())

@@ -1,8 +1,4 @@
-"""Conformance tests for potentials of one's own: what the package relies on, checked in double precision.
-
-Each function raises an AssertionError that says which law is broken and by how much, and returns nothing otherwise, so
-that one line in a test suffices: `check_potential(MyPotential(...))`. The package's own classes are held to the same.
-"""
+"""Conformance test for potentials: derivatives, symmetries, periodicity, cutoff, padding, stacks."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -4,16 +4,14 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 
-from jaxmlip.potentials.adapters import LowRank, low_rank
-from jaxmlip.potentials.equivariant import EquivariantPotential
+from jaxmlip.potentials.adapters import low_rank
+from jaxmlip.potentials.trainable import Group, Trainable
 
 Moves: TypeAlias = Literal["everything", "readouts", "all_but_embedding", "low_rank"]
 """Which parameters move: all, those of the readouts, all but the table of elements, or low-rank updates of matrices."""
 
 
-def adapted(
-    potential: EquivariantPotential, moves: Moves, *, rank: int, layer_decay: float, seed: int
-) -> tuple[EquivariantPotential | LowRank, Any]:
+def adapted(potential: Trainable, moves: Moves, *, rank: int, layer_decay: float, seed: int) -> tuple[Trainable, Any]:
     """The potential to train, and the rate of each of its parameters.
 
     Rates differ by layer as in discriminative fine-tuning (Howard and Ruder, ACL 2018, arXiv:1801.06146): they are 1
@@ -33,22 +31,12 @@ def adapted(
     Raises:
         ValueError: see `low_rank`.
     """
-    layers = potential.specification.layers
     trained = low_rank(potential, rank, seed) if moves == "low_rank" else potential
 
-    def rate(path: tuple[Any, ...], leaf: Any) -> float:
-        group = str(path[0].key).partition("/")[0]
-        stays = (moves == "readouts" and not group.startswith("readout")) or (
-            moves == "all_but_embedding" and group == "embedding"
+    def rate(group: Group) -> float:
+        stays = (moves == "readouts" and group.role != "readout") or (
+            moves == "all_but_embedding" and group.role == "embedding"
         )
-        return 0.0 if stays else float(layer_decay ** _depth(group, layers))
+        return 0.0 if stays else float(layer_decay**group.depth)
 
-    return trained, jax.tree_util.tree_map_with_path(rate, trained.params)
-
-
-def _depth(group: str, layers: int) -> int:
-    """Layers below the readouts: 0 for them, 1 for the last interaction and product, most for the table of elements."""
-    kind, _, layer = group.partition("_")
-    if kind == "readout":
-        return 0
-    return layers + 1 if kind == "embedding" else layers - int(layer)
+    return trained, jax.tree.map(rate, trained.groups())

@@ -8,10 +8,12 @@ from ase.data import atomic_numbers
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.study.frames import FileData
 from jaxmlip.study.section import Section, told_apart
-from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.labels import Labels
-from jaxmlip.training.strategies import AnyStrategy, Differential, Direct, MultiFidelity, SingleFidelity
-from jaxmlip.training.trainer import TrainingSettings
+from jaxmlip.training.problem import TrainingSettings
+from jaxmlip.training.strategies.continued import SingleFidelity
+from jaxmlip.training.strategies.fresh import Differential, Direct
+from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
+from jaxmlip.training.strategies.registry import AnyStrategy
 
 
 class Schedule(TrainingSettings):
@@ -112,10 +114,11 @@ class LearningCurve(Section):
 
     @pydantic.model_validator(mode="after")
     def _has_runs(self) -> "LearningCurve":
-        if "energy" not in self.labels and all(isinstance(strategy, ClosedForm) for strategy in self.strategies):
+        if not any(set(self.labels) & set(strategy.sees) for strategy in self.strategies):
+            wanted = sorted({labels for strategy in self.strategies for labels in strategy.sees})
             raise ValueError(
-                f"{', '.join(strategy.called for strategy in self.strategies)}: strategies in closed form learn from "
-                "energies alone and run with labels energy, which is not in labels; add it"
+                f"{', '.join(strategy.called for strategy in self.strategies)}: these strategies learn from "
+                f"{' or '.join(wanted)} alone, which is not in labels; add it"
             )
         return self
 

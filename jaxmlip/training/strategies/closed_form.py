@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -13,16 +13,17 @@ import pydantic
 from ase import Atoms
 from jaxtyping import Float
 
-from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.evaluation import potential_dtype, predict
 from jaxmlip.potentials.potential import N_SPECIES, Potential, evaluate, reference_energy, stack
+from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.systems.graph import Graph, graph_from_atoms
 from jaxmlip.training.evidence import LinearPosterior
+from jaxmlip.training.labels import Labels
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.strategy import Data, Strategy, samples_of
-from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings
+from jaxmlip.training.problem import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings
+from jaxmlip.training.strategies.base import Data, Strategy, samples_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Posterior(abc.ABC):
         linear: posterior of the weights.
     """
 
-    foundation: EquivariantPotential
+    foundation: Trainable
     elements: tuple[int, ...]
     linear: LinearPosterior
 
@@ -79,6 +80,9 @@ class ClosedForm(Strategy):
     foundation on it is taken out of the high-fidelity energy, for which it would be noise.
     """
 
+    sees: ClassVar[tuple[Labels, ...]] = ("energy",)
+    seeded: ClassVar[bool] = False
+
     @pydantic.model_validator(mode="after")
     def _nothing_is_trained(self) -> "ClosedForm":
         if self.references == "trainable":
@@ -96,7 +100,7 @@ class ClosedForm(Strategy):
         """The foundation with the elemental references of the high fidelity, and frames with energies."""
         high = without_errors(data.foundation, data.high, data.low)
         references = self.lifted(data.foundation, high, data.low)
-        potential, energy = data.foundation.replace(references=references), Terms(True, False, False)
+        potential, energy = data.foundation.with_references(references), Terms(True, False, False)
         train, validation = (samples_of(potential, frames, 0) for frames in (high, data.validation))
         names = [describe(frame, number) for number, frame in enumerate(data.high)]
         return TrainingProblem(potential, train, validation, energy, energy, names)

@@ -1,30 +1,28 @@
-"""What every strategy has in common: checked data, elemental references, and how the foundation's parameters move."""
+"""What every strategy has in common: checked data, elemental references, samples, and what is deployed."""
 
 import abc
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import numpy as np
 import pydantic
 from jaxtyping import Float
 
-from jaxmlip.potentials.adapters import LowRank, plain, trainable_references
-from jaxmlip.potentials.equivariant import EquivariantPotential
+from jaxmlip.potentials.adapters import trainable_references
+from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.evaluation import potential_dtype
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample, make_samples
-from jaxmlip.systems.dataset import Frame, describe
-from jaxmlip.training.labels import FixedReferences, Labels, References, anchors, lifted_references, without_forces
+from jaxmlip.systems.dataset import Frame
+from jaxmlip.training.labels import FixedReferences, Labels, References, lifted_references, without_forces
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.moving import Moves, adapted
-from jaxmlip.training.trainer import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames, train
+from jaxmlip.training.problem import DEFAULT_SETTINGS, Trained, TrainingProblem, TrainingSettings, check_frames
+from jaxmlip.training.trainer import train
 from jaxmlip.training.weighting import demanded, terms_of
-
-DEFAULT_RANK = 8
-"""Of low-rank updates."""
 
 REFERENCES = (
     "elemental reference energies: keep (the foundation's), trainable, refit (least squares on the labels), shift (the "
@@ -48,7 +46,7 @@ class Data:
         settings: of the training to come.
     """
 
-    foundation: EquivariantPotential
+    foundation: Trainable
     high: Sequence[Frame]
     validation: Sequence[Frame]
     low: Sequence[Frame]
@@ -59,9 +57,20 @@ class Data:
 
 
 class Strategy(pydantic.BaseModel, abc.ABC):
-    """Base of the strategies; a strategy is configuration, and holds no state."""
+    """Base of the strategies; a strategy is configuration, and holds no state.
+
+    A subclass says what is trained on what (`set_up`), and has a field `name` with the name it is registered by (see
+    `register_strategy`). The rest has defaults: how it is trained (`solve`) and what is deployed (`deploy`).
+
+    Attributes:
+        sees: sets of labels with which it is worth running (on the class).
+        seeded: whether its result depends on the seed of the settings (on the class).
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    sees: ClassVar[tuple[Labels, ...]] = ("energy_forces", "energy")
+    seeded: ClassVar[bool] = True
 
     name: str = ""
     title: str = pydantic.Field(
@@ -87,6 +96,11 @@ class Strategy(pydantic.BaseModel, abc.ABC):
     def called(self) -> str:
         """What results call the strategy."""
         return self.title or self.name
+
+    @property
+    def deploys_teacher(self) -> bool:
+        """Whether the teacher is part of what is deployed, so that a file must be able to hold it."""
+        return False
 
     def adjusted(self, settings: TrainingSettings) -> TrainingSettings:
         """Settings of the training with this strategy's own changes; the trainer is to be given these."""
@@ -118,20 +132,43 @@ class Strategy(pydantic.BaseModel, abc.ABC):
             settings: of the training to come; `adjusted` is applied.
 
         Raises:
-            ValueError: if the foundation is not an EquivariantPotential, energies alone are allowed but have no
-                weight, frames or the teacher are missing where the strategy needs them, or for data that
-                `check_frames` refuses.
+            ValueError: if the foundation is not `Trainable`, energies alone are allowed but have no weight, frames or
+                the teacher are missing where the strategy needs them, or for data that `check_frames` refuses.
         """
-        if not isinstance(foundation, EquivariantPotential):
+        if not isinstance(foundation, Trainable):
             raise ValueError(
-                f"The strategy {self.name} lifts an EquivariantPotential, not a {type(foundation).__name__}; "
-                "distil it into a student first."
+                f"The strategy {self.name} lifts a potential that can be trained, and a {type(foundation).__name__} is "
+                "none (see jaxmlip.Trainable); distil it into a student first."
             )
         settings = self.adjusted(settings)
         terms, high, validation = seen(high, validation, labels, settings)
         check_frames(foundation.species, high, validation, terms, demanded(terms, settings))
         problem = self.set_up(Data(foundation, high, validation, low, between, teacher, terms, settings))
         return with_trainable_references(problem) if self.references == "trainable" else problem
+
+    def from_labels(
+        self,
+        model: Equivariant,
+        high: Sequence[Frame],
+        *,
+        validation: Sequence[Frame],
+        labels: Labels = "energy_forces",
+        settings: TrainingSettings = DEFAULT_SETTINGS,
+    ) -> TrainingProblem:
+        """What to train where there is no foundation, for strategies that can do without.
+
+        Args:
+            model: architecture.
+            high: training frames.
+            validation: frames that decide which parameters are kept.
+            labels: which labels may be seen.
+            settings: of the training to come; `adjusted` is applied.
+
+        Raises:
+            ValueError: if the strategy or its references start from a foundation, and as `problem`.
+        """
+        del model, high, validation, labels, settings
+        raise ValueError(f"The strategy {self.name} starts from a foundation; give its path as foundation.")
 
     @abc.abstractmethod
     def set_up(self, data: Data) -> TrainingProblem:
@@ -150,58 +187,14 @@ class Strategy(pydantic.BaseModel, abc.ABC):
 
     def deploy(self, trained: Trained) -> Potential:
         """The high-fidelity potential that training has produced: the last readout is that of the high fidelity."""
-        return plain(trained.potential, getattr(trained.potential, "heads", 1) - 1)
+        potential = trained.potential
+        assert isinstance(potential, Trainable)  # what `problem` has accepted
+        return potential.select_head(potential.heads - 1)
 
     def lifted(self, source: Potential, high: Sequence[Frame], low: Sequence[Frame]) -> Float[np.ndarray, "119"]:
         """References of another fidelity for a potential that goes on from `source`, as configured; see there."""
         how = self.trainable_from if self.references == "trainable" else cast(FixedReferences, self.references)
         return lifted_references(source, high, how, low)
-
-
-class Continued(Strategy):
-    """Base of the strategies that go on from the foundation's parameters."""
-
-    moves: Moves = pydantic.Field(
-        default="everything", description="parameters that move: everything, readouts, all_but_embedding or low_rank"
-    )
-    rank: int | None = pydantic.Field(
-        default=None, ge=1, description=f"of the updates of moves: low_rank, by default {DEFAULT_RANK}"
-    )
-    layer_decay: float = pydantic.Field(
-        default=1.0, gt=0, le=1, description="factor of the learning rate from the readouts down, for each layer"
-    )
-    l2_sp: float = pydantic.Field(
-        default=0.0, ge=0, description="strength of ½ |θ − θ₀|² in the loss, θ₀ the foundation's parameters"
-    )
-    anchor: float = pydantic.Field(
-        default=0.0,
-        ge=0,
-        description="weight, relative to a label's, of the foundation's forces on the high-fidelity structures",
-    )
-
-    @pydantic.model_validator(mode="after")
-    def _rank_has_a_use(self) -> "Continued":
-        if self.rank is not None and self.moves != "low_rank":
-            raise ValueError(f"rank is {self.rank}, but moves is {self.moves}: only low_rank updates have a rank.")
-        return self
-
-    def continued(self, potential: EquivariantPotential, data: Data) -> TrainingProblem:
-        """High-fidelity frames for the last readout of a potential with their references; the foundation's anchors."""
-        seed, head = data.settings.seed, potential.heads - 1
-        train, validation = (samples_of(potential, frames, head) for frames in (data.high, data.validation))
-        names, terms = [describe(frame, number) for number, frame in enumerate(data.high)], data.terms
-        if self.anchor:
-            if not data.settings.forces_weight:
-                raise ValueError(
-                    "anchor holds forces, but forces_weight is 0; give forces a weight, or set anchor to 0."
-                )
-            train = train + samples_of(potential, anchors(data.foundation, data.high), head, weight=self.anchor)
-            names = names + [f"{name} (anchor)" for name in names]
-            terms = terms._replace(forces=True)
-        trained, rates = adapted(
-            potential, self.moves, rank=self.rank or DEFAULT_RANK, layer_decay=self.layer_decay, seed=seed
-        )
-        return TrainingProblem(trained, train, validation, terms, data.terms, names, rates=rates, l2_sp=self.l2_sp)
 
 
 def seen(
@@ -219,9 +212,7 @@ def seen(
     return Terms(True, False, False), without_forces(high), without_forces(validation)
 
 
-def samples_of(
-    potential: EquivariantPotential, frames: Sequence[Frame], head: int, weight: float = 1.0
-) -> list[Sample]:
+def samples_of(potential: Potential, frames: Sequence[Frame], head: int, weight: float = 1.0) -> list[Sample]:
     """Samples for a readout, relative to the potential's references."""
     dtype = potential_dtype(potential)
     cutoffs = potential.cutoff, potential.inner_cutoff
@@ -231,7 +222,7 @@ def samples_of(
 def with_trainable_references(problem: TrainingProblem) -> TrainingProblem:
     """The problem with offsets of the elemental references among its parameters, at the full learning rate."""
     potential, rates = problem.potential, problem.rates
-    assert isinstance(potential, EquivariantPotential | LowRank)
+    assert isinstance(potential, Trainable)  # what `problem` has accepted
     if rates is None:
         rates = jax.tree.map(lambda leaf: 1.0, potential.params)
     rates = {"offsets": 1.0, "potential": rates}

@@ -16,15 +16,16 @@ import numpy as np
 import pydantic
 from jaxtyping import Array, Float
 
-from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.evaluation import potential_dtype
 from jaxmlip.potentials.pairs import PairPotential, element_pairs, log_centres
 from jaxmlip.potentials.potential import N_SPECIES, Potential
+from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.graph import Graph, atoms_from_graph, batch_graphs, graph_from_atoms
-from jaxmlip.training.closed_form import ClosedForm, Posterior, element_counts, elements_in, labels_of
 from jaxmlip.training.evidence import fit_by_evidence
-from jaxmlip.training.trainer import TrainingProblem
+from jaxmlip.training.problem import TrainingProblem
+from jaxmlip.training.strategies.closed_form import ClosedForm, Posterior, element_counts, elements_in, labels_of
+from jaxmlip.training.strategies.registry import register_strategy
 
 CENTRES = 40
 """Basis functions of each pair of elements; their distance is far below the length scales."""
@@ -36,6 +37,7 @@ JITTER = 1e-6
 """Share of independent variance in the coefficients, for the Cholesky factor of their smooth covariance."""
 
 
+@register_strategy
 class PairDifference(ClosedForm):
     """The foundation plus a potential of pairs, fitted to energies in closed form."""
 
@@ -49,7 +51,7 @@ class PairDifference(ClosedForm):
 
     def posterior(self, problem: TrainingProblem) -> "PairPosterior":
         """All that the training energies of a problem say, with uncertainties."""
-        assert isinstance(problem.potential, EquivariantPotential)
+        assert isinstance(problem.potential, Trainable)  # what `problem` has accepted
         found = [
             pair_posterior(problem.potential, problem.train, cutoff=cutoff, length_scales=self.length_scales)
             for cutoff in self.cutoffs
@@ -86,7 +88,7 @@ class PairPosterior(Posterior):
 
 
 def pair_posterior(
-    foundation: EquivariantPotential, samples: Sequence[Sample], *, cutoff: float, length_scales: Sequence[float]
+    foundation: Trainable, samples: Sequence[Sample], *, cutoff: float, length_scales: Sequence[float]
 ) -> PairPosterior:
     """The posterior of pair functions, and of shifts of the references, that explain what a foundation lacks.
 
