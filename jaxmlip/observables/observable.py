@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlip.observables.estimate import Estimate, Status, worst
+from jaxmlip.observables.spectrum import seen_lengths
 from jaxmlip.observables.statistics import correlated_mean, drifts, equilibration_frames
 from jaxmlip.simulation.neighbors import cell_heights
 from jaxmlip.simulation.observing import FrameState
@@ -118,7 +120,9 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     Replicas that failed are left out, and the status says so. The estimate has no error where the run is not yet in
     equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, or where the run
     is shorter than its ramp and ten of the ensemble's time constants (`Run.time_constants_ps`), or less than `KEPT` of
-    them are kept. It is not OK with less than `KEPT_FOR_OK` of them.
+    them are kept. It is not OK with less than `KEPT_FOR_OK` of them. Where no constants are known (constant energy,
+    older files), the longest time in which one of these series falls to 1/e takes their place, unless you say what to
+    discard.
 
     Args:
         run: from `simulate`.
@@ -137,12 +141,9 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
             f"Replica 0: {run.outcomes[0].value}."
         )
     first, status = _settled(run, equilibration)
-    slowest = _slowest_ps(run)
-    kept_ps = (run.time_fs[-1] - (run.time_fs[first - 1] if first else 0.0)) / 1000.0
     estimate = observable.reduce(observable.over(run, first))
-    few = [Status.SLOW_MOTION] if kept_ps < KEPT_FOR_OK * slowest else []
     failed = [] if kept.all() else [Status.REPLICA_FAILED]
-    status = worst(status, estimate.status, *few, *failed)
+    status = worst(status, estimate.status, *failed)
     if not status.has_error:
         nothing = np.full_like(estimate.value, np.nan)
         estimate = dataclasses.replace(estimate, error=nothing, effective_samples=math.nan, blocks=None)
@@ -156,34 +157,36 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     )
 
 
-def _slowest_ps(run: Run) -> float:
-    """The longest of the ensemble's time constants, ps."""
-    return max((time for name, time in run.time_constants_ps.items() if name != "ramp"), default=0.0)
-
-
 def _settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[int, Status]:
     """The first frame to keep, and whether the run is in equilibrium from there on."""
-    kept, slowest, ramp = run.completed, _slowest_ps(run), run.time_constants_ps.get("ramp", 0.0)
+    kept, times = run.completed, dict(run.time_constants_ps)
+    ramp = times.pop("ramp", 0.0)
+    slowest = max(times.values(), default=0.0)
     settling = [run.temperature[kept], run.potential_energy[kept]]
     if run.cells.ndim == 4 and run.pbc.all():
         settling.append(run.volume[kept])
     length = run.time_fs[-1] / 1000.0
     if equilibration == "auto":
+        slowest = slowest if times else _decay_ps(length, settling)
         needed = int(np.searchsorted(run.time_fs, 1000.0 * (ramp + DISCARDED * slowest), side="right"))
         wanted = max(equilibration_frames(series) for series in settling)
         first = min(max(wanted, needed), run.n_frames // 2)
         short = needed > first
-        # Without time constants nothing vouches for it that a transient is over, but that it was short.
-        lasting = slowest == 0 and wanted > run.n_frames // 4 and drifts(settling, 0.05)
     else:
         first = int(np.searchsorted(run.time_fs, 1000.0 * float(equilibration), side="right"))
         if not equilibration >= 0 or first >= run.n_frames:
             raise ValueError(f"Discarding {equilibration!r} ps leaves nothing of a run of {length:g} ps.")
-        short, lasting = equilibration < ramp, False
+        short = equilibration < ramp
     kept_ps = length - (run.time_fs[first - 1] / 1000.0 if first else 0.0)
     if short or kept_ps < KEPT * slowest:
         return first, Status.TOO_SHORT
     # Where the most effective samples begin is uncertain in short runs; whether what is kept drifts is what counts.
-    if lasting or drifts([series[:, first:] for series in settling]):
+    if drifts([series[:, first:] for series in settling]):
         return first, Status.NOT_EQUILIBRATED
-    return first, Status.OK
+    return first, Status.OK if kept_ps >= KEPT_FOR_OK * slowest else Status.SLOW_MOTION
+
+
+def _decay_ps(length_ps: float, settling: Sequence[np.ndarray]) -> float:
+    """The longest time in which one of several series [replicas, frames] falls to 1/e, transients included."""
+    deviations = [(series - series.mean())[:, :, None] for series in settling]
+    return max((0.5 * length_ps / seen_lengths(each) for each in deviations if each.any()), default=0.0)
