@@ -26,8 +26,8 @@ FRAMES_AT_ONCE = 8
 DISCARDED = 5.0
 """Time constants of the ensemble that are discarded at the start: then 1 % is left of where it came from."""
 
-KEPT = 5.0
-"""Time constants that must be kept for any error."""
+KEPT = 2.0
+"""Time constants that must be kept for any error: intervals hold from two correlation times on."""
 
 KEPT_FOR_OK = 40.0
 """Time constants that must be kept for the status OK."""
@@ -118,11 +118,11 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     """Mean of an observable over the frames and replicas of a run, with its standard error.
 
     Replicas that failed are left out, and the status says so. The estimate has no error where the run is not yet in
-    equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, or where the run
-    is shorter than its ramp and ten of the ensemble's time constants (`Run.time_constants_ps`), or less than `KEPT` of
-    them are kept. It is not OK with less than `KEPT_FOR_OK` of them. Where no constants are known (constant energy,
-    older files), the longest time in which one of these series falls to 1/e takes their place, unless you say what to
-    discard.
+    equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, where the ramp and
+    `DISCARDED` of the ensemble's time constants (`Run.time_constants_ps`) are more than half of the run, or where less
+    than `KEPT` of these are kept. It is not OK with less than `KEPT_FOR_OK` of them. Where no constants are known
+    (constant energy, older files), the longest time in which one of these series falls to 1/e takes their place,
+    unless you say what to discard.
 
     Args:
         run: from `simulate`.
