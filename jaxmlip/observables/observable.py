@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from ase.units import kB
 from jaxtyping import Float
 
 from jaxmlip.observables.estimate import Estimate, Status, worst
@@ -31,6 +32,9 @@ KEPT = 2.0
 
 KEPT_FOR_OK = 40.0
 """Time constants that must be kept for the status OK."""
+
+CONSERVED = 0.1
+"""Fluctuations of the total energy, relative to those of the potential energy, below which it counts as conserved."""
 
 
 class Observable(abc.ABC):
@@ -121,8 +125,8 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, where the ramp and
     `DISCARDED` of the ensemble's time constants (`Run.time_constants_ps`) are more than half of the run, or where less
     than `KEPT` of these are kept. It is not OK with less than `KEPT_FOR_OK` of them. Where no constants are known
-    (constant energy, older files), the longest time in which one of these series falls to 1/e takes their place,
-    unless you say what to discard.
+    (constant energy, older files), twice the longest time in which one of these series or the total energy falls
+    to 1/e takes their place, unless you say what to discard.
 
     Args:
         run: from `simulate`.
@@ -167,7 +171,7 @@ def _settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[in
         settling.append(run.volume[kept])
     length = run.time_fs[-1] / 1000.0
     if equilibration == "auto":
-        slowest = slowest if times else _decay_ps(length, settling)
+        slowest = slowest if times else _decay_ps(run, settling)
         needed = int(np.searchsorted(run.time_fs, 1000.0 * (ramp + DISCARDED * slowest), side="right"))
         wanted = max(equilibration_frames(series) for series in settling)
         first = min(max(wanted, needed), run.n_frames // 2)
@@ -186,7 +190,18 @@ def _settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[in
     return first, Status.OK if kept_ps >= KEPT_FOR_OK * slowest else Status.SLOW_MOTION
 
 
-def _decay_ps(length_ps: float, settling: Sequence[np.ndarray]) -> float:
-    """The longest time in which one of several series [replicas, frames] falls to 1/e, transients included."""
-    deviations = [(series - series.mean())[:, :, None] for series in settling]
-    return max((0.5 * length_ps / seen_lengths(each) for each in deviations if each.any()), default=0.0)
+def _decay_ps(run: Run, settling: Sequence[np.ndarray]) -> float:
+    """Twice the longest time in which one of several series [replicas, frames] falls to 1/e, transients included.
+
+    The total energy is another: exchange with a thermostat is hidden below the vibrations in both of its parts. Where
+    it is conserved, its differences between replicas and the integrator's error are nothing that settles. Twice,
+    because the time looks shorter than it is in runs that are not long beside it.
+    """
+    kept = run.completed
+    potential = run.potential_energy[kept]
+    total = potential + 1.5 * len(run.numbers) * kB * run.temperature[kept]
+    total = total - total.mean(axis=1, keepdims=True)
+    exchanged = [total] if total.std() > CONSERVED * potential.std() else []
+    deviations = [(series - series.mean())[:, :, None] for series in (*settling, *exchanged)]
+    decays = (1.0 / seen_lengths(each) for each in deviations if each.any())
+    return run.time_fs[-1] / 1000.0 * max(decays, default=0.0)
