@@ -9,11 +9,15 @@ transforms of n frames are known,
 
     A_k(x) = [1 − 2x (1 − (−1)ᵏ e^(−1/x)) / w_k] / w_k,    w_k = 1 + (π k x)²,    x = τ/n,
 
-and that of the mean, B(x) = 1 − x (1 − e^(−1/x)), both in units of S₀ and S₀/n. With the density 1/S₀ for S₀, and one
-for x that grows slowly, the mean has a posterior that is a mixture of Student's distributions. It
-is narrow where the data show the plateau of the spectrum and wide where they do not, so that a run too short for its
-own correlation time is not taken for a good one. The mixture is replaced by one Student's distribution with the same
-mean and variance of ln S₀; its degrees of freedom say how well the error itself is known.
+and that of the mean, B(x) = 1 − x (1 − e^(−1/x)), both in units of S₀ and S₀/n. With the density 1/S₀ for S₀, and a
+power of x for x, the mean has a posterior that is a mixture of Student's distributions. It is narrow where the data
+show the plateau of the spectrum and wide where they do not, so that a run too short for its own correlation time is not
+taken for a good one. The mixture is replaced by one Student's distribution with the same mean and variance of ln S₀;
+its degrees of freedom say how well the error itself is known.
+
+A few series tell little of motion that is as slow as they are long: there the prior decides. It is the less for such
+motion, the longer the series are in units of the correlation time that they show (`seen_lengths`), for motion is the
+less likely to be there, the further it is below all that is seen.
 """
 
 import dataclasses
@@ -21,31 +25,48 @@ import functools
 
 import numpy as np
 from jaxtyping import Float
+from scipy.fft import next_fast_len
 from scipy.special import digamma, polygamma
-from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
 FREQUENCIES = 32
 """Most cosine transforms that are looked at, besides the mean."""
 
-
 LONG = 1.0
 """Correlation times in units of the run from which on one replica says nothing of its mean."""
-
 
 TIMES = np.geomspace(3e-4, 2.0, 24)
 """Values of x = τ/n: correlation times in units of the length of the run."""
 
-EXPONENT = (0.25, 0.3)
-"""The prior density of ln x is x to the power a + b/R: slow motion is thought likely, the more so the fewer replicas
-there are to show it. The numbers are such that intervals hold from two correlation times on, see
-`experiments/benchmarks/coverage.py`."""
+EXPONENT = (1.0, 0.17)
+"""The prior density of ln x is x to the power a − b ln N, for series of N seen lengths. The numbers are such that
+intervals hold from two correlation times on, see `experiments/benchmarks/coverage.py`."""
 
 SHARES = (1.0, 0.998, 0.99, 0.95, 0.85, 0.6)
 """Of S₀ that the slow correlation has, equally likely; 1 is a single exponential."""
 
 FAST = (0.0, 0.05, 0.2)
 """τ'/τ, the correlation times of the fast part."""
+
+
+def seen_lengths(deviations: Float[np.ndarray, "replicas frames elements"]) -> float:
+    """Length of series in units of twice the time in which their autocorrelation falls to 1/e.
+
+    The autocorrelation is about the overall mean, averaged over replicas and elements, all of which must move. For one
+    exponential this is the number of effective samples in a replica; of several it sees the fastest that matters, and
+    a vibration by its period.
+    """
+    _, frames, _ = deviations.shape
+    padded = next_fast_len(2 * frames, real=True)
+    scaled = deviations / np.sqrt((deviations**2).mean(axis=(0, 1)))
+    power = sum((np.abs(np.fft.rfft(each, padded, axis=0)) ** 2).sum(axis=1) for each in scaled)
+    covariance = np.fft.irfft(power, padded)[:frames] / (frames - np.arange(frames))
+    correlation = covariance / covariance[0] - np.exp(-1.0)
+    after = int(np.argmax(correlation < 0.0))
+    if after == 0:
+        return 0.5
+    decay = after - correlation[after] / (correlation[after] - correlation[after - 1])
+    return frames / max(1.0, 2.0 * float(decay))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +93,6 @@ class Powers:
         means: [elements], n Σ (x̄_r − x̄)².
         transforms: [frequencies, elements], from the first on.
         amplitudes: [frequencies, elements], sums of the transforms over replicas, over √replicas: what all share.
-        independent: how many independent elements there are, (Σ λ)² / Σ λ² of the eigenvalues of their correlations.
     """
 
     replicas: int
@@ -80,7 +100,6 @@ class Powers:
     means: Float[np.ndarray, " elements"]
     transforms: Float[np.ndarray, "frequencies elements"]
     amplitudes: Float[np.ndarray, "frequencies elements"]
-    independent: float
 
     @classmethod
     def of(cls, deviations: Float[np.ndarray, "replicas frames elements"]) -> "Powers":
@@ -92,17 +111,12 @@ class Powers:
         )
         amplitudes = np.stack([basis @ each for each in deviations])
         transforms = (amplitudes**2).sum(axis=0)
-        norms = np.sqrt(transforms.sum(axis=0))
-        unit = np.divide(amplitudes, norms, out=np.zeros_like(amplitudes), where=norms > 0)
-        unit = unit.reshape(replicas * number, -1)
-        correlations = unit @ unit.T
         return cls(
             replicas=replicas,
             frames=frames,
             means=frames * (deviations.mean(axis=1) ** 2).sum(axis=0),
             transforms=transforms,
             amplitudes=amplitudes.sum(axis=0) / np.sqrt(replicas),
-            independent=float(np.trace(correlations) ** 2 / max((correlations**2).sum(), 1e-300)),
         )
 
     @property
@@ -110,15 +124,16 @@ class Powers:
         """Numbers that the powers are sums of the squares of."""
         return self.replicas * len(self.transforms) + self.replicas - 1
 
-    def scale(self) -> Scale:
-        """Student's distribution of the mean; see the head of this module.
+    def scale(self, lengths: float) -> Scale:
+        """Student's distribution of the mean for series of so many `seen_lengths`; see the head of this module.
 
         There must be a degree of freedom, and every element must move.
         """
-        shapes, of_mean, weights, times = _grid(len(self.transforms), EXPONENT[0] + EXPONENT[1] / self.replicas)
+        shapes, of_mean, weights, times = _grid(len(self.transforms))
+        prior = np.log(weights) + (EXPONENT[0] - EXPONENT[1] * np.log(lengths)) * np.log(times)
         quadratic = (1.0 / shapes) @ self.transforms + self.means / of_mean[:, None]
         determinant = self.replicas * np.log(shapes).sum(axis=1) + (self.replicas - 1) * np.log(of_mean)
-        evidence = (np.log(weights) - 0.5 * determinant)[:, None] - 0.5 * self.dof * np.log(quadratic)
+        evidence = (prior - 0.5 * determinant)[:, None] - 0.5 * self.dof * np.log(quadratic)
         posterior = np.exp(evidence - evidence.max(axis=0))
         posterior /= posterior.sum(axis=0)
         squared = np.log(quadratic * (of_mean / (self.dof * self.frames * self.replicas))[:, None])
@@ -132,18 +147,6 @@ class Powers:
     def between(self) -> Float[np.ndarray, " elements"]:
         """Standard error of the mean from the replicas' means alone, with a degree of freedom fewer than replicas."""
         return np.sqrt(self.means / (self.replicas - 1) / (self.frames * self.replicas))
-
-    def excess(self) -> Float[np.ndarray, " elements"]:
-        """Power of the replicas' means and the first transform over the median of the others, per degree of freedom.
-
-        About 1 for series of hundreds of correlation times, whatever their number; far more where there is something
-        slower than the run. Infinite where there are too few frames to say.
-        """
-        if len(self.transforms) < 8:
-            return np.full(self.means.shape, np.inf)
-        floor = np.median(self.transforms[1:], axis=0) / chi2.ppf(0.5, self.replicas)
-        lowest = (self.means + self.transforms[0]) / (2 * self.replicas - 1)
-        return np.divide(lowest, floor, out=np.full_like(lowest, np.inf), where=floor > 0)
 
     def disagreement(self) -> Float[np.ndarray, " elements"]:
         """Probability of replicas' means so far apart, if their power were that of the four slowest transforms."""
@@ -161,8 +164,8 @@ _VARIANCES = polygamma(1, 0.5 * _DOFS)
 
 
 @functools.cache
-def _grid(frequencies: int, exponent: float) -> tuple[np.ndarray, ...]:
-    """Variances of the transforms [grid, frequencies] and of the mean [grid], and weights [grid]."""
+def _grid(frequencies: int) -> tuple[np.ndarray, ...]:
+    """Variances of the transforms [grid, frequencies] and of the mean, weights and times, all [grid]."""
     k = np.arange(1, frequencies + 1)
     shapes, of_mean, weights, times = [], [], [], []
 
@@ -181,6 +184,6 @@ def _grid(frequencies: int, exponent: float) -> tuple[np.ndarray, ...]:
             for ratio in ratios:
                 shapes.append(share * transforms(x) + (1.0 - share) * transforms(ratio * x))
                 of_mean.append(share * mean(x) + (1.0 - share) * mean(ratio * x))
-                weights.append(x**exponent / len(ratios))
+                weights.append(1.0 / len(ratios))
                 times.append(x)
     return np.array(shapes), np.array(of_mean), np.array(weights), np.array(times)

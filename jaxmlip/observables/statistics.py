@@ -4,10 +4,10 @@ Series come as [replicas, frames, ...]. Every element of a vector-valued observa
 run is good enough is decided for all of them together. Errors are those of `spectrum`, which reckon with motion slower
 than the run where it cannot be ruled out.
 
-An estimate is OK if it can: if the power in the replicas' means and in the slowest transform is so low beside the
-others that motion of `HIDDEN` times the power of what is seen would leave so little one time in a hundred only. Runs
-of fewer than some forty correlation times have more power there, and fail. Two replicas rarely pass and one hardly
-ever: nothing in one series tells of what is slower.
+An estimate is OK if there are replicas, and these are together `LENGTHS` times as long as the motion that is seen in
+them (`spectrum.seen_lengths`). What low frequencies say of slower motion widens the error, and does not decide: a gate
+that looks there lets those runs pass whose errors are too small by chance. One series tells nothing of what is slower
+than it, and is never OK.
 
 Where the means of replicas lie further apart than the power within them lets expect (F test, p < 0.001), their spread
 alone is the error if it is larger, with one degree of freedom fewer than there are replicas.
@@ -23,10 +23,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import chi2, t
+from scipy.stats import t
 
 from jaxmlip.observables.estimate import Estimate, Status
-from jaxmlip.observables.spectrum import FREQUENCIES, Powers, Scale
+from jaxmlip.observables.spectrum import Powers, Scale, seen_lengths
 
 ENOUGH = 20.0
 """Effective samples below which neither a mean nor its error is to be trusted (Grossfield et al., Living J. Comp. Mol.
@@ -35,11 +35,8 @@ Sci. 1, 5067 (2018))."""
 BLOCKS = 32
 """Blocks that are kept, or one for each replica if there are more of these."""
 
-HIDDEN = 3.0
-"""Power of slow motion, relative to what is seen, that a run must be able to rule out."""
-
-MOST_EXCESS = 1.3
-"""Most power of the slowest motion, relative to what is seen, however many replicas there are."""
+LENGTHS = 350.0
+"""Seen lengths that OK needs, of all replicas together."""
 
 
 def correlated_mean(
@@ -79,7 +76,8 @@ def correlated_mean(
     if replicas * frames == 1:
         error[:], status = np.nan, Status.UNRESOLVED
     elif moves.any():
-        scale, status = _scale(Powers.of(deviations[:, :, moves]), variance[moves])
+        moving = deviations[:, :, moves]
+        scale, status = _scale(Powers.of(moving), variance[moves], seen_lengths(moving))
         error[moves], dof[moves] = scale.error, scale.dof
     total = float(np.sum(error**2))
     samples = float(variance.sum()) / total if total > 0 else float(replicas * frames)
@@ -95,9 +93,9 @@ def correlated_mean(
     )
 
 
-def _scale(powers: Powers, variance: Float[np.ndarray, " elements"]) -> tuple[Scale, Status]:
+def _scale(powers: Powers, variance: Float[np.ndarray, " elements"], lengths: float) -> tuple[Scale, Status]:
     """Errors and degrees of freedom of elements that move, and what is to be said of them together."""
-    scale = powers.scale()
+    scale = powers.scale(lengths)
     samples = np.sum(variance) / np.sum(scale.error**2)
     if powers.replicas == 1 and np.median(scale.unresolved) > 0.5:
         return dataclasses.replace(scale, error=np.full_like(variance, np.nan)), Status.UNRESOLVED
@@ -109,15 +107,8 @@ def _scale(powers: Powers, variance: Float[np.ndarray, " elements"]) -> tuple[Sc
         return Scale(error, dof, scale.unresolved), Status.REPLICAS_DISAGREE
     if samples < ENOUGH:
         return scale, Status.TOO_FEW
-    degrees = (2 * powers.replicas - 1) * max(powers.independent, 1.0)
-    seen = len(powers.transforms) == FREQUENCIES and np.mean(powers.excess()) < most_excess(round(degrees))
+    seen = powers.replicas > 1 and powers.replicas * lengths >= LENGTHS
     return scale, Status.OK if seen else Status.SLOW_MOTION
-
-
-@functools.cache
-def most_excess(degrees: int) -> float:
-    """The power of the slowest motion (`Powers.excess`) that is so low by chance one time in a hundred, if `HIDDEN`."""
-    return min(MOST_EXCESS, HIDDEN * float(chi2.ppf(0.01, degrees)) / degrees)
 
 
 def statistical_inefficiency(series: Float[np.ndarray, "replicas frames *shape"]) -> Float[np.ndarray, "*shape"]:

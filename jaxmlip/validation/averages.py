@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from jaxmlip.observables.estimate import Estimate, Status, worst
 from jaxmlip.observables.frame import FrameState
 from jaxmlip.observables.observable import Observable, References
+from jaxmlip.observables.spectrum import seen_lengths
 from jaxmlip.observables.statistics import drifts, equilibration_frames
 from jaxmlip.potentials.potential import Potential, reference_energy
 from jaxmlip.simulation.trajectory import Run
@@ -28,11 +30,14 @@ FRAMES_AT_ONCE = 8
 DISCARDED = 5.0
 """Time constants of the ensemble that are discarded at the start: then 1 % is left of where it came from."""
 
-KEPT = 5.0
-"""Time constants that must be kept for any error."""
+KEPT = 2.0
+"""Time constants that must be kept for any error: intervals hold from two correlation times on."""
 
 KEPT_FOR_OK = 40.0
 """Time constants that must be kept for the status OK."""
+
+CONSERVED = 0.1
+"""Fluctuations of the total energy, relative to those of the potential energy, below which it counts as conserved."""
 
 
 def observe(
@@ -159,9 +164,11 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     """Mean of an observable over the frames and replicas of a run, with its standard error.
 
     Replicas that failed are left out, and the status says so. The estimate has no error where the run is not yet in
-    equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, or where the run
-    is shorter than its ramp and ten of the ensemble's time constants (`Run.time_constants_ps`), or less than `KEPT` of
-    them are kept. It is not OK with less than `KEPT_FOR_OK` of them.
+    equilibrium: where temperature, energy or, if the cell moves, volume still drift in what is kept, where the ramp and
+    `DISCARDED` of the ensemble's time constants (`Run.time_constants_ps`) are more than half of the run, or where less
+    than `KEPT` of these are kept. It is not OK with less than `KEPT_FOR_OK` of them. Where no constants are known
+    (constant energy, older files), twice the longest time in which one of these series or the total energy falls
+    to 1/e takes their place, unless you say what to discard.
 
     Args:
         run: from `simulate`.
@@ -180,12 +187,9 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
             f"Replica 0: {run.outcomes[0].value}."
         )
     first, status = _settled(run, equilibration)
-    slowest = _slowest_ps(run)
-    kept_ps = (run.time_fs[-1] - (run.time_fs[first - 1] if first else 0.0)) / 1000.0
     estimate = observable.estimate(observe(run, observable, first))
-    few = [Status.SLOW_MOTION] if kept_ps < KEPT_FOR_OK * slowest else []
     failed = [] if kept.all() else [Status.REPLICA_FAILED]
-    status = worst(status, estimate.status, *few, *failed)
+    status = worst(status, estimate.status, *failed)
     if not status.has_error:
         nothing = np.full_like(estimate.value, np.nan)
         estimate = dataclasses.replace(estimate, error=nothing, effective_samples=math.nan, blocks=None)
@@ -199,34 +203,47 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     )
 
 
-def _slowest_ps(run: Run) -> float:
-    """The longest of the ensemble's time constants, ps."""
-    return max((time for name, time in run.time_constants_ps.items() if name != "ramp"), default=0.0)
-
-
 def _settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[int, Status]:
     """The first frame to keep, and whether the run is in equilibrium from there on."""
-    kept, slowest, ramp = run.completed, _slowest_ps(run), run.time_constants_ps.get("ramp", 0.0)
+    kept, times = run.completed, dict(run.time_constants_ps)
+    ramp = times.pop("ramp", 0.0)
+    slowest = max(times.values(), default=0.0)
     settling = [run.temperature[kept], run.potential_energy[kept]]
     if run.cells.ndim == 4 and run.pbc.all():
         settling.append(run.volume[kept])
     length = run.time_fs[-1] / 1000.0
     if equilibration == "auto":
+        slowest = slowest if times else _decay_ps(run, settling)
         needed = int(np.searchsorted(run.time_fs, 1000.0 * (ramp + DISCARDED * slowest), side="right"))
         wanted = max(equilibration_frames(series) for series in settling)
         first = min(max(wanted, needed), run.n_frames // 2)
         short = needed > first
-        # Without time constants nothing vouches for it that a transient is over, but that it was short.
-        lasting = slowest == 0 and wanted > run.n_frames // 4 and drifts(settling, 0.05)
     else:
         first = int(np.searchsorted(run.time_fs, 1000.0 * float(equilibration), side="right"))
         if not equilibration >= 0 or first >= run.n_frames:
             raise ValueError(f"Discarding {equilibration!r} ps leaves nothing of a run of {length:g} ps.")
-        short, lasting = equilibration < ramp, False
+        short = equilibration < ramp
     kept_ps = length - (run.time_fs[first - 1] / 1000.0 if first else 0.0)
     if short or kept_ps < KEPT * slowest:
         return first, Status.TOO_SHORT
     # Where the most effective samples begin is uncertain in short runs; whether what is kept drifts is what counts.
-    if lasting or drifts([series[:, first:] for series in settling]):
+    if drifts([series[:, first:] for series in settling]):
         return first, Status.NOT_EQUILIBRATED
-    return first, Status.OK
+    return first, Status.OK if kept_ps >= KEPT_FOR_OK * slowest else Status.SLOW_MOTION
+
+
+def _decay_ps(run: Run, settling: Sequence[np.ndarray]) -> float:
+    """Twice the longest time in which one of several series [replicas, frames] falls to 1/e, transients included.
+
+    The total energy is another: exchange with a thermostat is hidden below the vibrations in both of its parts. Where
+    it is conserved, its differences between replicas and the integrator's error are nothing that settles. Twice,
+    because the time looks shorter than it is in runs that are not long beside it.
+    """
+    kept = run.completed
+    potential = run.potential_energy[kept]
+    total = potential + 1.5 * len(run.numbers) * KB * run.temperature[kept]
+    total = total - total.mean(axis=1, keepdims=True)
+    exchanged = [total] if total.std() > CONSERVED * potential.std() else []
+    deviations = [(series - series.mean())[:, :, None] for series in (*settling, *exchanged)]
+    decays = (1.0 / seen_lengths(each) for each in deviations if each.any())
+    return run.time_fs[-1] / 1000.0 * max(decays, default=0.0)

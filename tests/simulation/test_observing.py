@@ -1,6 +1,5 @@
 """What is averaged on the way is what the frames would have given."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +72,7 @@ def test_means_are_those_of_the_frames(small_fluid: Atoms, tmp_path: Path, ensem
 def test_pressure_at_constant_volume(small_fluid: Atoms, agrees) -> None:
     """Its virial is that of a direct call in a frame; its kinetic part is ρkT; the mean is that of the fluid."""
     options: dict[str, Any] = {"replicas": 4, "steps": 800, "seed": 2, "observables": [PressureTensor()]}
-    # Within what is kept, a thermostat of this friction acts twenty times.
-    ensemble = dataclasses.replace(molten(), friction_per_ps=5000.0 / REDUCED_TIME_FS)
-    run = run_fluid(fcc(3), ensemble=ensemble, timestep_fs=2 * DT, sample_every_fs=20 * DT, **options)
+    run = run_fluid(fcc(3), ensemble=molten(), timestep_fs=2 * DT, sample_every_fs=20 * DT, **options)
     tensor = run.observed["pressure tensor"] * GPA
     assert tensor.shape == (4, 80, 3, 3)
     np.testing.assert_allclose(tensor, tensor.swapaxes(-1, -2), atol=1e-4)

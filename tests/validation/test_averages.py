@@ -26,7 +26,7 @@ def still(replicas: int = 8, *, frames: int = 400, constants: dict[str, float] |
 
 
 def test_what_is_discarded_and_what_is_kept() -> None:
-    """Five of the slowest time constants after the ramp go, five must stay, and forty for OK."""
+    """Five of the slowest time constants after the ramp go, two must stay, and forty for OK."""
     assert average(still(), Temperature()).unit == "K"
     assert average(still(constants={"thermostat": 0.05}), Temperature()).discarded_fs >= 250.0
     assert average(still(constants={"thermostat": 0.05, "barostat": 0.1}), Temperature()).discarded_fs >= 500.0
@@ -43,7 +43,27 @@ def test_what_is_discarded_and_what_is_kept() -> None:
         assert np.isnan(short.error)
         assert np.isnan(short.effective_samples)
         assert float(short) == pytest.approx(300.0, abs=2.0)
-    assert average(still(constants={"thermostat": 1.0}), Temperature(), equilibration=0).status is Status.TOO_SHORT
+    assert average(still(constants={"thermostat": 1.9}), Temperature(), equilibration=0).status.has_error
+    assert average(still(constants={"thermostat": 2.1}), Temperature(), equilibration=0).status is Status.TOO_SHORT
+
+
+def test_runs_without_time_constants_prove_themselves() -> None:
+    """What temperature, energy and volume show takes the place of the constants: a slow start is noticed."""
+    run = still()
+    frames = np.arange(run.n_frames)
+
+    def warming(decay: float) -> Run:
+        return dataclasses.replace(run, temperature=run.temperature - 150.0 * np.exp(-frames / decay))
+
+    assert average(run, PotentialEnergy()).status is Status.OK
+    assert average(warming(100.0), PotentialEnergy()).status is Status.TOO_SHORT
+    # It cannot be told from a run of which this is all that is known.
+    assert average(warming(100.0), PotentialEnergy(), equilibration=2.0).status is not Status.TOO_SHORT
+    quick = average(warming(4.0), PotentialEnergy())
+    assert quick.status.has_error
+    assert quick.discarded_fs >= 100.0
+    cells = CELL * (1.0 + 0.01 * np.exp(-frames / 100.0))[None, :, None, None] * np.ones((8, 1, 1, 1))
+    assert average(dataclasses.replace(run, cells=cells), Temperature()).status is Status.TOO_SHORT
 
 
 def test_every_series_must_settle() -> None:
