@@ -160,12 +160,12 @@ def evaluate(
     """Hold a potential against the reference labels that there are."""
     with _mistakes_in_one_sentence():
         from jaxmlip.files import to_json
+        from jaxmlip.potentials.errors import as_table, compare
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
         from jaxmlip.potentials.potential import without_stress
         from jaxmlip.simulation.frames import open_frames
         from jaxmlip.systems.dataset import has_stress
-        from jaxmlip.validation.errors import as_table, compare
 
         model = load(potential)
         names = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
@@ -214,7 +214,7 @@ def md(
         from jaxmlip.simulation.barostats import NPT, NPTNoseHoover, check_cell_motion
         from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
         from jaxmlip.simulation.frames import last_structure
-        from jaxmlip.simulation.replicas import simulate_to_file
+        from jaxmlip.simulation.simulate import simulate
 
         made = {
             "nve": lambda: NVE(temperature_k),
@@ -230,11 +230,11 @@ def md(
         join_processes()
         model = load_potential(potential)
         start = last_structure(structure, allow_close=allow_close)
-        result = simulate_to_file(
-            out,
+        result = simulate(
             model,
             start,
             chosen,
+            to=out,
             time_ps=time_ps,
             timestep_fs=timestep_fs,
             sample_every_fs=sample_every_fs,

@@ -24,16 +24,16 @@ from scipy.signal import lfilter
 from scipy.stats import t
 
 from jaxmlip.observables.estimate import Estimate
-from jaxmlip.observables.observable import average
 from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.ensembles import NVT, Ensemble
-from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.types import Leaf, PerAtom
+from jaxmlip.validation.averages import average, observe
 
 TAU = 20.0
 """Frames in a correlation time."""
@@ -180,7 +180,7 @@ def crystal_table(folder: Path, name: str, replicas: int) -> Iterator[str]:
     ensemble, times = CRYSTALS[name]
     run = crystal(folder / f"{name}.h5", ensemble, times[-1], replicas)
     for observable in (Temperature(), PotentialEnergy(), *([Density()] if ensemble.moves_cell else [])):
-        truth = float(observable.over(run, run.n_frames // 2).mean())
+        truth = float(observe(run, observable, run.n_frames // 2).mean())
         for time_ps in times:
             short = shortened(run, time_ps)
             for group in (2, 4, 8):

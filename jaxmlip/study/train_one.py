@@ -7,6 +7,7 @@ import pydantic
 
 from jaxmlip.files import to_json, write_json
 from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, save
 from jaxmlip.processes import join_processes, writes_files
@@ -18,7 +19,6 @@ from jaxmlip.training.labels import Labels
 from jaxmlip.training.problem import TrainingSettings
 from jaxmlip.training.strategies.fresh import Direct
 from jaxmlip.training.strategies.registry import AnyStrategy
-from jaxmlip.validation.errors import compare
 from jaxmlip.versions import versions
 
 

@@ -171,7 +171,7 @@ def _check_symmetries(bench: _Bench, atoms: Atoms, seed: int) -> None:
     rng = np.random.default_rng(seed + 1)
     here = bench.predicted(atoms)
     bench.same("translation", bench.predicted(_moved(atoms, atoms.positions + rng.normal(size=3))), here)
-    turn = -Rotation.random(None, seed).as_matrix()
+    turn = -Rotation.from_quat(rng.normal(size=4)).as_matrix()
     turned = atoms.copy()
     turned.positions, turned.cell = atoms.positions @ turn.T, atoms.cell.array @ turn.T
     wanted = Prediction(here.energy, here.forces @ turn.T, turn @ here.stress @ turn.T)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ase import Atoms
 
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.study.config import resolve
@@ -23,7 +24,6 @@ from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.systems.dataset import Frame, read_frames
 from jaxmlip.training.checkpoints import Checkpoints
-from jaxmlip.validation.errors import compare
 
 LOW = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
 LABELS = ("energy_forces", "energy")

@@ -19,7 +19,7 @@ from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load_potential, save
 from jaxmlip.potentials.potential import Potential, check_species
 from jaxmlip.simulation.ensembles import NVT
-from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk, Dynamics
 from jaxmlip.study.section import ConfigError, check_deployable

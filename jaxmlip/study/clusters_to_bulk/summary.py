@@ -9,13 +9,13 @@ from ase import Atoms
 from jaxmlip.files import finite
 from jaxmlip.observables.estimate import Estimate
 from jaxmlip.observables.structure import RDF
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.clusters_to_bulk.stages import FOUNDATION, Results
 from jaxmlip.systems.dataset import Frame, read_frames
-from jaxmlip.validation.errors import compare
 from jaxmlip.validation.verdict import Tolerances, Verdict, verdict
 from jaxmlip.versions import versions
 

@@ -19,6 +19,7 @@ from ase.data import atomic_numbers
 from ase.formula import Formula
 
 from jaxmlip.files import to_json, write_json
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential, save
 from jaxmlip.potentials.potential import N_SPECIES, Potential
@@ -35,7 +36,6 @@ from jaxmlip.training.problem import Trained, TrainingDiverged, TrainingProblem,
 from jaxmlip.training.runs import CHECKPOINTS
 from jaxmlip.training.strategies.base import Strategy
 from jaxmlip.training.trainer import train, train_many
-from jaxmlip.validation.errors import compare
 from jaxmlip.versions import versions
 
 FOUNDATION = "foundation"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxmlip.simulation.neighbors import DeviceList, nearest_pairs
+from jaxmlip.systems.device_lists import DeviceList, nearest_pairs
 from jaxmlip.types import AnyArray, Vectors
 
 BINNED_FROM = 1500

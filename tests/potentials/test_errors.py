@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 
+from jaxmlip.potentials.errors import as_table, compare
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.units import GPA
-from jaxmlip.validation.errors import as_table, compare
 
 CELL = np.eye(3) * 5.0
 

@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.neighborlist import neighbor_list
-from conftest import DT, FLUID, fcc, molten, run_fluid
+from conftest import DT, FLUID, Growth, fcc, molten, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
 
 from jaxmlip.observables.estimate import Estimate
-from jaxmlip.observables.observable import average
 from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.observables.thermodynamics import PotentialEnergy
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import evaluate
+from jaxmlip.simulation import driver
 from jaxmlip.simulation.driver import Driver, SimulationError
 from jaxmlip.simulation.engine import advance
 from jaxmlip.simulation.ensembles import NVT
-from jaxmlip.simulation.replicas import simulate
 from jaxmlip.simulation.safety import no_bonds
-from jaxmlip.simulation.step import Room
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.systems.graph import Graph, graph_from_atoms
+from jaxmlip.validation.averages import average
 
 
 def _compiled() -> int:
@@ -191,37 +191,27 @@ def test_cell_smaller_than_the_cutoff() -> None:
         assert frame.info["potential_energy"] == pytest.approx(float(supercell.energy[0]) / 8, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-def test_neither_skin_nor_room_matters(small_fluid: Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_skin_nor_room_matters(
+    small_fluid: Atoms, grown: list[Growth], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lists outrun in a single step, or that do not fit, are made again: the same run to 1e-9 in double precision."""
     # With an inner cutoff only the leading slots are read: lists too short there would change the forces.
     potential = lennard_jones(inner_range=1.8)
     ample = run_fluid(small_fluid, potential, replicas=2, skin=0.8)
 
-    rooms = []
-
-    def spy(self, needed, skin_broken, narrow, *, make_room=Driver._make_room):
-        make_room(self, needed, skin_broken, narrow)
-        rooms.append((self.room, self.skin))
-
-    monkeypatch.setattr(Driver, "_make_room", spy)
+    grown.clear()
     thin = run_fluid(small_fluid, potential, replicas=2, skin=0.02)
-    assert len(rooms) >= 1, "an atom outran the skin in one step"
+    assert len(grown) >= 1, "an atom outran the skin in one step"
     np.testing.assert_allclose(thin.potential_energy, ample.potential_energy, rtol=1e-9)
     np.testing.assert_allclose(thin.positions, ample.positions, atol=1e-6)
 
-    rooms.clear()
-    rightly = Driver._room_for
-    narrow = iter([0.5])
-
-    def too_small(self, *needed):
-        room, factor = rightly(self, *needed), next(narrow, 1.0)
-        listed, slots, inner = (int(factor * n) for n in (room.listed, room.slots, room.inner))
-        return Room(room.search, listed, slots, inner)
-
-    monkeypatch.setattr(Driver, "_room_for", too_small)
+    grown.clear()
+    rightly = driver.needs_of
+    monkeypatch.setattr(driver, "needs_of", lambda *given: rightly(*given) // 2)
     cramped = run_fluid(small_fluid, potential, replicas=2, skin=0.8)
-    assert len(rooms) >= 2, "too few listed, then too few seen"
+    assert len(grown) >= 2, "too few listed, then too few seen"
     np.testing.assert_allclose(cramped.potential_energy, ample.potential_energy, rtol=1e-9)
     np.testing.assert_allclose(cramped.positions, ample.positions, atol=1e-6)
 
@@ -302,7 +292,10 @@ def _with_nan(atoms: Atoms) -> Atoms:
         ({"structure": lambda a: _with_nan(a)}, r"atom 3 \(Ar\) of Ar32 is not finite"),
         ({"structure": lambda a: a[:0]}, "has no atoms"),
         ({"structure": lambda a: []}, "No structure was given"),
-        ({"structure": lambda a: [a, a[:-1]]}, r"Structure 1 \(Ar31.*differs from structure 0 \(Ar32"),
+        (
+            {"structure": lambda a: [a, a[:-1]], "to": "a.h5"},
+            "A file holds one run, .* structures with different atoms",
+        ),
         ({"structure": lambda a: [a, a], "replicas": 3}, "3 replicas were asked for, but 2 structures"),
         ({"replicas": 0}, "at least one replica, not 0"),
         ({"steps": None}, "either as time_ps or as steps"),

@@ -6,15 +6,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_structure import as_run
+from made_runs import as_run
 
 from jaxmlip.observables.estimate import Status
-from jaxmlip.observables.observable import average
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.ensembles import NVE, NVT, NVTVelocityRescaling
 from jaxmlip.simulation.schedules import Ramp, longest_ramp_ps
 from jaxmlip.simulation.trajectory import Run, load_run
+from jaxmlip.validation.averages import average
 
 CELL = 5.0 * np.eye(3)
 

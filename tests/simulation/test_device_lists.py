@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmlip.simulation.neighbors import cell_heights, device_neighbors, image_search, pseudo_inverse, within_cutoff
+from jaxmlip.systems.device_lists import cell_heights, device_neighbors, image_search, pseudo_inverse, within_cutoff
 from jaxmlip.systems.graph import Graph
 from jaxmlip.systems.neighbors import dense_neighbors
 
