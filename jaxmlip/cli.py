@@ -63,14 +63,10 @@ def main(
 ) -> None:
     """Train interatomic potentials on cheap data, lift them, and know whether their simulations can be trusted."""
     with _mistakes_in_one_sentence():
-        for module in modules or []:
+        if modules:
             sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise ImportError(f"--import {module}: {error}.") from error
-            finally:
-                sys.path.pop(0)
+        for module in modules or []:
+            importlib.import_module(module)
 
 
 @contextmanager
