@@ -11,7 +11,6 @@ import pytest
 from ase.build import bulk
 from morse import Morse, morse
 
-from jaxmlip.potentials import files
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict
 from jaxmlip.potentials.files import ARRAYS, HEADER, PotentialFileError, load, load_potential, read_header, save
@@ -162,7 +161,7 @@ class TestRoundTrip:
         save(small, path)
         other = perturbed(small, 2)
         with monkeypatch.context() as patch:
-            patch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr("jaxmlip.files.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 save(other, path)
         assert_identical(small, load(path))

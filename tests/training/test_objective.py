@@ -26,6 +26,9 @@ from jaxmlip.units import GPA
 ENERGY = Terms(True, False, False)
 SETTINGS = TrainingSettings(epochs=20, batch_size=4, learning_rate=0.005, ema_decay=0.9)
 
+NO_BATCH: Any = None
+"""The terms here look at structures of their own."""
+
 
 class Pressure(Term):
     """Squared error of the pressure of one structure, GPa²."""
@@ -73,13 +76,13 @@ def pressure(clusters) -> Pressure:
     boxed.set_pbc(True)
     graph = jax.tree.map(np.asarray, graph_from_atoms(boxed, 4.0))
     zero = Pressure(graph, 0.0)
-    target = float(np.sqrt(zero(HIGH, None)["pressure"].loss))
-    off = [abs(float(zero.replace(target=sign * target)(HIGH, None)["pressure"].loss)) for sign in (1, -1)]
+    target = float(np.sqrt(zero(HIGH, NO_BATCH)["pressure"].loss))
+    off = [abs(float(zero.replace(target=sign * target)(HIGH, NO_BATCH)["pressure"].loss)) for sign in (1, -1)]
     return zero.replace(target=target if off[0] < off[1] else -target, weight=0.1)
 
 
 def pressure_loss(pressure: Pressure, potential) -> float:
-    return float(pressure(potential, None)["pressure"].loss)
+    return float(pressure(potential, NO_BATCH)["pressure"].loss)
 
 
 def test_training_lowers_a_term_from_outside(problem, pressure):

@@ -57,7 +57,7 @@ def test_the_default_is_what_it_was(problem):
     """Settings without a word are written as before there was a choice, so that checkpoints and studies go on."""
     assert "optimizer" not in SETTINGS.model_dump()
     assert "optimizer" not in json.loads(SETTINGS.model_dump_json())
-    named = TrainingSettings(**SETTINGS.model_dump() | {"optimizer": "adamw"})
+    named = TrainingSettings.model_validate(SETTINGS.model_dump() | {"optimizer": "adamw"})
     assert named == SETTINGS
     assert fingerprint([problem], [named]) == fingerprint([problem], [SETTINGS])
     other = TrainingSettings(**SETTINGS.model_dump() | {"optimizer": {"name": "adamw", "b1": 0.8}})
