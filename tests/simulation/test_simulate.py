@@ -119,7 +119,7 @@ def test_energies_and_forces_are_those_of_a_direct_call(small_fluid: Atoms, flui
         assert fluid_run[place].info["potential_energy"] == pytest.approx(float(direct.energy[0]), rel=2e-6)
 
     engine = Driver(
-        potential, [small_fluid] * 3, NVT, FLUID.schedules(3), masses=[np.ones(32)] * 3, bonds=no_bonds(3),
+        potential, [small_fluid] * 3, FLUID.dynamics(3), masses=[np.ones(32)] * 3, bonds=no_bonds(3),
         timestep_fs=DT, skin=0.3, seed=0, stop_at_failure=True,
     )  # fmt: skip
     engine.prepare()
@@ -291,7 +291,10 @@ def _with_nan(atoms: Atoms) -> Atoms:
         ({"structure": lambda a: _with_nan(a)}, r"atom 3 \(Ar\) of Ar32 is not finite"),
         ({"structure": lambda a: a[:0]}, "has no atoms"),
         ({"structure": lambda a: []}, "No structure was given"),
-        ({"structure": lambda a: [a, a[:-1]], "to": "a.h5"}, "A file holds one run, .* structures with different atoms"),
+        (
+            {"structure": lambda a: [a, a[:-1]], "to": "a.h5"},
+            "A file holds one run, .* structures with different atoms",
+        ),
         ({"structure": lambda a: [a, a], "replicas": 3}, "3 replicas were asked for, but 2 structures"),
         ({"replicas": 0}, "at least one replica, not 0"),
         ({"steps": None}, "either as time_ps or as steps"),
