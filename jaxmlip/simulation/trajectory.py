@@ -264,7 +264,7 @@ def load_run(path: str | Path | Sequence[str | Path], every: int = 1) -> Run:
     runs = []
     for each in paths:
         with opened(each) as file:
-            runs.append(_read(file, slice(every - 1, min(lengths), every)))
+            runs.append(read_part(file, slice(every - 1, min(lengths), every)))
     return runs[0] if len(runs) == 1 else _joined(paths, runs)
 
 
@@ -314,7 +314,7 @@ def export_extxyz(path: str | Path, out: str | Path, *, every: int = 1) -> int:
                 for start in range(0, int(length), FRAMES_AT_ONCE * every):
                     end = min(start + FRAMES_AT_ONCE * every, int(length))
                     with opened(Path(path)) as file:
-                        frames = [*_read(file, slice(start + every - 1, end, every), [replica])]
+                        frames = [*read_part(file, slice(start + every - 1, end, every), [replica])]
                     for atoms in frames:
                         atoms.info["replica"] = replica
                     write(text, frames, format="extxyz")
@@ -330,7 +330,7 @@ def _check_stride(every: int) -> None:
         raise ValueError(f"A stride is 1 or more, not {every}.")
 
 
-def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None) -> Run:
+def read_part(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None) -> Run:
     """The frames of a slice, of all replicas or of some."""
     fixed, status = read_fixed(file), read_status(file)
     chosen = list(range(len(status.outcomes)) if replicas is None else replicas)

@@ -51,6 +51,7 @@ def slopes(run: Run) -> np.ndarray:
     return np.polyfit(run.time_fs[first:] / 1000.0, run.conserved[:, first:].T / len(run.numbers), 1)[0]
 
 
+@pytest.mark.slow
 def test_energy_is_conserved(student: Potential, crystal: Atoms) -> None:
     """Fluctuations are of second order in the timestep, and the energy does not drift."""
     coarse, fine = (energies(student, crystal, timestep_fs, 0.5) for timestep_fs in (0.5, 0.25))

@@ -22,7 +22,7 @@ from jaxmlip.simulation.ensembles import NVT, NVTNoseHoover, NVTVelocityRescalin
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import KB
 
-pytestmark = pytest.mark.physics
+pytestmark = [pytest.mark.physics, pytest.mark.slow]
 
 REPLICAS = 16
 """At each of the two states."""

@@ -48,8 +48,8 @@ def assert_same(one: Run, other: Run) -> None:
     "ensemble",
     [
         FLUID,
-        NVE(REDUCED_K),
-        NVTNoseHoover(REDUCED_K, 1e-4 * REDUCED_TIME_FS),
+        pytest.param(NVE(REDUCED_K), marks=pytest.mark.slow),
+        pytest.param(NVTNoseHoover(REDUCED_K, 1e-4 * REDUCED_TIME_FS), marks=pytest.mark.slow),
         NVTVelocityRescaling(REDUCED_K, 1e-4 * REDUCED_TIME_FS),
         NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCED_TIME_FS),
         NPTNoseHoover(REDUCED_K, 0.5 / GPA),

@@ -187,27 +187,32 @@ def test_derivative_by_all_parameters_of_a_student(student: str, dtype: type, to
     np.testing.assert_allclose(slope, (8 * (up - down) - (far_up - far_down)) / (12 * step), rtol=tolerance)
 
 
-def test_stacked_potentials_are_mapped(x64: None) -> None:
+@pytest.mark.parametrize("kind", ["pairs", pytest.param("students", marks=pytest.mark.slow)])
+def test_stacked_potentials_are_mapped(kind: str, x64: None) -> None:
     """value_and_grad of a rollout, mapped over four potentials, equals four single ones."""
-    potentials: list[Potential] = [
-        LennardJones({"epsilon": jnp.asarray(1.0 + 0.02 * n), "sigma": jnp.asarray(1.0 - 0.002 * n)}) for n in range(4)
-    ]
-    rdf = RDF("Ar", "Ar", r_max=1.5)
-    state, capacity = prepare_rollout(
-        potentials[0], fcc(2), NVT(COLD), seed=2, timestep_fs=DT, skin=0.8, steps_per_list=5
-    )
+    if kind == "pairs":
+        parameters = [{"epsilon": jnp.asarray(1.0 + 0.02 * n), "sigma": jnp.asarray(1.0 - 0.002 * n)} for n in range(4)]
+        potentials: list[Potential] = [LennardJones(each) for each in parameters]
+        rdf, atoms, how = RDF("Ar", "Ar", r_max=1.5, smearing=0.05), fcc(2), {"timestep_fs": DT}
+        ensemble, lists = NVT(COLD), {"skin": 0.8, "steps_per_list": 5}
+    else:
+        potentials = [in_double(SMALL.build([1, 8], average_neighbors=9.0, scale=0.1, seed=n)) for n in range(4)]
+        rdf, atoms, how = RDF("O", "O", r_max=3.0, smearing=0.05), ice_ih(molecules=16, seed=0), {"timestep_fs": 0.5}
+        ensemble, lists = NVT(150.0), {"skin": 1.0, "steps_per_list": 10}
+    state, capacity = prepare_rollout(potentials[0], atoms, ensemble, seed=2, **how, **lists)
 
-    def value(potential: Any) -> Any:
-        how = {"steps": 20, "every": 10, "timestep_fs": DT, "observe": [rdf]}
-        _, samples, valid = rollout(potential, NVT(COLD), state, capacity, **how)
+    def value(params: Any) -> Any:
+        mine = potentials[0].replace(params=params)
+        _, samples, valid = rollout(mine, ensemble, state, capacity, steps=20, every=10, observe=[rdf], **how)
         return jnp.where(valid, samples["energy"].mean() + samples[rdf.name].sum(), jnp.nan)
 
-    single = jax.jit(jax.value_and_grad(lambda params: value(LennardJones(params))))
-    both = jax.jit(jax.vmap(jax.value_and_grad(lambda params: value(LennardJones(params)))))
+    single, both = jax.jit(jax.value_and_grad(value)), jax.jit(jax.vmap(jax.value_and_grad(value)))
     mapped = both(stack(potentials).params)
     for place, potential in enumerate(potentials):
         here = jax.tree.map(lambda leaf, place=place: leaf[place], mapped)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), here, single(potential.params))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), here, single(potential.params)
+        )
 
 
 def test_what_is_not_valid_is_told(x64: None) -> None:

@@ -41,6 +41,7 @@ def test_four_devices(alone: Run, tmp_path: Path) -> None:
     assert_same(load_run(tmp_path / "four.h5"), alone)
 
 
+@pytest.mark.slow
 def test_two_processes(alone: Run, tmp_path: Path) -> None:
     """Of two devices each; both return the whole run, and each writes a file of its own replicas."""
     ended(
@@ -79,6 +80,7 @@ def test_models_are_simulated_as_if_alone(small_fluid: Atoms) -> None:
     np.testing.assert_array_equal(runs[0].positions[:, 0] == runs[1].positions[:, 0], False)
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_leaves_the_others(small_fluid: Atoms) -> None:
     broken = LennardJones({"epsilon": np.float32(np.nan), "sigma": np.float32(1.0)})
     sound = LennardJones({"epsilon": np.float32(1.0), "sigma": np.float32(1.0)})

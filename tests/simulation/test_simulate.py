@@ -191,6 +191,7 @@ def test_cell_smaller_than_the_cutoff() -> None:
         assert frame.info["potential_energy"] == pytest.approx(float(supercell.energy[0]) / 8, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_neither_skin_nor_room_matters(
     small_fluid: Atoms, grown: list[Growth], monkeypatch: pytest.MonkeyPatch
