@@ -5,6 +5,7 @@ Nothing here decides anything: whether lists held, and what to do about it, is f
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -87,18 +88,42 @@ def step(
         The state after the step, energies [replicas] in eV without references, and the slots that atoms need,
         [replicas, atoms, 2]: where the capacity has fewer, the step is wrong.
     """
+
+    def forces(state: Any) -> tuple[Any, Any, tuple[Any, Any]]:
+        where = state.position, current_cells(system, state, dynamics.moves_cell)
+        found, needed = predicted(potential, system, *where, lists, capacity, dynamics.moves_cell, layout)
+        return found.forces, found.stress, (found.energy, needed)
+
+    state, (energy, needed) = integrated(forces, dynamics, state, time, dt, layout.resting)
+    return state, energy, needed
+
+
+def integrated(
+    forces: Callable[[Any], tuple[Any, Any, Any]], dynamics: Dynamics, state: Any, time: Any, dt: Any, resting: bool
+) -> tuple[Any, Any]:
+    """One step of all replicas with forces from anywhere.
+
+    Args:
+        forces: of states: forces [replicas, atoms, 3] in eV/Å, stresses [replicas, 3, 3] in eV/Å³, which are read where
+            the cell moves, and whatever else.
+        dynamics: see `step`.
+        state: see `step`.
+        time: see `step`.
+        dt: see `step`.
+        resting: whether there are atoms at rest, padding or held (static).
+
+    Returns:
+        The state after the step, and what the forces said beside.
+    """
     now, before = dynamics.at(time), state
     state = jax.vmap(lambda now, state: now.move(state, dt))(now, state)
-    if layout.resting:
+    if resting:
         state = at_rest(before, state)
-    where = state.position, current_cells(system, state, dynamics.moves_cell)
-    prediction, needed = predicted(potential, system, *where, lists, capacity, dynamics.moves_cell, layout)
+    acting, stress, rest = forces(state)
     if dynamics.moves_cell:
-        state = state.set(stress=prediction.stress)
-    state = jax.vmap(lambda now, state, forces: now.finish(state, forces, dt))(now, state, prediction.forces)
-    if layout.resting:
-        state = at_rest(before, state)
-    return state, prediction.energy, needed
+        state = state.set(stress=stress)
+    state = jax.vmap(lambda now, state, acting: now.finish(state, acting, dt))(now, state, acting)
+    return (at_rest(before, state) if resting else state), rest
 
 
 def displacement(before: tuple[Any, Any], now: tuple[Any, Any], moves_cell: bool) -> tuple[Any, Any]:
