@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from jaxmlip.potentials.trainable import trainable as trainable
     from jaxmlip.simulation.barostats import NPT as NPT
     from jaxmlip.simulation.barostats import NPTNoseHoover as NPTNoseHoover
+    from jaxmlip.simulation.dynamics import Dynamics as Dynamics
+    from jaxmlip.simulation.dynamics import Ensemble as Ensemble
     from jaxmlip.simulation.ensembles import NVE as NVE
     from jaxmlip.simulation.ensembles import NVT as NVT
-    from jaxmlip.simulation.ensembles import Ensemble as Ensemble
     from jaxmlip.simulation.ensembles import NVTNoseHoover as NVTNoseHoover
     from jaxmlip.simulation.ensembles import NVTVelocityRescaling as NVTVelocityRescaling
     from jaxmlip.simulation.frames import open_frames as open_frames
@@ -119,7 +120,8 @@ _HOME = {
     "NVT": "simulation.ensembles",
     "NVTNoseHoover": "simulation.ensembles",
     "NVTVelocityRescaling": "simulation.ensembles",
-    "Ensemble": "simulation.ensembles",
+    "Dynamics": "simulation.dynamics",
+    "Ensemble": "simulation.dynamics",
     "Relaxed": "simulation.relaxation",
     "relax": "simulation.relaxation",
     "prepare_rollout": "simulation.rollout",

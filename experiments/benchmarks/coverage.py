@@ -31,7 +31,8 @@ from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.simulation.barostats import NPT
-from jaxmlip.simulation.ensembles import NVT, Ensemble
+from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.systems.graph import Graph, edge_vectors

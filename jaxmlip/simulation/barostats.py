@@ -3,14 +3,15 @@
 import dataclasses
 from typing import Any, ClassVar, Literal, cast
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxmlip.simulation.ensembles import NVT, PS, Ensemble, NVTNoseHoover
+from jaxmlip.simulation.dynamics import PS, Dynamics, Ensemble
+from jaxmlip.simulation.ensembles import NVT, Langevin, NVTNoseHoover
 from jaxmlip.simulation.motion import centred, chain_energy, kinetic_energy, maxwell_boltzmann, nose_hoover_chain
-from jaxmlip.simulation.schedules import Number, PerReplica, Schedule, check_range, schedule
+from jaxmlip.simulation.schedules import Number, PerReplica, check_range, schedule
+from jaxmlip.simulation.states import BasicState
 from jaxmlip.systems.cells import inverses, volumes
 from jaxmlip.types import AnyArray, Leaf, Vectors
 from jaxmlip.units import GPA
@@ -21,28 +22,70 @@ STRAINS: dict[str, int] = {"isotropic": 1, "orthorhombic": 3, "flexible": 6}
 """Independent components of the strain by which a cell moves."""
 
 
-class CellState(flax.struct.PyTreeNode):
-    """State of one replica whose cell moves.
+class CellState(BasicState):
+    """State of one replica whose cell is rescaled stochastically.
 
     Attributes:
-        position, momentum, force: [atoms, 3].
-        mass: [atoms, 1].
         rng: random key.
-        cell: [3, 3], lattice vectors as rows, Å.
-        stress: [3, 3], ∂E/∂ε / V at the positions, eV/Å³, without the kinetic part; filled in by the engine.
+        cell, stress: see `states.StateWithCell`.
     """
 
-    position: Leaf
-    momentum: Leaf
-    force: Leaf
-    mass: Leaf
     rng: Leaf
     cell: Leaf
     stress: Leaf
 
-    def set(self, **changes: Any) -> Any:
-        """A copy with other values, as jax-md's steps want it."""
-        return self.replace(**changes)
+
+class CellRescaling(Langevin):
+    """Stochastic cell rescaling, with Langevin dynamics of the atoms; see `NPT`.
+
+    Attributes:
+        pressure: P₀, eV/Å³.
+        response: β/τ, Å³/eV per unit of time.
+        strains: n; see `STRAINS`.
+    """
+
+    moves_cell: ClassVar[bool] = True
+
+    pressure: Leaf
+    response: Leaf
+    strains: Leaf
+
+    def init(self, key: Any, positions: Vectors, masses: Any, cell: Float[AnyArray, "3 3"]) -> CellState:
+        """Maxwell–Boltzmann momenta at kT with the centre of mass at rest."""
+        key, split = jax.random.split(key)
+        mass, momentum = maxwell_boltzmann(split, positions, masses, self.kT)
+        return CellState(positions, momentum, jnp.zeros_like(positions), mass, key, cell, jnp.zeros_like(cell))
+
+    def move(self, state: CellState, dt: Any) -> CellState:
+        """Half a kick, the strain of the cell, half a drift, the thermostat, half a drift."""
+        key, split = jax.random.split(state.rng)
+        strain = self._strain(split, state, dt)
+        state = _kicked(state, dt / 2).replace(rng=key)
+        state = state.replace(
+            cell=state.cell + state.cell @ strain,
+            position=state.position + state.position @ strain,
+            momentum=state.momentum @ inverses(jnp.eye(3, dtype=strain.dtype) + strain),
+        )
+        # The first kick has been given.
+        return super().move(state.replace(force=jnp.zeros_like(state.force)), dt)
+
+    def finish(self, state: CellState, forces: Vectors, dt: Any) -> CellState:
+        """Half a kick."""
+        return _kicked(state.replace(force=forces), dt / 2)
+
+    def _strain(self, key: Any, state: CellState, dt: Any) -> Float[AnyArray, "3 3"]:
+        """The strain ε of one step; see `NPT`."""
+        unit = jnp.eye(3, dtype=state.cell.dtype)
+        strains, response = self.strains, self.response
+        diffusion = response * self.kT / (3.0 * volumes(state.cell))
+        noise = jnp.sqrt(2.0 * diffusion * dt) * jax.random.normal(key, (3, 3), state.cell.dtype)
+        drift = response / 3.0 * dt * (pressure_tensor(state) - self.pressure * unit)
+        moved = drift + noise
+        symmetric = 0.5 * (moved + moved.T)
+        diagonal = symmetric * unit
+        isotropic = jnp.trace(moved) / 3.0 * unit
+        projected = jnp.where(strains < 2, isotropic, jnp.where(strains < 4, diagonal, symmetric))
+        return projected + strains / 3.0 * diffusion * dt * unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +121,11 @@ class NPT(Ensemble):
         ValueError: for values that are not finite, or not positive (except for the pressure).
     """
 
-    moves_cell: ClassVar[bool] = True
+    integrator: ClassVar[type[Dynamics]] = CellRescaling
 
     temperature_K: PerReplica
     pressure_GPa: PerReplica = 0.0
-    cell: CellMotion = "isotropic"
+    cell: CellMotion = dataclasses.field(default="isotropic", metadata={"static": True})
     pressure_time_ps: Number = 1.0
     compressibility_per_GPa: Number = 0.12
     friction_per_ps: Number = 2.0
@@ -101,73 +144,120 @@ class NPT(Ensemble):
         """Those of thermostat and volume."""
         return {"thermostat": 1.0 / self.friction_per_ps, "barostat": float(self.pressure_time_ps)}
 
-    def schedules(self, replicas: int) -> dict[str, Schedule]:
+    def dynamics(self, replicas: int) -> CellRescaling:
         """k_B T in eV, P₀ in eV/Å³, γ, β/τ in Å³/eV per unit of time, and n."""
+        thermostat = NVT(self.temperature_K, self.friction_per_ps).dynamics(replicas)
         rate = self.compressibility_per_GPa / self.pressure_time_ps
-        return NVT(self.temperature_K, self.friction_per_ps).schedules(replicas) | {
-            "pressure": schedule("pressure_GPa", self.pressure_GPa, GPA, replicas),
-            "response": schedule("pressure_time_ps", rate, 1.0 / (GPA * PS), replicas),
-            "strains": schedule("cell", STRAINS[self.cell], 1.0, replicas),
-        }
-
-    @staticmethod
-    def degrees_of_freedom(atoms: Any, held: Any = False) -> Any:
-        """3N."""
-        del held
-        return 3 * atoms
-
-    @staticmethod
-    def init(
-        key: Any, positions: Vectors, masses: Any, cell: Float[AnyArray, "3 3"], numbers: dict[str, Any]
-    ) -> CellState:
-        """Maxwell–Boltzmann momenta at kT with the centre of mass at rest."""
-        key, split = jax.random.split(key)
-        mass, momentum = maxwell_boltzmann(split, positions, masses, numbers["kT"])
-        return CellState(positions, momentum, jnp.zeros_like(positions), mass, key, cell, jnp.zeros_like(cell))
-
-    @staticmethod
-    def move(state: CellState, dt: Any, numbers: dict[str, Any]) -> CellState:
-        """Half a kick, the strain of the cell, half a drift, the thermostat, half a drift."""
-        key, split = jax.random.split(state.rng)
-        strain = _strain(split, state, dt, numbers)
-        state = _kicked(state, dt / 2).replace(rng=key)
-        state = state.replace(
-            cell=state.cell + state.cell @ strain,
-            position=state.position + state.position @ strain,
-            momentum=state.momentum @ inverses(jnp.eye(3, dtype=strain.dtype) + strain),
+        return CellRescaling(
+            kT=thermostat.kT,
+            friction=thermostat.friction,
+            pressure=schedule("pressure_GPa", self.pressure_GPa, GPA, replicas),
+            response=schedule("pressure_time_ps", rate, 1.0 / (GPA * PS), replicas),
+            strains=schedule("cell", STRAINS[self.cell], 1.0, replicas),
         )
-        # NVT's first kick has been given.
-        return NVT.move(state.replace(force=jnp.zeros_like(state.force)), dt, numbers)
-
-    @staticmethod
-    def finish(state: CellState, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> CellState:
-        """Half a kick."""
-        del numbers
-        return _kicked(state.replace(force=forces), dt / 2)
 
 
-class ExtendedState(flax.struct.PyTreeNode):
+class ExtendedState(BasicState):
     """State of one replica under Martyna–Tobias–Klein dynamics.
 
     Attributes:
-        position, momentum, force: [atoms, 3].
-        mass: [atoms, 1].
-        cell, stress: as in `CellState`.
+        cell, stress: see `states.StateWithCell`.
         growth: [], momentum p of ln V / 3.
         inertia: [], its mass W.
         thermostat, barostat: jax-md's chains, of the atoms and of `growth`.
     """
 
-    position: Leaf
-    momentum: Leaf
-    force: Leaf
-    mass: Leaf
     cell: Leaf
     stress: Leaf
     growth: Leaf
     inertia: Leaf
     thermostat: Leaf
     barostat: Leaf
+
+
+class MartynaTobiasKlein(Dynamics):
+    """The extended system of atoms, cell and a chain for each; see `NPTNoseHoover`.
+
+    Attributes:
+        period: τ of the chain of the atoms, in the internal unit of time.
+        pressure: P₀, eV/Å³.
+        cell_period: τ_b, in the internal unit of time.
+    """
+
+    moves_cell: ClassVar[bool] = True
+    conserves: ClassVar[bool] = True
+    pads: ClassVar[bool] = False
+
+    period: Leaf
+    pressure: Leaf
+    cell_period: Leaf
+
+    def init(self, key: Any, positions: Vectors, masses: Any, cell: Any) -> ExtendedState:
+        """Momenta of the atoms at kT with the centre of mass at rest; cell and chains are at rest."""
+        mass, momentum = maxwell_boltzmann(key, positions, masses, self.kT)
+        kinetic = kinetic_energy(momentum, mass)
+        none = jnp.zeros((), positions.dtype)
+        degrees = self.degrees_of_freedom(len(positions))
+        of_atoms, of_cell = self._chains(0.0)
+        return ExtendedState(
+            position=positions,
+            momentum=momentum,
+            force=jnp.zeros_like(positions),
+            mass=mass,
+            cell=cell,
+            stress=jnp.zeros_like(cell),
+            growth=none,
+            inertia=self._inertia(positions),
+            thermostat=of_atoms.initialize(degrees, kinetic, self.kT),
+            barostat=of_cell.initialize(1, none, self.kT),
+        )
+
+    def move(self, state: ExtendedState, dt: Any) -> ExtendedState:
+        """Chains, half a kick of cell and atoms, and the drift of both."""
+        kT = self.kT
+        of_atoms, of_cell = self._chains(dt)
+        # The masses follow the temperature.
+        momentum, thermostat = of_atoms.half_step(state.momentum, of_atoms.update_mass(state.thermostat, kT), kT)
+        growth, barostat = of_cell.half_step(state.growth, of_cell.update_mass(state.barostat, kT), kT)
+        state = state.replace(momentum=momentum, growth=growth, thermostat=thermostat, barostat=barostat)
+        state = state.replace(inertia=self._inertia(state.position))
+        state = state.replace(growth=state.growth + 0.5 * dt * self._cell_force(state))
+        state = _kicked_with_cell(state, 0.5 * dt)
+        strain = dt * state.growth / state.inertia
+        drift = dt * state.momentum / state.mass * jnp.exp(0.5 * strain) * _sinhc(0.5 * strain)
+        position = state.position + jnp.expm1(strain) * state.position + drift
+        return state.replace(position=position, cell=state.cell + jnp.expm1(strain) * state.cell)
+
+    def finish(self, state: ExtendedState, forces: Vectors, dt: Any) -> ExtendedState:
+        """Half a kick of atoms and cell, and the chains."""
+        kT = self.kT
+        of_atoms, of_cell = self._chains(dt)
+        state = _kicked_with_cell(state.replace(force=forces), 0.5 * dt)
+        state = state.replace(momentum=centred(state.momentum, state.mass))
+        growth = state.growth + 0.5 * dt * self._cell_force(state)
+        kinetic = kinetic_energy(state.momentum, state.mass)
+        momentum, thermostat = of_atoms.half_step(state.momentum, state.thermostat.set(kinetic_energy=kinetic), kT)
+        of_growth = state.barostat.set(kinetic_energy=0.5 * growth**2 / state.inertia)
+        growth, barostat = of_cell.half_step(growth, of_growth, kT)
+        return state.replace(momentum=momentum, growth=growth, thermostat=thermostat, barostat=barostat)
+
+    def reservoir(self, state: ExtendedState) -> Any:
+        """P₀ V, the kinetic energy of the cell, and the energies of the chains, eV."""
+        of_cell = self.pressure * volumes(state.cell) + 0.5 * state.growth**2 / state.inertia
+        return of_cell + chain_energy(state.thermostat, self.kT) + chain_energy(state.barostat, self.kT)
+
+    def _chains(self, dt: Any) -> tuple[Any, Any]:
+        """Functions of the chains of atoms and cell."""
+        return nose_hoover_chain(dt, self.period), nose_hoover_chain(dt, self.cell_period)
+
+    def _inertia(self, positions: Vectors) -> Any:
+        return 3.0 * len(positions) * self.kT * self.cell_period**2
+
+    def _cell_force(self, state: ExtendedState) -> Any:
+        """dp/dt of the cell, eV."""
+        kinetic = (state.momentum**2 / state.mass).sum()
+        excess = jnp.trace(state.stress) + 3.0 * self.pressure
+        return _scaling(state) * kinetic - volumes(state.cell) * excess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,9 +279,7 @@ class NPTNoseHoover(Ensemble):
         ValueError: for values that are not finite, or not positive (except for the pressure).
     """
 
-    moves_cell: ClassVar[bool] = True
-    conserves: ClassVar[bool] = True
-    pads: ClassVar[bool] = False
+    integrator: ClassVar[type[Dynamics]] = MartynaTobiasKlein
 
     temperature_K: PerReplica
     pressure_GPa: PerReplica = 0.0
@@ -210,86 +298,20 @@ class NPTNoseHoover(Ensemble):
         """Those of thermostat and volume."""
         return {"thermostat": float(self.temperature_time_ps), "barostat": float(self.pressure_time_ps)}
 
-    def schedules(self, replicas: int) -> dict[str, Schedule]:
+    def dynamics(self, replicas: int) -> MartynaTobiasKlein:
         """k_B T in eV, P₀ in eV/Å³, and both periods in internal units."""
-        return NVTNoseHoover(self.temperature_K, self.temperature_time_ps).schedules(replicas) | {
-            "pressure": schedule("pressure_GPa", self.pressure_GPa, GPA, replicas),
-            "cell_period": schedule("pressure_time_ps", self.pressure_time_ps, PS, replicas),
-        }
-
-    @staticmethod
-    def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> ExtendedState:
-        """Momenta of the atoms at kT with the centre of mass at rest; cell and chains are at rest."""
-        mass, momentum = maxwell_boltzmann(key, positions, masses, numbers["kT"])
-        kinetic = kinetic_energy(momentum, mass)
-        none = jnp.zeros((), positions.dtype)
-        degrees = NPTNoseHoover.degrees_of_freedom(len(positions))
-        of_atoms, of_cell = nose_hoover_chain(0.0, numbers["period"]), nose_hoover_chain(0.0, numbers["cell_period"])
-        return ExtendedState(
-            position=positions,
-            momentum=momentum,
-            force=jnp.zeros_like(positions),
-            mass=mass,
-            cell=cell,
-            stress=jnp.zeros_like(cell),
-            growth=none,
-            inertia=_inertia(positions, numbers),
-            thermostat=of_atoms.initialize(degrees, kinetic, numbers["kT"]),
-            barostat=of_cell.initialize(1, none, numbers["kT"]),
+        thermostat = NVTNoseHoover(self.temperature_K, self.temperature_time_ps).dynamics(replicas)
+        return MartynaTobiasKlein(
+            kT=thermostat.kT,
+            period=thermostat.period,
+            pressure=schedule("pressure_GPa", self.pressure_GPa, GPA, replicas),
+            cell_period=schedule("pressure_time_ps", self.pressure_time_ps, PS, replicas),
         )
-
-    @staticmethod
-    def move(state: ExtendedState, dt: Any, numbers: dict[str, Any]) -> ExtendedState:
-        """Chains, half a kick of cell and atoms, and the drift of both."""
-        kT = numbers["kT"]
-        of_atoms, of_cell = nose_hoover_chain(dt, numbers["period"]), nose_hoover_chain(dt, numbers["cell_period"])
-        # The masses follow the temperature.
-        momentum, thermostat = of_atoms.half_step(state.momentum, of_atoms.update_mass(state.thermostat, kT), kT)
-        growth, barostat = of_cell.half_step(state.growth, of_cell.update_mass(state.barostat, kT), kT)
-        state = state.replace(momentum=momentum, growth=growth, thermostat=thermostat, barostat=barostat)
-        state = state.replace(inertia=_inertia(state.position, numbers))
-        state = state.replace(growth=state.growth + 0.5 * dt * _cell_force(state, numbers))
-        state = _kicked_with_cell(state, 0.5 * dt)
-        strain = dt * state.growth / state.inertia
-        drift = dt * state.momentum / state.mass * jnp.exp(0.5 * strain) * _sinhc(0.5 * strain)
-        position = state.position + jnp.expm1(strain) * state.position + drift
-        return state.replace(position=position, cell=state.cell + jnp.expm1(strain) * state.cell)
-
-    @staticmethod
-    def finish(state: ExtendedState, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> ExtendedState:
-        """Half a kick of atoms and cell, and the chains."""
-        kT = numbers["kT"]
-        of_atoms, of_cell = nose_hoover_chain(dt, numbers["period"]), nose_hoover_chain(dt, numbers["cell_period"])
-        state = _kicked_with_cell(state.replace(force=forces), 0.5 * dt)
-        state = state.replace(momentum=centred(state.momentum, state.mass))
-        growth = state.growth + 0.5 * dt * _cell_force(state, numbers)
-        kinetic = kinetic_energy(state.momentum, state.mass)
-        momentum, thermostat = of_atoms.half_step(state.momentum, state.thermostat.set(kinetic_energy=kinetic), kT)
-        of_growth = state.barostat.set(kinetic_energy=0.5 * growth**2 / state.inertia)
-        growth, barostat = of_cell.half_step(growth, of_growth, kT)
-        return state.replace(momentum=momentum, growth=growth, thermostat=thermostat, barostat=barostat)
-
-    @staticmethod
-    def reservoir(state: ExtendedState, numbers: dict[str, Any]) -> Any:
-        """P₀ V, the kinetic energy of the cell, and the energies of the chains, eV."""
-        of_cell = numbers["pressure"] * volumes(state.cell) + 0.5 * state.growth**2 / state.inertia
-        return of_cell + chain_energy(state.thermostat, numbers["kT"]) + chain_energy(state.barostat, numbers["kT"])
-
-
-def _inertia(positions: Vectors, numbers: dict[str, Any]) -> Any:
-    return 3.0 * len(positions) * numbers["kT"] * numbers["cell_period"] ** 2
 
 
 def _scaling(state: ExtendedState) -> float:
     """1 + 3/N_f, by which the cell's velocity acts on momenta."""
-    return 1.0 + 3.0 / NPTNoseHoover.degrees_of_freedom(len(state.position))
-
-
-def _cell_force(state: ExtendedState, numbers: dict[str, Any]) -> Any:
-    """dp/dt of the cell, eV."""
-    kinetic = (state.momentum**2 / state.mass).sum()
-    excess = jnp.trace(state.stress) + 3.0 * numbers["pressure"]
-    return _scaling(state) * kinetic - volumes(state.cell) * excess
+    return 1.0 + 3.0 / MartynaTobiasKlein.degrees_of_freedom(len(state.position))
 
 
 def _kicked_with_cell(state: ExtendedState, dt: Any) -> ExtendedState:
@@ -319,18 +341,3 @@ def pressure_tensor(state: CellState) -> Float[AnyArray, "3 3"]:
 
 def _kicked(state: CellState, dt: Any) -> CellState:
     return state.replace(momentum=state.momentum + dt * state.force)
-
-
-def _strain(key: Any, state: CellState, dt: Any, numbers: dict[str, Any]) -> Float[AnyArray, "3 3"]:
-    """The strain ε of one step; see `NPT`."""
-    unit = jnp.eye(3, dtype=state.cell.dtype)
-    strains, response = numbers["strains"], numbers["response"]
-    diffusion = response * numbers["kT"] / (3.0 * volumes(state.cell))
-    noise = jnp.sqrt(2.0 * diffusion * dt) * jax.random.normal(key, (3, 3), state.cell.dtype)
-    drift = response / 3.0 * dt * (pressure_tensor(state) - numbers["pressure"] * unit)
-    moved = drift + noise
-    symmetric = 0.5 * (moved + moved.T)
-    diagonal = symmetric * unit
-    isotropic = jnp.trace(moved) / 3.0 * unit
-    projected = jnp.where(strains < 2, isotropic, jnp.where(strains < 4, diagonal, symmetric))
-    return projected + strains / 3.0 * diffusion * dt * unit

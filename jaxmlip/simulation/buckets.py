@@ -7,7 +7,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.processes import own_share, run_in_processes
 from jaxmlip.simulation.session import make_session

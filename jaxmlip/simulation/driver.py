@@ -1,6 +1,5 @@
 """The host's side of the loop that advances replicas: it drives the compiled steps and gives them room."""
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,24 +12,21 @@ from ase import Atoms
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.simulation.dynamics import Dynamics, initial_state
 from jaxmlip.simulation.engine import SHARED, Walkers, advance
-from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.motion import HELD_MASS, PADDING_MASS
 from jaxmlip.simulation.observing import Means, Observation, fitted, look
 from jaxmlip.simulation.origins import Origins, strayed
 from jaxmlip.simulation.safety import OUTCOMES, Bonds, translated
-from jaxmlip.simulation.schedules import Number, Schedule
-from jaxmlip.simulation.states import as_before, initial_state, plain
+from jaxmlip.simulation.schedules import Number
+from jaxmlip.simulation.states import as_before, plain
 from jaxmlip.simulation.step import ONE, Layout, System, current_cells, predicted
 from jaxmlip.systems.capacity import Capacity, needs_of
 from jaxmlip.systems.cell_lists import Bins, bins_for
-from jaxmlip.systems.device_lists import cell_heights, image_search, pseudo_inverse
+from jaxmlip.systems.device_lists import image_search, pseudo_inverse, search_heights
 from jaxmlip.systems.graph import GHOST, periodic_cell
 from jaxmlip.systems.origin import offset_from_origin
 from jaxmlip.units import FS
-
-SHRINKAGE = 0.95
-"""By how much a cell that moves may shrink before images are searched anew: mostly as many, then nothing compiles."""
 
 
 class SimulationError(RuntimeError):
@@ -54,8 +50,7 @@ class Driver:
         self,
         potential: Potential,
         starts: list[Atoms],
-        kind: type[Ensemble],
-        schedules: dict[str, Schedule],
+        dynamics: Dynamics,
         *,
         masses: Sequence[np.ndarray],
         fixed: Sequence[np.ndarray] | None = None,
@@ -73,9 +68,8 @@ class Driver:
         Args:
             potential: any Potential, or a stack of them if the layout says so.
             starts: one structure for each replica, periodic in the same directions; of equal numbers of atoms, or of
-                different ones if the ensemble `pads`.
-            kind: the ensemble's functions.
-            schedules: its numbers.
+                different ones if the dynamics `pads`.
+            dynamics: of the replicas.
             masses: [atoms] of each replica, amu.
             fixed: [atoms] of each replica, whether an atom is held where it is; none is by default. The layout says
                 that atoms are at rest.
@@ -95,9 +89,9 @@ class Driver:
         cells = np.stack([periodic_cell(each) for each in starts])
         self.potential = jax.device_put(potential)
         self.cutoff, self.inner_cutoff = potential.cutoff, potential.inner_cutoff
-        self.heights = self._search_heights(cells, kind)
+        self.heights = search_heights(cells, dynamics.moves_cell)
         self.timestep_fs, self.skin, self.stop_at_failure = float(timestep_fs), float(skin), stop_at_failure
-        self.kind, self.schedules = kind, schedules
+        self.dynamics = dynamics
         self.origins = Origins.of([each.positions for each in starts], cells, self.atoms)
         self._cells, self._starts = cells, self._padded([each.positions for each in starts], 0.0)
         none = [np.zeros(size, bool) for size in self.sizes]
@@ -119,9 +113,10 @@ class Driver:
         self._called = np.arange(n) if layout.models else indices
         self.masses = self._padded(masses, PADDING_MASS)
         weights = jnp.asarray(np.where(self.fixed, HELD_MASS, self.masses), float)
-        state = initial_state(positions, weights, self.system.cells, key, indices, schedules, kind=kind)
+        state = initial_state(positions, weights, self.system.cells, key, indices, dynamics)
         if self.fixed.any():
-            state = kind.with_degrees(state, int(kind.degrees_of_freedom(self.sizes - self.fixed.sum(1), True)[0]))
+            mobile = self.sizes - self.fixed.sum(1)
+            state = dynamics.with_degrees(state, int(dynamics.degrees_of_freedom(mobile, True)[0]))
         self.walkers = Walkers(
             state=state,
             energy=jnp.zeros(n, positions.dtype),
@@ -145,10 +140,15 @@ class Driver:
         walkers, layout = self.walkers, self.layout
 
         def seen(potential: Any, system: System, walkers: Walkers, observation: Observation) -> Any:
-            lists, where = (walkers.neighbors, walkers.shifts), current_cells(system, walkers.state, self.kind)
+            lists, where = (
+                (walkers.neighbors, walkers.shifts),
+                current_cells(system, walkers.state, self.dynamics.moves_cell),
+            )
             found = predicted(potential, system, walkers.state.position, where, lists, self.capacity, True, layout)[0]
             alive = walkers.failure == 0
-            return look(observation, system, walkers.state, found.energy, found.stress, self.kind.moves_cell, alive)[0]
+            return look(
+                observation, system, walkers.state, found.energy, found.stress, self.dynamics.moves_cell, alive
+            )[0]
 
         shapes = jax.eval_shape(seen, self.potential, self.system, walkers, self.observation)
         self._no_means = {name: (each.shape, each.dtype) for name, each in shapes.items()}
@@ -173,7 +173,7 @@ class Driver:
     @property
     def least_heights(self) -> np.ndarray:
         """Least heights of cells, Å: those that lists are made for, less what the skin permits until then."""
-        permitted = self.skin / (self.cutoff + self.skin) if self.kind.moves_cell else 0.0
+        permitted = self.skin / (self.cutoff + self.skin) if self.dynamics.moves_cell else 0.0
         return (1.0 - permitted) * self.heights
 
     def _shared(self, tree: Any) -> Any:
@@ -199,7 +199,7 @@ class Driver:
     @property
     def cells(self) -> np.ndarray:
         """Cells of all replicas now, [replicas, 3, 3], Å."""
-        return np.asarray(self.walkers.state.cell, np.float64) if self.kind.moves_cell else self._cells
+        return np.asarray(self.walkers.state.cell, np.float64) if self.dynamics.moves_cell else self._cells
 
     def recorded_positions(self) -> np.ndarray:
         """Positions in the frames of the structures, [replicas, atoms, 3], Å: unwrapped; single where that suffices."""
@@ -231,7 +231,7 @@ class Driver:
             position[n, : self.sizes[n]] = near[n]
         position = jax.device_put(position, state.position.sharding)
         stale = jax.device_put(np.ones(self.walkers.stale.shape, bool), self.walkers.stale.sharding)
-        self.walkers = self.walkers.replace(state=dataclasses.replace(state, position=position), stale=stale)
+        self.walkers = self.walkers.replace(state=state.set(position=position), stale=stale)
 
     def _translate(self, origins: Origins) -> None:
         """Use other origins, also for the bonds that are watched."""
@@ -263,12 +263,6 @@ class Driver:
         """A flag of each device, or the only one."""
         mesh = self.layout.mesh
         return value if mesh is None else jnp.broadcast_to(value, (mesh.size, *value.shape))
-
-    @staticmethod
-    def _search_heights(cells: np.ndarray, kind: type[Ensemble]) -> np.ndarray:
-        """The least heights of cells that images are searched for, Å; with a margin where cells move."""
-        lowest = np.atleast_2d(cell_heights(cells)).min(axis=0)
-        return SHRINKAGE * lowest if kind.moves_cell else lowest
 
     def prepare(self) -> None:
         """Compute the forces at the start, by a step of zero length with the code that all others use."""
@@ -349,12 +343,11 @@ class Driver:
             self.system,
             self.walkers,
             self.means,
-            self.schedules,
+            self.dynamics,
             self.observation,
             until,
             timestep_fs * FS,
             self.skin,
-            kind=self.kind,
             capacity=self.capacity,
             stop_at_failure=self.stop_at_failure,
             layout=self.layout,
@@ -364,8 +357,8 @@ class Driver:
         """More slots for lists that lack them, a thicker skin for atoms that outran it, more images in narrow cells."""
         if skin_broken or narrow:
             self.skin *= 2.0 if skin_broken else 1.0
-            cells = np.asarray(current_cells(self.system, self.walkers.state, self.kind), np.float64)
-            self.heights = self._search_heights(cells, self.kind)
+            cells = np.asarray(current_cells(self.system, self.walkers.state, self.dynamics.moves_cell), np.float64)
+            self.heights = search_heights(cells, self.dynamics.moves_cell)
             self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
             needed = self._needed(self.positions, cells)
         self.capacity = self.capacity.grown(needed, self.heights, self.cutoff + self.skin, self.atoms)

@@ -25,21 +25,20 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.dynamics import Dynamics
 from jaxmlip.simulation.observing import Means, Observation, look, with_look
 from jaxmlip.simulation.safety import failures
-from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.simulation.step import (
     ONE,
     Layout,
     System,
     current_cells,
     displacement,
+    made_lists,
     predicted,
     step,
 )
-from jaxmlip.systems import cells as geometry
-from jaxmlip.systems.capacity import Capacity, lists_of_replicas
+from jaxmlip.systems.capacity import Capacity
 from jaxmlip.types import Leaf
 
 SHARED = "replicas"
@@ -84,19 +83,18 @@ class Walkers(flax.struct.PyTreeNode):
     needed: Leaf
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "capacity", "stop_at_failure", "layout"))
+@functools.partial(jax.jit, static_argnames=("capacity", "stop_at_failure", "layout"))
 def advance(
     potential: Potential,
     system: System,
     walkers: Walkers,
     means: Means | None,
-    schedules: dict[str, Schedule],
+    dynamics: Dynamics,
     observation: Observation | None,
     until: Any,
     dt: Any,
     skin: Any,
     *,
-    kind: type[Ensemble],
     capacity: Capacity,
     stop_at_failure: bool,
     layout: Layout = ONE,
@@ -105,9 +103,9 @@ def advance(
 
     What is observed on the way is added to the means.
     """
-    local = functools.partial(_advance, kind=kind, capacity=capacity, stop_at_failure=stop_at_failure, layout=layout)
+    local = functools.partial(_advance, capacity=capacity, stop_at_failure=stop_at_failure, layout=layout)
     if layout.mesh is None:
-        return local(potential, system, walkers, means, schedules, observation, until, dt, skin)
+        return local(potential, system, walkers, means, dynamics, observation, until, dt, skin)
 
     def on_one_device(potential: Any, system: Any, walkers: Walkers, means: Any, *rest: Any) -> tuple[Walkers, Any]:
         flags = {name: getattr(walkers, name)[0] for name in FLAGS}
@@ -121,7 +119,7 @@ def advance(
     seen = observation and observation.replace(masses=own, degrees=own, kinds=own, every=all_, other=all_)
     specs = (own if layout.models else all_, parts, own, own, own, seen, all_, all_, all_)
     shared = jax.shard_map(on_one_device, mesh=layout.mesh, in_specs=specs, out_specs=own, check_vma=False)
-    return shared(potential, system, walkers, means, schedules, observation, until, dt, skin)
+    return shared(potential, system, walkers, means, dynamics, observation, until, dt, skin)
 
 
 def _advance(
@@ -129,19 +127,18 @@ def _advance(
     system: System,
     walkers: Walkers,
     means: Means | None,
-    schedules: dict[str, Schedule],
+    dynamics: Dynamics,
     observation: Observation | None,
     until: Any,
     dt: Any,
     skin: Any,
     *,
-    kind: type[Ensemble],
     capacity: Capacity,
     stop_at_failure: bool,
     layout: Layout,
 ) -> tuple[Walkers, Means | None]:
     """`advance` for the replicas of one device."""
-    moving = _Moving(potential, system, schedules, observation, dt, skin, kind, capacity, layout)
+    moving = _Moving(potential, system, dynamics, observation, dt, skin, capacity, layout)
 
     def wanted(carry: tuple[Walkers, Means | None]) -> Any:
         walkers, means = carry
@@ -168,42 +165,38 @@ class _Moving:
 
     potential: Potential
     system: System
-    schedules: dict[str, Schedule]
+    dynamics: Dynamics
     observation: Observation | None
     dt: Any
     skin: Any
-    kind: type[Ensemble]
     capacity: Capacity
     layout: Layout
 
     def with_lists(self, walkers: Walkers) -> Walkers:
         """The walkers with neighbour lists made at their present positions."""
-        positions = walkers.state.position
-        cells = current_cells(self.system, walkers.state, self.kind)
-        inverses, narrow = self.system.inverses, jnp.zeros((), bool)
-        if self.kind.moves_cell:
-            inverses = geometry.inverses(cells)
-            narrow = (geometry.heights(cells) < self.system.lowest).any()
+        positions, moves_cell = walkers.state.position, self.dynamics.moves_cell
+        cells = current_cells(self.system, walkers.state, moves_cell)
         reach = self.potential.cutoff + self.skin
-        lists, fullest = lists_of_replicas(self.system.species, positions, cells, inverses, reach, self.capacity)
+        (neighbors, shifts), needed, narrow = made_lists(
+            self.system, positions, cells, reach, self.capacity, moves_cell
+        )
         return walkers.replace(
-            neighbors=lists.neighbors,
-            shifts=lists.shifts,
+            neighbors=neighbors,
+            shifts=shifts,
             origin=positions,
             origin_cells=cells,
             stale=jnp.zeros((), bool),
             fresh=jnp.ones((), bool),
             narrow=narrow,
-            needed=jnp.zeros(4, jnp.int32).at[0].set(lists.needed.max()).at[3].set(fullest),
+            needed=needed,
         )
 
     def step(self, walkers: Walkers, means: Means | None) -> tuple[Walkers, Means | None]:
         """One step of all replicas, kept only if the lists held for all of them, and what is seen after it."""
-        time, kind = (walkers.step + 1) * self.dt, self.kind
+        time, moves_cell = (walkers.step + 1) * self.dt, self.dynamics.moves_cell
         state, energy, needed = step(
             self.potential,
-            kind,
-            self.schedules,
+            self.dynamics,
             self.system,
             walkers.state,
             (walkers.neighbors, walkers.shifts),
@@ -212,14 +205,14 @@ class _Moving:
             self.capacity,
             self.layout,
         )
-        cells = current_cells(self.system, state, kind)
-        before = walkers.state.position, current_cells(self.system, walkers.state, kind)
+        cells = current_cells(self.system, state, moves_cell)
+        before = walkers.state.position, current_cells(self.system, walkers.state, moves_cell)
         now = state.position, cells
-        leap, leap_strain = displacement(before, now, kind.moves_cell)
-        away, strain = displacement((walkers.origin, walkers.origin_cells), now, kind.moves_cell)
+        leap, leap_strain = displacement(before, now, moves_cell)
+        away, strain = displacement((walkers.origin, walkers.origin_cells), now, moves_cell)
         sound = walkers.failure == 0
         bonds = self.system.bonds
-        found, wild = failures(kind, self.schedules, bonds, state, energy, leap, leap_strain, cells, self.system.cells)
+        found, wild = failures(self.dynamics, bonds, state, energy, leap, leap_strain, cells, self.system.cells)
         failure = jnp.where(sound, found, walkers.failure)
         moving = failure == 0
 
@@ -264,12 +257,12 @@ class _Moving:
         after = walkers.step + 1
 
         def due(means: Means) -> Means:
-            stress = state.stress if self.kind.moves_cell else None
+            stress = state.stress if self.dynamics.moves_cell else None
             if stress is None and observation.stress:
                 lists = walkers.neighbors, walkers.shifts
                 where = self.system, state.position, self.system.cells
                 stress = predicted(self.potential, *where, lists, self.capacity, True, self.layout)[0].stress
-            seen, needs = look(observation, self.system, state, energy, stress, self.kind.moves_cell, moving)
+            seen, needs = look(observation, self.system, state, energy, stress, self.dynamics.moves_cell, moving)
             new = with_look(means, seen).replace(needs=needs)
             if observation.capacity is None:
                 return new

@@ -1,4 +1,4 @@
-"""Statistical ensembles at constant volume as frozen descriptions, each with the functions that sample it.
+"""Statistical ensembles at constant volume as frozen descriptions, each with the dynamics that samples it.
 
 They are put together from the steps that jax-md's own simulators are made of. The ready-made `(init, apply)` of
 `jax_md.simulate` call the force of one replica from within and drop the energy: here a step pauses where forces are
@@ -10,15 +10,14 @@ other 3N − 3. Where atoms are held by constraints, N is the number of the othe
 are 3N degrees of freedom in every ensemble.
 """
 
-import abc
 import dataclasses
 from typing import Any, ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jaxmlip.simulation.dynamics import PS, Dynamics, Ensemble
 from jaxmlip.simulation.motion import (
     any_held,
     centred,
@@ -29,84 +28,36 @@ from jaxmlip.simulation.motion import (
     n_mobile,
     nose_hoover_chain,
 )
-from jaxmlip.simulation.schedules import Number, PerReplica, Schedule, check_range, schedule
+from jaxmlip.simulation.schedules import Number, PerReplica, check_range, schedule
+from jaxmlip.simulation.states import BasicState
 from jaxmlip.types import AnyArray, Leaf, Vectors
-from jaxmlip.units import FS, KB
-
-PS = 1000.0 * FS
-"""One picosecond in the internal unit of time."""
+from jaxmlip.units import KB
 
 
-class Ensemble(abc.ABC):
-    """What the engine needs of an ensemble; the names follow jax-md.
+class VelocityVerlet(Dynamics):
+    """Newton's equations, a kick and a drift and a kick; see `NVE`."""
 
-    The numbers in `schedules` are traced, the class alone is static: runs at other temperatures share compiled code.
-    The functions treat one replica; `numbers` are the values of its schedules at the time of the step.
+    conserves: ClassVar[bool] = True
 
-    Attributes:
-        moves_cell: whether states have a `cell` that moves and want the `stress` for it.
-        conserves: whether total energy + `reservoir` is conserved while the numbers do not change.
-        pads: whether there may be padding atoms, which weigh `PADDING_MASS` and feel no force; the engine keeps them at
-            rest, as it does atoms that are held, which weigh `HELD_MASS`. jax-md's chains want the number of atoms that
-            move to be the same in all replicas.
-    """
+    def init(self, key: Any, positions: Vectors, masses: Any, cell: Any) -> Any:
+        """Momenta at kT with the centre of mass at rest."""
+        from jax_md import simulate
 
-    moves_cell: ClassVar[bool] = False
-    conserves: ClassVar[bool] = False
-    pads: ClassVar[bool] = True
+        del cell
+        mass, momentum = maxwell_boltzmann(key, positions, masses, self.kT)
+        return simulate.NVEState(positions, momentum, jnp.zeros_like(positions), mass)  # type: ignore[call-arg]
 
-    @abc.abstractmethod
-    def schedules(self, replicas: int) -> dict[str, Schedule]:
-        """The ensemble's numbers in internal units (eV, Å, amu), "kT" among them where there is a temperature.
+    def move(self, state: Any, dt: Any) -> Any:
+        """Half a kick, and a drift."""
+        from jax_md import simulate
 
-        Raises:
-            ValueError: if a field has several values, but not one for each replica.
-        """
+        return simulate.position_step(simulate.momentum_step(state, dt / 2), free_space, dt)
 
-    @property
-    def time_constants_ps(self) -> dict[str, float]:
-        """Relaxation times that the ensemble itself brings in, ps, by name: averages need many of the longest."""
-        return {}
+    def finish(self, state: Any, forces: Vectors, dt: Any) -> Any:
+        """Half a kick."""
+        from jax_md import simulate
 
-    @staticmethod
-    def degrees_of_freedom(atoms: Any, held: Any = False) -> Any:
-        """With which temperatures are counted: 3N − 3, the centre of mass being at rest; 3 for a single atom.
-
-        Args:
-            atoms: number N of those that move.
-            held: whether others are held; then it is 3N.
-        """
-        return 3 * atoms - 3 * (atoms > 1) * (1 - held)
-
-    @staticmethod
-    @abc.abstractmethod
-    def init(key: Any, positions: Any, masses: Any, cell: Any, numbers: dict[str, Any]) -> Any:
-        """State of one replica, with Maxwell–Boltzmann momenta and no forces yet."""
-
-    @staticmethod
-    def with_degrees(state: Any, degrees: int) -> Any:
-        """States at the start, for so many degrees of freedom where held atoms leave fewer than `init` has counted."""
-        del degrees
-        return state
-
-    @staticmethod
-    @abc.abstractmethod
-    def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
-        """One replica's step up to the point where forces at new positions are needed."""
-
-    @staticmethod
-    @abc.abstractmethod
-    def finish(state: Any, forces: Any, dt: Any, numbers: dict[str, Any]) -> Any:
-        """The rest of the step, with the forces [atoms, 3] in eV/Å at the state's positions.
-
-        A step of zero length changes nothing but the forces and the random key.
-        """
-
-    @staticmethod
-    def reservoir(state: Any, numbers: dict[str, Any]) -> Any:
-        """Energy in eV that the thermostat holds; only where `conserves`."""
-        del state, numbers
-        return jnp.zeros(())
+        return simulate.momentum_step(state.set(force=forces), dt / 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +74,7 @@ class NVE(Ensemble):
         ValueError: for a temperature that is not positive and finite.
     """
 
-    conserves: ClassVar[bool] = True
+    integrator: ClassVar[type[Dynamics]] = VelocityVerlet
 
     temperature_K: PerReplica
 
@@ -131,33 +82,48 @@ class NVE(Ensemble):
         """Refuse values that cannot be simulated."""
         check_range("NVE", "temperature_K", self.temperature_K, 0.0, 1e5)
 
-    def schedules(self, replicas: int) -> dict[str, Schedule]:
+    def dynamics(self, replicas: int) -> VelocityVerlet:
         """k_B T in eV."""
-        return {"kT": schedule("temperature_K", self.temperature_K, KB, replicas)}
+        return VelocityVerlet(schedule("temperature_K", self.temperature_K, KB, replicas))
+
+
+class Langevin(Dynamics):
+    """Langevin dynamics in the splitting BAOAB; see `NVT`.
+
+    Attributes:
+        friction: γ, in the inverse of the internal unit of time.
+    """
+
+    friction: Leaf
 
     @staticmethod
-    def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> Any:
-        """Momenta at kT with the centre of mass at rest."""
+    def degrees_of_freedom(atoms: Any, held: Any = False) -> Any:
+        """3N."""
+        del held
+        return 3 * atoms
+
+    def init(self, key: Any, positions: Vectors, masses: Float[AnyArray, " atoms"], cell: Any) -> Any:
+        """Maxwell–Boltzmann momenta at kT with the centre of mass at rest; forces are zero until the first step."""
         from jax_md import simulate
 
         del cell
-        mass, momentum = maxwell_boltzmann(key, positions, masses, numbers["kT"])
-        return simulate.NVEState(positions, momentum, jnp.zeros_like(positions), mass)  # type: ignore[call-arg]
+        key, split = jax.random.split(key)
+        mass, momentum = maxwell_boltzmann(split, positions, masses, self.kT)
+        return simulate.NVTLangevinState(positions, momentum, jnp.zeros_like(positions), mass, key)  # type: ignore[call-arg]
 
-    @staticmethod
-    def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
-        """Half a kick, and a drift."""
+    def move(self, state: Any, dt: Any) -> Any:
+        """B, A, O, A: half a kick, half a drift, the thermostat, half a drift."""
         from jax_md import simulate
 
-        del numbers
-        return simulate.position_step(simulate.momentum_step(state, dt / 2), free_space, dt)
+        state = simulate.momentum_step(state, dt / 2)
+        state = simulate.position_step(state, free_space, dt / 2)
+        state = simulate.stochastic_step(state, dt, self.kT, self.friction)
+        return simulate.position_step(state, free_space, dt / 2)
 
-    @staticmethod
-    def finish(state: Any, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> Any:
-        """Half a kick."""
+    def finish(self, state: Any, forces: Vectors, dt: Any) -> Any:
+        """B: half a kick."""
         from jax_md import simulate
 
-        del numbers
         return simulate.momentum_step(state.set(force=forces), dt / 2)
 
 
@@ -177,6 +143,8 @@ class NVT(Ensemble):
         ValueError: for values that are not positive and finite.
     """
 
+    integrator: ClassVar[type[Dynamics]] = Langevin
+
     temperature_K: PerReplica
     friction_per_ps: Number = 2.0
 
@@ -190,48 +158,59 @@ class NVT(Ensemble):
         """1/γ, in which the energy relaxes."""
         return {"thermostat": 1.0 / self.friction_per_ps}
 
-    def schedules(self, replicas: int) -> dict[str, Schedule]:
+    def dynamics(self, replicas: int) -> Langevin:
         """k_B T in eV and γ in internal units."""
-        return {
-            "kT": schedule("temperature_K", self.temperature_K, KB, replicas),
-            "friction": schedule("friction_per_ps", self.friction_per_ps, 1.0 / PS, replicas),
-        }
+        return Langevin(
+            kT=schedule("temperature_K", self.temperature_K, KB, replicas),
+            friction=schedule("friction_per_ps", self.friction_per_ps, 1.0 / PS, replicas),
+        )
 
-    @staticmethod
-    def degrees_of_freedom(atoms: Any, held: Any = False) -> Any:
-        """3N."""
-        del held
-        return 3 * atoms
 
-    @staticmethod
-    def init(
-        key: Any, positions: Vectors, masses: Float[AnyArray, " atoms"], cell: Any, numbers: dict[str, Any]
-    ) -> Any:
-        """Maxwell–Boltzmann momenta at kT with the centre of mass at rest; forces are zero until the first step."""
+class NoseHoover(VelocityVerlet):
+    """A Nosé–Hoover chain of three, jax-md's; see `NVTNoseHoover`.
+
+    Attributes:
+        period: τ, in the internal unit of time.
+    """
+
+    pads: ClassVar[bool] = False
+
+    period: Leaf
+
+    def init(self, key: Any, positions: Vectors, masses: Any, cell: Any) -> Any:
+        """Momenta at kT with the centre of mass at rest, and a chain at rest."""
         from jax_md import simulate
 
         del cell
-        key, split = jax.random.split(key)
-        mass, momentum = maxwell_boltzmann(split, positions, masses, numbers["kT"])
-        return simulate.NVTLangevinState(positions, momentum, jnp.zeros_like(positions), mass, key)  # type: ignore[call-arg]
+        mass, momentum = maxwell_boltzmann(key, positions, masses, self.kT)
+        state: Any = simulate.NVTNoseHooverState(positions, momentum, jnp.zeros_like(positions), mass, None)  # type: ignore[call-arg]
+        degrees = self.degrees_of_freedom(positions.shape[0])
+        chain = nose_hoover_chain(0.0, self.period).initialize(degrees, kinetic_energy(momentum, mass), self.kT)
+        return state.set(chain=chain)
 
-    @staticmethod
-    def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
-        """B, A, O, A: half a kick, half a drift, the thermostat, half a drift."""
-        from jax_md import simulate
+    def with_degrees(self, state: Any, degrees: int) -> Any:
+        """The chain acts on so many; its masses follow in the first step."""
+        return state.set(chain=state.chain.set(degrees_of_freedom=degrees))
 
-        state = simulate.momentum_step(state, dt / 2)
-        state = simulate.position_step(state, free_space, dt / 2)
-        state = simulate.stochastic_step(state, dt, numbers["kT"], numbers["friction"])
-        return simulate.position_step(state, free_space, dt / 2)
+    def move(self, state: Any, dt: Any) -> Any:
+        """The chain for half a step, half a kick, and a drift."""
+        chain = nose_hoover_chain(dt, self.period)
+        # The chain's masses follow the temperature.
+        current = chain.update_mass(state.chain, self.kT)
+        momentum, current = chain.half_step(state.momentum, current, self.kT)
+        return super().move(state.set(momentum=momentum, chain=current), dt)
 
-    @staticmethod
-    def finish(state: Any, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> Any:
-        """B: half a kick."""
-        from jax_md import simulate
+    def finish(self, state: Any, forces: Vectors, dt: Any) -> Any:
+        """Half a kick, and the chain for half a step."""
+        state = super().finish(state, forces, dt)
+        momentum = centred(state.momentum, state.mass)
+        current = state.chain.set(kinetic_energy=kinetic_energy(momentum, state.mass))
+        momentum, current = nose_hoover_chain(dt, self.period).half_step(momentum, current, self.kT)
+        return state.set(momentum=momentum, chain=current)
 
-        del numbers
-        return simulate.momentum_step(state.set(force=forces), dt / 2)
+    def reservoir(self, state: Any) -> Any:
+        """Kinetic and potential energy of the chain, eV."""
+        return chain_energy(state.chain, self.kT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,8 +230,7 @@ class NVTNoseHoover(Ensemble):
         ValueError: for values that are not positive and finite.
     """
 
-    conserves: ClassVar[bool] = True
-    pads: ClassVar[bool] = False
+    integrator: ClassVar[type[Dynamics]] = NoseHoover
 
     temperature_K: PerReplica
     temperature_time_ps: Number = 0.1
@@ -267,76 +245,64 @@ class NVTNoseHoover(Ensemble):
         """The period of the chain."""
         return {"thermostat": float(self.temperature_time_ps)}
 
-    def schedules(self, replicas: int) -> dict[str, Schedule]:
+    def dynamics(self, replicas: int) -> NoseHoover:
         """k_B T in eV and τ in internal units."""
-        return {
-            "kT": schedule("temperature_K", self.temperature_K, KB, replicas),
-            "period": schedule("temperature_time_ps", self.temperature_time_ps, PS, replicas),
-        }
-
-    @staticmethod
-    def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> Any:
-        """Momenta at kT with the centre of mass at rest, and a chain at rest."""
-        from jax_md import simulate
-
-        del cell
-        mass, momentum = maxwell_boltzmann(key, positions, masses, numbers["kT"])
-        state: Any = simulate.NVTNoseHooverState(positions, momentum, jnp.zeros_like(positions), mass, None)  # type: ignore[call-arg]
-        degrees = NVTNoseHoover.degrees_of_freedom(positions.shape[0])
-        chain = nose_hoover_chain(0.0, numbers["period"]).initialize(
-            degrees, kinetic_energy(momentum, mass), numbers["kT"]
+        return NoseHoover(
+            kT=schedule("temperature_K", self.temperature_K, KB, replicas),
+            period=schedule("temperature_time_ps", self.temperature_time_ps, PS, replicas),
         )
-        return state.set(chain=chain)
-
-    @staticmethod
-    def with_degrees(state: Any, degrees: int) -> Any:
-        """The chain acts on so many; its masses follow in the first step."""
-        return state.set(chain=state.chain.set(degrees_of_freedom=degrees))
-
-    @staticmethod
-    def move(state: Any, dt: Any, numbers: dict[str, Any]) -> Any:
-        """The chain for half a step, half a kick, and a drift."""
-        chain = nose_hoover_chain(dt, numbers["period"])
-        # The chain's masses follow the temperature.
-        current = chain.update_mass(state.chain, numbers["kT"])
-        momentum, current = chain.half_step(state.momentum, current, numbers["kT"])
-        return NVE.move(state.set(momentum=momentum, chain=current), dt, numbers)
-
-    @staticmethod
-    def finish(state: Any, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> Any:
-        """Half a kick, and the chain for half a step."""
-        state = NVE.finish(state, forces, dt, numbers)
-        momentum = centred(state.momentum, state.mass)
-        current = state.chain.set(kinetic_energy=kinetic_energy(momentum, state.mass))
-        momentum, current = nose_hoover_chain(dt, numbers["period"]).half_step(momentum, current, numbers["kT"])
-        return state.set(momentum=momentum, chain=current)
-
-    @staticmethod
-    def reservoir(state: Any, numbers: dict[str, Any]) -> Any:
-        """Kinetic and potential energy of the chain, eV."""
-        return chain_energy(state.chain, numbers["kT"])
 
 
-class RescaledState(flax.struct.PyTreeNode):
+class RescaledState(BasicState):
     """State of one replica under stochastic velocity rescaling.
 
     Attributes:
-        position, momentum, force: [atoms, 3].
-        mass: [atoms, 1].
         rng: random key.
         given: [], energy in eV that the thermostat has taken from the atoms since the start.
     """
 
-    position: Leaf
-    momentum: Leaf
-    force: Leaf
-    mass: Leaf
     rng: Leaf
     given: Leaf
 
-    def set(self, **changes: Any) -> Any:
-        """A copy with other values, as jax-md's steps want it."""
-        return self.replace(**changes)
+
+class VelocityRescaling(VelocityVerlet):
+    """Stochastic velocity rescaling; see `NVTVelocityRescaling`.
+
+    Attributes:
+        rate: 1/τ, in the inverse of the internal unit of time.
+    """
+
+    rate: Leaf
+
+    def init(self, key: Any, positions: Vectors, masses: Any, cell: Any) -> RescaledState:
+        """Momenta at kT with the centre of mass at rest."""
+        del cell
+        key, split = jax.random.split(key)
+        mass, momentum = maxwell_boltzmann(split, positions, masses, self.kT)
+        none = jnp.zeros((), positions.dtype)
+        return RescaledState(positions, momentum, jnp.zeros_like(positions), mass, key, none)
+
+    def finish(self, state: RescaledState, forces: Vectors, dt: Any) -> RescaledState:
+        """Half a kick, and the thermostat for a whole step."""
+        state = super().finish(state, forces, dt)
+        momentum = centred(state.momentum, state.mass)
+        key, split = jax.random.split(state.rng)
+        degrees = self.degrees_of_freedom(n_mobile(state.mass), any_held(state.mass))
+        # As many leading numbers as there are degrees of freedom: the same, however many there are in all.
+        noise = jax.random.normal(split, (momentum.size,), momentum.dtype)
+        noise = jnp.where(jnp.arange(momentum.size) < degrees, noise, 0.0)
+        kinetic = kinetic_energy(momentum, state.mass)
+        kept = jnp.exp(-dt * self.rate)
+        renewed = (1.0 - kept) * self.kT / (2.0 * jnp.maximum(kinetic, 1e-30))
+        along = jnp.sqrt(kept) + jnp.sqrt(renewed) * noise[0]
+        squared = along**2 + renewed * (noise[1:] ** 2).sum()
+        # Eq. A8: the velocities turn round where the component along them changes sign.
+        factor = jnp.where(along < 0, -1.0, 1.0) * jnp.sqrt(squared)
+        return state.replace(momentum=factor * momentum, rng=key, given=state.given + kinetic * (1.0 - squared))
+
+    def reservoir(self, state: RescaledState) -> Any:
+        """What was taken from the atoms, eV."""
+        return state.given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,7 +322,7 @@ class NVTVelocityRescaling(Ensemble):
         ValueError: for values that are not positive and finite.
     """
 
-    conserves: ClassVar[bool] = True
+    integrator: ClassVar[type[Dynamics]] = VelocityRescaling
 
     temperature_K: PerReplica
     temperature_time_ps: Number = 0.1
@@ -371,48 +337,9 @@ class NVTVelocityRescaling(Ensemble):
         """τ."""
         return {"thermostat": float(self.temperature_time_ps)}
 
-    def schedules(self, replicas: int) -> dict[str, Schedule]:
+    def dynamics(self, replicas: int) -> VelocityRescaling:
         """k_B T in eV and 1/τ in internal units."""
-        return {
-            "kT": schedule("temperature_K", self.temperature_K, KB, replicas),
-            "rate": schedule("temperature_time_ps", 1.0 / self.temperature_time_ps, 1.0 / PS, replicas),
-        }
-
-    @staticmethod
-    def init(key: Any, positions: Vectors, masses: Any, cell: Any, numbers: dict[str, Any]) -> RescaledState:
-        """Momenta at kT with the centre of mass at rest."""
-        del cell
-        key, split = jax.random.split(key)
-        mass, momentum = maxwell_boltzmann(split, positions, masses, numbers["kT"])
-        none = jnp.zeros((), positions.dtype)
-        return RescaledState(positions, momentum, jnp.zeros_like(positions), mass, key, none)
-
-    @staticmethod
-    def move(state: RescaledState, dt: Any, numbers: dict[str, Any]) -> RescaledState:
-        """Half a kick, and a drift."""
-        return NVE.move(state, dt, numbers)
-
-    @staticmethod
-    def finish(state: RescaledState, forces: Vectors, dt: Any, numbers: dict[str, Any]) -> RescaledState:
-        """Half a kick, and the thermostat for a whole step."""
-        state = NVE.finish(state, forces, dt, numbers)
-        momentum = centred(state.momentum, state.mass)
-        key, split = jax.random.split(state.rng)
-        degrees = NVTVelocityRescaling.degrees_of_freedom(n_mobile(state.mass), any_held(state.mass))
-        # As many leading numbers as there are degrees of freedom: the same, however many there are in all.
-        noise = jax.random.normal(split, (momentum.size,), momentum.dtype)
-        noise = jnp.where(jnp.arange(momentum.size) < degrees, noise, 0.0)
-        kinetic = kinetic_energy(momentum, state.mass)
-        kept = jnp.exp(-dt * numbers["rate"])
-        renewed = (1.0 - kept) * numbers["kT"] / (2.0 * jnp.maximum(kinetic, 1e-30))
-        along = jnp.sqrt(kept) + jnp.sqrt(renewed) * noise[0]
-        squared = along**2 + renewed * (noise[1:] ** 2).sum()
-        # Eq. A8: the velocities turn round where the component along them changes sign.
-        factor = jnp.where(along < 0, -1.0, 1.0) * jnp.sqrt(squared)
-        return state.replace(momentum=factor * momentum, rng=key, given=state.given + kinetic * (1.0 - squared))
-
-    @staticmethod
-    def reservoir(state: RescaledState, numbers: dict[str, Any]) -> Any:
-        """What was taken from the atoms, eV."""
-        del numbers
-        return state.given
+        return VelocityRescaling(
+            kT=schedule("temperature_K", self.temperature_K, KB, replicas),
+            rate=schedule("temperature_time_ps", 1.0 / self.temperature_time_ps, 1.0 / PS, replicas),
+        )

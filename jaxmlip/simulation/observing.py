@@ -23,7 +23,7 @@ from jaxmlip.observables.thermodynamics import (
     Temperature,
 )
 from jaxmlip.potentials.potential import Potential, Prediction, check_species, evaluate, reference_energy
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.step import System
 from jaxmlip.systems import cells as geometry
 from jaxmlip.systems.capacity import Capacity, graph_of_replicas, needs_of
@@ -154,7 +154,7 @@ def with_look(means: Means, seen: dict[str, Any]) -> Means:
 def make_observation(
     observables: Sequence[Observable],
     other: Potential | None,
-    ensemble: type[Ensemble],
+    ensemble: Ensemble,
     numbers: Sequence[np.ndarray],
     masses: np.ndarray,
     degrees: np.ndarray,

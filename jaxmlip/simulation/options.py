@@ -10,7 +10,7 @@ from ase import Atoms
 from jaxmlip.observables.observable import Observable
 from jaxmlip.potentials.checks import check_concrete, check_one
 from jaxmlip.potentials.potential import Potential, check_species
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.systems.constraints import fixed_atoms
 from jaxmlip.systems.graph import check_structure

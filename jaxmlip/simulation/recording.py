@@ -10,9 +10,9 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.simulation.driver import Driver
+from jaxmlip.simulation.dynamics import reservoirs
 from jaxmlip.simulation.h5md import Fixed, Status, opened, read_fixed, read_frames_number
 from jaxmlip.simulation.safety import OUTCOMES
-from jaxmlip.simulation.states import reservoirs
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.systems.graph import periodic_cell
@@ -49,10 +49,10 @@ class Sampler:
             velocities: whether to keep them.
         """
         self.time_constants_ps, self.velocities = time_constants_ps or {}, velocities
-        self.driver, self.kind = driver, driver.kind
+        self.driver, self.dynamics = driver, driver.dynamics
         self.references = references
         held = driver.fixed.sum(1)
-        self.degrees = self.kind.degrees_of_freedom(driver.sizes - held, held > 0)
+        self.degrees = self.dynamics.degrees_of_freedom(driver.sizes - held, held > 0)
 
     def scalars(self) -> Sample:
         """Energy, temperature and, where it moves, cell and pressure."""
@@ -64,7 +64,7 @@ class Sampler:
             "potential_energy": np.asarray(energy, np.float64) + self.references,
             "temperature": 2.0 * kinetic / (self.degrees * KB),
         }
-        if self.kind.moves_cell:
+        if self.dynamics.moves_cell:
             cells, stress = (np.array(each, np.float64) for each in jax.device_get((state.cell, state.stress)))
             volumes = np.abs(np.linalg.det(cells))
             pressure = (2.0 * kinetic / volumes - np.trace(stress, axis1=1, axis2=2)) / (3.0 * GPA)
@@ -78,9 +78,9 @@ class Sampler:
         if self.velocities:
             momentum, mass = map(np.asarray, jax.device_get((walkers.state.momentum, walkers.state.mass)))
             found["velocities"] = FS * momentum / mass
-        if self.kind.conserves:
+        if self.dynamics.conserves:
             now = step * self.driver.timestep_fs * FS
-            held = np.asarray(reservoirs(walkers.state, self.driver.schedules, now, kind=self.kind), np.float64)
+            held = np.asarray(reservoirs(walkers.state, self.dynamics, now), np.float64)
             kinetic = 0.5 * self.degrees * KB * found["temperature"]
             found["conserved"] = found["potential_energy"] + kinetic + held
         return self.sound(found)
@@ -166,7 +166,7 @@ class Recorder:
                 numbers=np.asarray(starts[0].numbers, np.int64),
                 pbc=np.asarray(starts[0].pbc, bool),
                 masses=np.stack([atoms.get_masses() for atoms in starts]),
-                cells=None if sampler.kind.moves_cell else np.stack([atoms.cell.array for atoms in starts]),
+                cells=None if sampler.dynamics.moves_cell else np.stack([atoms.cell.array for atoms in starts]),
                 timestep_fs=self._driver.timestep_fs,
                 identity={"run": identity, "versions": versions()},
                 observed=observed,

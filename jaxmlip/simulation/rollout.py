@@ -18,15 +18,14 @@ from ase import Atoms
 
 from jaxmlip.observables.observable import Observable
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.dynamics import Dynamics, Ensemble
 from jaxmlip.simulation.motion import kinetic_energy
 from jaxmlip.simulation.observing import Observation, look
 from jaxmlip.simulation.options import Options
-from jaxmlip.simulation.schedules import Number, Schedule
+from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.session import make_session
-from jaxmlip.simulation.step import System, current_cells, displacement, predicted, step
-from jaxmlip.systems import cells as geometry
-from jaxmlip.systems.capacity import Capacity, lists_of_replicas
+from jaxmlip.simulation.step import System, current_cells, displacement, made_lists, predicted, step
+from jaxmlip.systems.capacity import Capacity
 from jaxmlip.types import Leaf
 from jaxmlip.units import FS
 
@@ -143,7 +142,7 @@ def rollout(
 
     Args:
         potential: any Potential.
-        ensemble: whose dynamics; the class and number of its values are static, the values may be traced.
+        ensemble: whose dynamics; a pytree of its numbers, which may be traced, or an argument of what is jitted.
         state: from `prepare_rollout`, or from another rollout.
         capacity: static; under `jax.jit` close over it, or name it in `static_argnames`.
         steps: to take; a multiple of `every`.
@@ -162,8 +161,8 @@ def rollout(
     """
     if every < 1 or steps < 1 or steps % every:
         raise ValueError(f"A rollout takes a positive multiple of every={every} steps, not {steps}.")
-    schedules = ensemble.schedules(state.system.species.shape[0])
-    move = _Moving(potential, type(ensemble), schedules, state.system, capacity, jnp.asarray(timestep_fs) * FS)
+    dynamics = ensemble.dynamics(state.system.species.shape[0])
+    move = _Moving(potential, dynamics, state.system, capacity, jnp.asarray(timestep_fs) * FS)
     state, valid = move.with_forces(state)
 
     def to_next_sample(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], dict[str, Any]]:
@@ -202,36 +201,33 @@ class _Moving:
     """The steps of a rollout."""
 
     potential: Potential
-    kind: type[Ensemble]
-    schedules: dict[str, Schedule]
+    dynamics: Dynamics
     system: System
     capacity: RolloutCapacity
     dt: Any
 
+    @property
+    def moves_cell(self) -> bool:
+        """Whether the cell moves."""
+        return self.dynamics.moves_cell
+
     def with_forces(self, state: SimulationState) -> tuple[SimulationState, Any]:
         """The state with the forces (and stress) that the potential gives at its positions, and whether they hold."""
         now = state.dynamics
-        cells = current_cells(self.system, now, self.kind)
+        cells = current_cells(self.system, now, self.moves_cell)
         lists, complete = self.lists(now.position, cells)
         found, needed = predicted(
-            self.potential, self.system, now.position, cells, lists, self.capacity.lists, self.kind.moves_cell
+            self.potential, self.system, now.position, cells, lists, self.capacity.lists, self.moves_cell
         )
-        changes = {"force": found.forces} | ({"stress": found.stress} if self.kind.moves_cell else {})
-        return state.replace(dynamics=dataclasses.replace(now, **changes)), complete & self._fits(needed)
+        changes = {"force": found.forces} | ({"stress": found.stress} if self.moves_cell else {})
+        return state.replace(dynamics=now.set(**changes)), complete & self._fits(needed)
 
     def lists(self, positions: Any, cells: Any) -> tuple[tuple[Any, Any], Any]:
         """Neighbour lists with a skin, and whether they are complete; they have no derivative."""
         positions, cells = jax.lax.stop_gradient((positions, cells))
-        inverses, narrow = self.system.inverses, jnp.zeros((), bool)
-        if self.kind.moves_cell:
-            inverses = geometry.inverses(cells)
-            narrow = (geometry.heights(cells) < self.system.lowest).any()
         lists, reach = self.capacity.lists, self.potential.cutoff + self.capacity.skin
-        made, fullest = lists_of_replicas(self.system.species, positions, cells, inverses, reach, lists)
-        complete = made.needed.max() <= lists.listed
-        if lists.bins is not None:
-            complete &= fullest <= lists.bins.room
-        return (made.neighbors, made.shifts), complete & ~narrow
+        made, needed, narrow = made_lists(self.system, positions, cells, reach, lists, self.moves_cell)
+        return made, lists.fits(needed) & ~narrow
 
     def steps(self, state: SimulationState, valid: Any, number: int) -> tuple[tuple[SimulationState, Any], Any]:
         """So many steps; the state with its energies, and whether all is valid."""
@@ -248,7 +244,7 @@ class _Moving:
 
     def _with_one_list(self, carry: tuple[Any, Any, Any], length: int) -> tuple[Any, Any, Any]:
         state, energy, valid = carry
-        origin = state.positions, current_cells(self.system, state.dynamics, self.kind)
+        origin = state.positions, current_cells(self.system, state.dynamics, self.moves_cell)
         lists, complete = self.lists(*origin)
 
         @jax.checkpoint
@@ -256,8 +252,7 @@ class _Moving:
             state, _, valid = carry
             dynamics, energy, needed = step(
                 self.potential,
-                self.kind,
-                self.schedules,
+                self.dynamics,
                 self.system,
                 state.dynamics,
                 lists,
@@ -274,9 +269,9 @@ class _Moving:
     def _held(self, origin: tuple[Any, Any], dynamics: Any, needed: Any) -> Any:
         """Whether lists could not miss a pair, and had room; see `engine` for the reasoning."""
         origin, now = jax.lax.stop_gradient(
-            (origin, (dynamics.position, current_cells(self.system, dynamics, self.kind)))
+            (origin, (dynamics.position, current_cells(self.system, dynamics, self.moves_cell)))
         )
-        away, strain = displacement(origin, now, self.kind.moves_cell)
+        away, strain = displacement(origin, now, self.moves_cell)
         skin = self.capacity.skin
         away = away + 0.5 * (self.potential.cutoff + skin) * strain
         return (away <= 0.5 * skin).all() & self._fits(needed)
@@ -289,7 +284,7 @@ class _Moving:
     def sample(self, state: SimulationState, energy: Any, observe: Sequence[Observable]) -> dict[str, Any]:
         """What is kept of one time."""
         now = state.dynamics
-        cells = current_cells(self.system, now, self.kind)
+        cells = current_cells(self.system, now, self.moves_cell)
         kinetic = jax.vmap(kinetic_energy)(now.momentum, now.mass)
         found = {"positions": now.position, "cells": cells, "energy": energy, "kinetic_energy": kinetic}
         if not observe:
@@ -298,7 +293,7 @@ class _Moving:
         replicas = len(now.position)
         observation = Observation(
             masses=now.mass[:, :, 0],
-            degrees=jnp.full(replicas, self.kind.degrees_of_freedom(now.position.shape[1]), now.mass.dtype),
+            degrees=jnp.full(replicas, self.dynamics.degrees_of_freedom(now.position.shape[1]), now.mass.dtype),
             kinds=jnp.zeros(replicas, jnp.int32),
             every=1,
             other=None,
@@ -306,10 +301,10 @@ class _Moving:
             numbers=(self.capacity.numbers,),
             heights=self.capacity.heights,
         )
-        stress = now.stress if self.kind.moves_cell else None
+        stress = now.stress if self.moves_cell else None
         if observation.stress and stress is None:
             lists, _ = self.lists(now.position, cells)
             where = self.system, now.position, cells, lists
             stress = predicted(self.potential, *where, self.capacity.lists, True)[0].stress
         alive = jnp.ones(replicas, bool)
-        return found | look(observation, self.system, now, energy, stress, self.kind.moves_cell, alive)[0]
+        return found | look(observation, self.system, now, energy, stress, self.moves_cell, alive)[0]

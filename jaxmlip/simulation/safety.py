@@ -8,9 +8,8 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.dynamics import Dynamics
 from jaxmlip.simulation.motion import any_held, n_mobile
-from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.systems import cells as geometry
 from jaxmlip.systems.graph import periodic_cell
@@ -112,8 +111,7 @@ def no_bonds(replicas: int) -> Bonds:
 
 
 def failures(
-    kind: type[Ensemble],
-    schedules: dict[str, Schedule],
+    dynamics: Dynamics,
     bonds: Bonds,
     state: Any,
     energy: Any,
@@ -125,8 +123,7 @@ def failures(
     """What is wrong with each replica, as a key of `OUTCOMES`, and whether it made a senseless step, both [replicas].
 
     Args:
-        kind: the ensemble.
-        schedules: its numbers.
+        dynamics: that moves the replicas.
         bonds: that must not break.
         state: after a step, with a leading axis of replicas.
         energy: [replicas], eV.
@@ -139,14 +136,13 @@ def failures(
     wild = (leap > MAX_STEP) | (leap_strain > MAX_STRAIN)
     nothing = jnp.zeros_like(finite)
     lost = hot = broken = nothing
-    if kind.moves_cell:
+    if dynamics.moves_cell:
         finite &= jnp.isfinite(state.stress).all((1, 2)) & jnp.isfinite(cells).all((1, 2))
-        ratio = geometry.heights(cells) / geometry.heights(starts)
-        lost = ((ratio < 0.5) | (ratio > 2.0)).any(-1)
-    if "kT" in schedules:
+        lost = widths_lost(cells, starts)
+    if dynamics.guarded:
         # Few atoms may by chance have many times their mean kinetic energy; up to four count as four.
-        degrees = jnp.maximum(kind.degrees_of_freedom(n_mobile(state.mass), any_held(state.mass)), 12)
-        target = jnp.maximum(schedules["kT"].highest, KB * COLD)
+        degrees = jnp.maximum(dynamics.degrees_of_freedom(n_mobile(state.mass), any_held(state.mass)), 12)
+        target = jnp.maximum(dynamics.kT.highest, KB * COLD)
         kinetic = 0.5 * (state.momentum**2 / state.mass).sum((1, 2))
         hot = kinetic > HOTTEST * 0.5 * degrees * target
     if bonds.limits.shape[1]:
@@ -156,3 +152,9 @@ def failures(
     found = [~finite, wild, lost, hot, broken]
     codes = [NOT_FINITE, EXPLODED, CELL_LOST, HOT, BOND_BROKEN]
     return jnp.select(found, [jnp.full(nothing.shape, code, jnp.int32) for code in codes], 0), wild
+
+
+def widths_lost(cells: Any, starts: Any) -> Any:
+    """Whether cells [..., 3, 3] have halved or doubled one of their widths since the start."""
+    ratio = geometry.heights(cells) / geometry.heights(starts)
+    return ((ratio < 0.5) | (ratio > 2.0)).any(-1)

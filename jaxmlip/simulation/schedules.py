@@ -17,9 +17,10 @@ from jaxmlip.units import FS
 Number: TypeAlias = float | int
 
 
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """A linear change from one value to another, which then stays.
+    """A linear change from one value to another, which then stays; a pytree of three numbers.
 
     Attributes:
         start: value at the start of the run, in the unit of the field that the ramp is given to.
@@ -36,8 +37,22 @@ class Ramp:
 
     def __post_init__(self) -> None:
         """Refuse a change that takes no time."""
-        if not (math.isfinite(self.time_ps) and self.time_ps > 0):
+        if not isinstance(self.time_ps, Tracer) and not (math.isfinite(self.time_ps) and self.time_ps > 0):
             raise ValueError(f"A ramp takes a positive time_ps, not {self.time_ps!r}.")
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:
+        """For jax: the numbers by name."""
+        names = ("start", "stop", "time_ps")
+        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names], None
+
+    @classmethod
+    def tree_unflatten(cls, static: None, values: Sequence[Any]) -> "Ramp":
+        """For jax, which puts whatever it likes in the place of numbers: nothing is checked."""
+        del static
+        ramp = object.__new__(cls)
+        for name, value in zip(("start", "stop", "time_ps"), values, strict=True):
+            object.__setattr__(ramp, name, value)
+        return ramp
 
 
 PerReplica: TypeAlias = Number | Ramp | Sequence[Number | Ramp] | np.ndarray | jax.Array
@@ -88,9 +103,10 @@ def schedule(name: str, value: PerReplica, scale: float, replicas: int) -> Sched
     )
 
 
-def longest_ramp_ps(schedules: dict[str, Schedule]) -> float:
-    """When the last number ceases to change, ps; 0 if none does."""
-    ends = [np.where(each.start != each.stop, each.duration, 0.0).max() for each in schedules.values()]
+def longest_ramp_ps(dynamics: Any) -> float:
+    """When the last number of a dynamics, or any other pytree of schedules, ceases to change, ps; 0 if none does."""
+    schedules = jax.tree.leaves(dynamics, is_leaf=lambda each: isinstance(each, Schedule))
+    ends = [np.where(each.start != each.stop, each.duration, 0.0).max() for each in schedules]
     return float(max(ends, default=0.0)) / (1000.0 * FS)
 
 

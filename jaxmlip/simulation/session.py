@@ -16,8 +16,8 @@ from jaxmlip.potentials.potential import Potential, reference_energy, stack, wit
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import Bar, progress_bar
 from jaxmlip.simulation.driver import Driver
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.engine import SHARED
-from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.h5md import MEAN, prefixed
 from jaxmlip.simulation.observing import completed, make_observation, references_of
 from jaxmlip.simulation.options import Options, Plan, checked
@@ -120,7 +120,7 @@ class Session:
     def samples(self, first: int, bar: Bar) -> Iterator[tuple[Sample, float]]:
         """The frames from `first` on, each with the seconds it took, until all replicas have failed."""
         scale, moving_s = self.driver.timestep_fs / 1000, 0.0
-        shown = Shown(self.starts, self.sampler.kind.conserves)
+        shown = Shown(self.starts, self.driver.dynamics.conserves)
         bar.resume(first * self.plan.every)
         for frame in range(first, self.plan.frames):
             if self.driver.all_failed:
@@ -172,12 +172,11 @@ def make_session(
     chosen = share(len(everywhere)) if share else slice(len(everywhere))
     first, number = chosen.start or 0, len(potentials)
     starts = everywhere[chosen] * number
-    schedules = jax.tree.map(lambda each: jnp.tile(each[chosen], number), ensemble.schedules(len(everywhere)))
+    dynamics = jax.tree.map(lambda each: jnp.tile(each[chosen], number), ensemble.dynamics(len(everywhere)))
     driver = Driver(
         _as_stack(potentials) if number > 1 else potentials[0],
         starts,
-        type(ensemble),
-        schedules,
+        dynamics,
         masses=[atoms.get_masses() for atoms in starts],
         fixed=fixed[chosen] * number,
         bonds=bonds_to_watch(starts) if options.watch_bonds else no_bonds(len(starts)),
@@ -197,13 +196,13 @@ def make_session(
     of_models = np.repeat(np.arange(number), len(starts) // number)
     references = [reference_energy(potentials[n], atoms.numbers) for n, atoms in zip(of_models, starts, strict=True)]
     constants = ensemble.time_constants_ps
-    if ramp := longest_ramp_ps(schedules):
+    if ramp := longest_ramp_ps(dynamics):
         constants = constants | {"ramp": ramp}
     sampler = Sampler(driver, np.array(references), constants, velocities=options.keep_velocities)
     observed = None
     if plan.stride is not None:
         of_replicas = [atoms.numbers for atoms in starts]
-        what = options.observables, options.against, type(ensemble), of_replicas
+        what = options.observables, options.against, ensemble, of_replicas
         driver.observe(make_observation(*what, driver.masses, sampler.degrees, plan.stride, driver.heights))
         observed = references_of(sampler.references, options.against, of_replicas)
     numbers = np.asarray(everywhere[0].numbers, np.int64)

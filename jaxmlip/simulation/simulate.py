@@ -11,7 +11,7 @@ from jaxmlip.digests import digest
 from jaxmlip.observables.observable import Observable
 from jaxmlip.potentials.potential import Potential, fingerprint
 from jaxmlip.simulation.buckets import simulate_each, unlike
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.h5md import prefixed
 from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.processes import own_file, own_share, run_in_processes

@@ -1,38 +1,67 @@
-"""States of all replicas at once: at the start, what their thermostats hold, and how they are kept on the host."""
+"""What the state of a replica must have, and how states are kept on the host."""
 
-import functools
-from typing import Any
+from typing import Any, Protocol
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlip.simulation.ensembles import Ensemble
-from jaxmlip.simulation.schedules import Schedule
+from jaxmlip.types import Leaf
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def initial_state(
-    positions: Any,
-    masses: Any,
-    cells: Any,
-    key: Any,
-    indices: Any,
-    schedules: dict[str, Schedule],
-    *,
-    kind: type[Ensemble],
-) -> Any:
-    """States of all replicas; a replica's random numbers depend on the seed and its index [replicas] alone."""
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-    numbers = {name: schedule.at(0.0) for name, schedule in schedules.items()}
-    return jax.vmap(kind.init)(keys, positions, masses, cells, numbers)
+class State(Protocol):
+    """What is read and written of the state of one replica, whatever moves it; states are pytrees, and may have more.
+
+    jax-md's states satisfy it, as do those that derive from `BasicState`. Of several replicas at once all leaves have a
+    leading axis.
+
+    Attributes:
+        position: [atoms, 3], Å, unwrapped.
+        momentum: [atoms, 3], √(amu eV).
+        force: [atoms, 3], eV/Å, at the positions.
+        mass: [atoms, 1], amu; `motion.PADDING_MASS` and `motion.HELD_MASS` mark atoms that do not move.
+    """
+
+    @property
+    def position(self) -> Leaf: ...
+    @property
+    def momentum(self) -> Leaf: ...
+    @property
+    def force(self) -> Leaf: ...
+    @property
+    def mass(self) -> Leaf: ...
+
+    def set(self, **changes: Any) -> Any:
+        """A copy with other values; called as jax-md's steps call it."""
+        ...
 
 
-@functools.partial(jax.jit, static_argnames="kind")
-def reservoirs(state: Any, schedules: dict[str, Schedule], time: Any, *, kind: type[Ensemble]) -> Any:
-    """Energies of the thermostats of all replicas, eV."""
-    numbers = {name: schedule.at(time) for name, schedule in schedules.items()}
-    return jax.vmap(kind.reservoir)(state, numbers)
+class StateWithCell(State, Protocol):
+    """What there is in addition where the cell moves.
+
+    Attributes:
+        cell: [3, 3], lattice vectors as rows, Å.
+        stress: [3, 3], ∂E/∂ε / V at the positions, eV/Å³, without the kinetic part; written by the step.
+    """
+
+    @property
+    def cell(self) -> Leaf: ...
+    @property
+    def stress(self) -> Leaf: ...
+
+
+class BasicState(flax.struct.PyTreeNode):
+    """The fields of `State`, to derive from."""
+
+    position: Leaf
+    momentum: Leaf
+    force: Leaf
+    mass: Leaf
+
+    def set(self, **changes: Any) -> Any:
+        """A copy with other values."""
+        return self.replace(**changes)
 
 
 def plain(leaf: Any) -> np.ndarray:

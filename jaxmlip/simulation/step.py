@@ -5,6 +5,7 @@ Nothing here decides anything: whether lists held, and what to do about it, is f
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -13,12 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxmlip.potentials.potential import Potential, Prediction, evaluate
-from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.dynamics import Dynamics
 from jaxmlip.simulation.motion import at_rest
 from jaxmlip.simulation.safety import Bonds
-from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.systems import cells as geometry
-from jaxmlip.systems.capacity import Capacity, as_one_graph
+from jaxmlip.systems.capacity import Capacity, as_one_graph, lists_of_replicas
 from jaxmlip.systems.device_lists import within_cutoff
 from jaxmlip.types import Leaf
 
@@ -62,8 +62,7 @@ ONE = Layout()
 
 def step(
     potential: Potential,
-    kind: type[Ensemble],
-    schedules: dict[str, Schedule],
+    dynamics: Dynamics,
     system: System,
     state: Any,
     lists: tuple[Any, Any],
@@ -76,10 +75,9 @@ def step(
 
     Args:
         potential: any Potential, or a stack if the layout says so.
-        kind: the ensemble's functions.
-        schedules: its numbers.
+        dynamics: of the ensemble.
         system: what stays fixed.
-        state: of the ensemble, with a leading axis of replicas.
+        state: that the dynamics moves, a `State` with a leading axis of replicas.
         lists: neighbours and shifts, as in `DeviceList`, complete at the positions that the step leads to.
         time: at the end of the step, in the internal unit: when the schedules are asked.
         dt: length of the step, in the internal unit.
@@ -90,19 +88,42 @@ def step(
         The state after the step, energies [replicas] in eV without references, and the slots that atoms need,
         [replicas, atoms, 2]: where the capacity has fewer, the step is wrong.
     """
-    numbers = {name: schedule.at(time) for name, schedule in schedules.items()}
-    before = state
-    state = jax.vmap(kind.move, in_axes=(0, None, 0))(state, dt, numbers)
-    if layout.resting:
+
+    def forces(state: Any) -> tuple[Any, Any, tuple[Any, Any]]:
+        where = state.position, current_cells(system, state, dynamics.moves_cell)
+        found, needed = predicted(potential, system, *where, lists, capacity, dynamics.moves_cell, layout)
+        return found.forces, found.stress, (found.energy, needed)
+
+    state, (energy, needed) = integrated(forces, dynamics, state, time, dt, layout.resting)
+    return state, energy, needed
+
+
+def integrated(
+    forces: Callable[[Any], tuple[Any, Any, Any]], dynamics: Dynamics, state: Any, time: Any, dt: Any, resting: bool
+) -> tuple[Any, Any]:
+    """One step of all replicas with forces from anywhere.
+
+    Args:
+        forces: of states: forces [replicas, atoms, 3] in eV/Å, stresses [replicas, 3, 3] in eV/Å³, which are read where
+            the cell moves, and whatever else.
+        dynamics: see `step`.
+        state: see `step`.
+        time: see `step`.
+        dt: see `step`.
+        resting: whether there are atoms at rest, padding or held (static).
+
+    Returns:
+        The state after the step, and what the forces said beside.
+    """
+    now, before = dynamics.at(time), state
+    state = jax.vmap(lambda now, state: now.move(state, dt))(now, state)
+    if resting:
         state = at_rest(before, state)
-    cells = current_cells(system, state, kind)
-    prediction, needed = predicted(potential, system, state.position, cells, lists, capacity, kind.moves_cell, layout)
-    if kind.moves_cell:
-        state = state.replace(stress=prediction.stress)
-    state = jax.vmap(kind.finish, in_axes=(0, 0, None, 0))(state, prediction.forces, dt, numbers)
-    if layout.resting:
-        state = at_rest(before, state)
-    return state, prediction.energy, needed
+    acting, stress, rest = forces(state)
+    if dynamics.moves_cell:
+        state = state.set(stress=stress)
+    state = jax.vmap(lambda now, state, acting: now.finish(state, acting, dt))(now, state, acting)
+    return (at_rest(before, state) if resting else state), rest
 
 
 def displacement(before: tuple[Any, Any], now: tuple[Any, Any], moves_cell: bool) -> tuple[Any, Any]:
@@ -158,6 +179,32 @@ def predicted(
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
 
-def current_cells(system: System, state: Any, kind: type[Ensemble]) -> Any:
-    """Cells of all replicas now, [replicas, 3, 3]."""
-    return state.cell if kind.moves_cell else system.cells
+def current_cells(system: System, state: Any, moves_cell: bool) -> Any:
+    """Cells of all replicas now, [replicas, 3, 3]; whether they move is static."""
+    return state.cell if moves_cell else system.cells
+
+
+def made_lists(
+    system: System, positions: Any, cells: Any, reach: Any, capacity: Capacity, moves_cell: bool
+) -> tuple[tuple[Any, Any], Any, Any]:
+    """Neighbour lists of all replicas at their positions, for `predicted`.
+
+    Args:
+        system: see there.
+        positions: [replicas, atoms, 3], Å.
+        cells: [replicas, 3, 3], Å.
+        reach: of the lists, cutoff and skin, Å.
+        capacity: of the lists.
+        moves_cell: whether cells are others than those of the start (static).
+
+    Returns:
+        Neighbours and shifts, as in `DeviceList`; what they need, [4], to be compared with the capacity, 0 for the
+        slots within the cutoffs, which `predicted` tells; and whether a cell is too narrow for the search of images.
+    """
+    inverses, narrow = system.inverses, jnp.zeros((), bool)
+    if moves_cell:
+        inverses = geometry.inverses(cells)
+        narrow = (geometry.heights(cells) < system.lowest).any()
+    lists, fullest = lists_of_replicas(system.species, positions, cells, inverses, reach, capacity)
+    needed = jnp.zeros(4, jnp.int32).at[0].set(lists.needed.max()).at[3].set(fullest)
+    return (lists.neighbors, lists.shifts), needed, narrow

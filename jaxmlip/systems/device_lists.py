@@ -16,6 +16,9 @@ from jaxtyping import Bool, Float, Int
 from jaxmlip.systems.graph import GHOST, Graph, edge_vectors
 from jaxmlip.types import AnyArray, HostMatrix, Leaf, Vectors
 
+SHRINKAGE = 0.95
+"""By how much a cell that moves may shrink before images are searched anew: mostly as many, then nothing compiles."""
+
 
 class ImageSearch(NamedTuple):
     """Which lattice translations to try for a pair of atoms; static, so hashable.
@@ -61,6 +64,12 @@ def cell_heights(cell: Float[np.ndarray, "*cells 3 3"]) -> Float[np.ndarray, "*c
     lengths = np.linalg.norm(inverse, axis=-2)
     periodic = np.any(np.asarray(cell) != 0, axis=-1)
     return np.where(periodic, 1.0 / np.where(lengths > 0, lengths, 1.0), np.inf)
+
+
+def search_heights(cells: Float[np.ndarray, "cells 3 3"], moves_cell: bool) -> Float[np.ndarray, " 3"]:
+    """The least heights of cells that images are searched for, Å; with a margin where cells move."""
+    lowest = cell_heights(cells).min(axis=0)
+    return SHRINKAGE * lowest if moves_cell else lowest
 
 
 def image_search(heights: Float[np.ndarray, " 3"], radius: float) -> ImageSearch:

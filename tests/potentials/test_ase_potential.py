@@ -232,7 +232,9 @@ class TestDynamics:
             place = divmod(number, run.n_frames)
             assert run.potential_energy[place] == pytest.approx(own(frame).get_potential_energy(), abs=5e-6)
             virial = -np.trace(own(frame).get_stress(voigt=False)) / 3
-            kinetic = ensemble.degrees_of_freedom(4) * units.kB * run.temperature[place] / (3 * frame.get_volume())
+            kinetic = (
+                ensemble.integrator.degrees_of_freedom(4) * units.kB * run.temperature[place] / (3 * frame.get_volume())
+            )
             assert run.pressure_GPa[place] == pytest.approx((virial + kinetic) / units.GPa, abs=1e-3)
         assert run.observed["squared force error"].max() < 1e-10
         assert np.abs(run.observed["energy difference"]).max() < 1e-6

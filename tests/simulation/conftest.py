@@ -3,13 +3,15 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, lennard_jones
 
-from jaxmlip.simulation.ensembles import NVT, Ensemble
+from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.schedules import Ramp
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run
@@ -34,6 +36,11 @@ def fluid_options(**changes: Any) -> dict[str, Any]:
 def run_fluid(structure: Any, potential: LennardJones | None = None, ensemble: Ensemble = FLUID, **options: Any) -> Run:
     """A simulation with `fluid_options`."""
     return simulate(potential or lennard_jones(), structure, ensemble, **fluid_options(**options))
+
+
+def dynamics_of(ensemble: Ensemble) -> Any:
+    """The dynamics of one replica, with the values that it has at the start."""
+    return jax.tree.map(lambda each: each[0], ensemble.dynamics(1).at(0.0))
 
 
 def fcc(repeats: int, rattle: float = 0.1, density: float = 0.75) -> Atoms:

@@ -97,3 +97,20 @@ REDUCED_K = 1.0 / 8.617330337217213e-05
 
 REDUCED_TIME_FS = 10.180505710774743
 """σ √(m/ε) in fs for 1 Å, 1 amu and 1 eV."""
+
+
+@flax.struct.dataclass
+class RockSalt(LennardJones):
+    """Unlike pairs as `SmoothLennardJones` has them, like pairs that only repel: a crystal of rock salt."""
+
+    def atomic_energies(self, graph: Graph) -> PerAtom:
+        """Half the pair energies times (1 − (r / cutoff)²)³, eV."""
+        vectors, mask = edge_vectors(graph)
+        squared = (vectors**2).sum(-1)
+        near = mask & (squared < self.range_**2)
+        squared = jnp.where(near, squared, self.range_**2)
+        sixth = (self.params["sigma"] ** 2 / squared) ** 3
+        species = jnp.asarray(graph.species)
+        like = species[graph.neighbors] == species[:, None]
+        pair = 4.0 * self.params["epsilon"] * jnp.where(like, sixth**2, sixth**2 - sixth)
+        return 0.5 * jnp.where(near, pair * (1.0 - squared / self.range_**2) ** 3, 0.0).sum(-1)

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
-from conftest import Growth, run_fluid
+from conftest import Growth, dynamics_of, run_fluid
 from scipy import stats
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
 
 from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.observables.thermodynamics import Density
 from jaxmlip.potentials.potential import evaluate
-from jaxmlip.simulation import driver
 from jaxmlip.simulation.barostats import NPT, CellMotion, NPTNoseHoover
 from jaxmlip.simulation.engine import advance
 from jaxmlip.simulation.trajectory import Outcome, Run, load_run
+from jaxmlip.systems import device_lists
 from jaxmlip.systems.graph import graph_from_atoms, strained
 from jaxmlip.units import G_PER_CM3, GPA, KB
 from jaxmlip.validation.averages import observe
@@ -37,29 +37,24 @@ def reduced_npt(pressure: float | list[float] = 1.0, **options: Any) -> NPT:
     return NPT(REDUCED_K, (np.asarray(pressure) * REDUCED_GPA).tolist(), **suited | options)
 
 
-def numbers_of(ensemble: NPT) -> dict:
-    """Its numbers for one replica, at the start."""
-    return {name: schedule.at(0.0)[0] for name, schedule in ensemble.schedules(1).items()}
-
-
 @pytest.mark.physics
 @pytest.mark.parametrize("cell", ["isotropic", "orthorhombic", "flexible"])
 def test_volume_of_an_ideal_gas(cell: CellMotion, agrees) -> None:
     """Two free atoms at constant pressure: p(V) ∝ V² exp(−PV/kT) for each way that cells move."""
     ensemble = NPT(REDUCED_K, REDUCED_GPA, cell, compressibility_per_GPa=1.0 / REDUCED_GPA, pressure_time_ps=1e-3,
                    friction_per_ps=1e4)  # fmt: skip
-    numbers = numbers_of(ensemble)
-    response = float(numbers["response"])
+    dynamics = dynamics_of(ensemble)
+    response = float(dynamics.response)
     dt = 0.005 / response
     masses, none = jnp.ones(2, jnp.float32), jnp.zeros((2, 3), jnp.float32)
 
     def step(state, _):
-        return NPT.finish(NPT.move(state, dt, numbers), none, dt, numbers), None
+        return dynamics.finish(dynamics.move(state, dt), none, dt), None
 
     @jax.jit
     @jax.vmap
     def run(key):
-        state = NPT.init(key, none, masses, 1.44 * jnp.eye(3, dtype=jnp.float32), numbers)
+        state = dynamics.init(key, none, masses, 1.44 * jnp.eye(3, dtype=jnp.float32))
         # Six relaxation times of the volume; the shape of a gas is free, and would become extreme in longer ones.
         state, _ = jax.lax.scan(step, state, length=1200)
         return jnp.abs(jnp.linalg.det(state.cell))
@@ -75,10 +70,10 @@ def test_strain_of_an_elastic_solid() -> None:
     """A flexible cell of known elastic constants: covariance kT C⁻¹ / V of the strain, shear included."""
     # Reduced units; large against kT/V = 0.01, so that strains stay small.
     c11, c12, c44, volume, temperature = 4.0, 2.0, 1.5, 100.0, 1.0
-    numbers = numbers_of(reduced_npt(0.0, cell="flexible", compressibility_per_GPa=0.375 / REDUCED_GPA))
+    dynamics = dynamics_of(reduced_npt(0.0, cell="flexible", compressibility_per_GPa=0.375 / REDUCED_GPA))
     edge = volume ** (1.0 / 3.0)
     reference = edge * jnp.eye(3, dtype=jnp.float32)
-    dt = 0.01 / (float(numbers["response"]) * 2.67)
+    dt = 0.01 / (float(dynamics.response) * 2.67)
     masses, none = jnp.ones(1, jnp.float32), jnp.zeros((1, 3), jnp.float32)
     unit = jnp.eye(3, dtype=jnp.float32)
 
@@ -89,10 +84,10 @@ def test_strain_of_an_elastic_solid() -> None:
         return 0.5 * volume * (c12 * trace**2 + (c11 - c12) * (diagonal**2).sum() + 2.0 * c44 * shear)
 
     def step(state, _):
-        state = NPT.move(state, dt, numbers)
+        state = dynamics.move(state, dt)
         derivative = jax.grad(lambda s: energy(state.cell + state.cell @ (0.5 * (s + s.T))))(jnp.zeros((3, 3)))
         state = state.replace(stress=derivative / jnp.abs(jnp.linalg.det(state.cell)))
-        return NPT.finish(state, none, dt, numbers), None
+        return dynamics.finish(state, none, dt), None
 
     def sample(state, _):
         state, _ = jax.lax.scan(step, state, length=1000)  # two and a half relaxation times of the slowest strain
@@ -101,7 +96,7 @@ def test_strain_of_an_elastic_solid() -> None:
     @jax.jit
     @jax.vmap
     def run(key):
-        return jax.lax.scan(sample, NPT.init(key, none, masses, reference, numbers), length=5)[1]
+        return jax.lax.scan(sample, dynamics.init(key, none, masses, reference), length=5)[1]
 
     strains = np.asarray(run(jax.random.split(jax.random.key(2), 1000)), np.float64)[:, 1:].reshape(-1, 3, 3)
     number = len(strains)
@@ -195,7 +190,7 @@ def test_neither_skin_nor_images_matter(
 
     In its cell, which has become triclinic, the stress is that of finite differences of the energy.
     """
-    monkeypatch.setattr(driver, "SHRINKAGE", 0.99)
+    monkeypatch.setattr(device_lists, "SHRINKAGE", 0.99)
     squeezed = reduced_npt(30.0, cell="flexible", pressure_time_ps=1e-3 * REDUCED_TIME_FS)
     ample = run_fluid(small_fluid, ensemble=squeezed, steps=20, skin=0.6)
     assert ample.volume[0, -1] < 0.9 * small_fluid.get_volume()

@@ -15,8 +15,9 @@ from jaxmlip.potentials.files import load_potential
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.buckets import _buckets
 from jaxmlip.simulation.driver import SimulationError
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.engine import advance
-from jaxmlip.simulation.ensembles import NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
+from jaxmlip.simulation.ensembles import NVT, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Outcome, Run

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
+from conftest import dynamics_of
 from simple_potentials import Wells
 
 from jaxmlip.observables.statistics import correlated_mean
-from jaxmlip.simulation.ensembles import NVT, Ensemble
+from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.units import FS, KB
 
@@ -33,7 +34,7 @@ def test_is_the_langevin_integrator_of_jax_md() -> None:
     from jax_md import simulate as jax_md_simulate
 
     ensemble = NVT(temperature_K=300.0, friction_per_ps=20.0)
-    numbers = _numbers(ensemble)
+    langevin = dynamics_of(ensemble)
     positions = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
     masses = jnp.asarray([1.0, 2.0, 12.0, 16.0, 40.0], jnp.float32)
     dt = 0.5 * FS
@@ -42,12 +43,12 @@ def test_is_the_langevin_integrator_of_jax_md() -> None:
         return 2.0 * (r**2).sum() + (r[1:] * r[:-1]).sum()
 
     def step(state, length):
-        state = NVT.move(state, length, numbers)
-        return NVT.finish(state, -jax.grad(energy)(state.position), length, numbers)
+        state = langevin.move(state, length)
+        return langevin.finish(state, -jax.grad(energy)(state.position), length)
 
-    of_jax_md = {"kT": numbers["kT"], "gamma": numbers["friction"]}
+    of_jax_md = {"kT": langevin.kT, "gamma": langevin.friction}
     init, apply = jax_md_simulate.nvt_langevin(energy, lambda r, dr, **_: r + dr, dt, **of_jax_md)
-    ours = NVT.init(jax.random.key(3), positions, masses, NO_CELL, numbers)
+    ours = langevin.init(jax.random.key(3), positions, masses, NO_CELL)
     theirs = init(ours.rng, positions, masses, momenta=ours.momentum).set(rng=ours.rng)
     before, ours = ours, step(ours, 0.0)
     np.testing.assert_array_equal(ours.position, before.position)
@@ -62,10 +63,10 @@ def test_is_the_langevin_integrator_of_jax_md() -> None:
 
 def test_initial_momenta() -> None:
     """Maxwell–Boltzmann for every mass, and the centre of mass at rest."""
-    numbers = _numbers(NVT(temperature_K=300.0))
+    langevin = dynamics_of(NVT(temperature_K=300.0))
     masses = jnp.tile(jnp.asarray([1.008, 15.999], jnp.float32), 100)
     keys = jax.random.split(jax.random.key(0), 50)
-    make = jax.vmap(lambda key: NVT.init(key, jnp.zeros((200, 3), jnp.float32), masses, NO_CELL, numbers).momentum)
+    make = jax.vmap(lambda key: langevin.init(key, jnp.zeros((200, 3), jnp.float32), masses, NO_CELL).momentum)
     momenta = np.asarray(make(keys), np.float64)
     assert np.abs(momenta.sum(axis=1)).max() < 1e-3
     for which in (0, 1):
@@ -110,8 +111,3 @@ def test_kinetic_temperature_has_the_error_of_baoab(wells_run, agrees) -> None:
     mean = correlated_mean(run.temperature[:, 30:] / temperature)
     assert mean.error < 0.004
     agrees("harmonic wells, BAOAB at ωh = 0.8: ⟨p²⟩/mkT", mean.value, mean.error, 1 - 0.8**2 / 4)
-
-
-def _numbers(ensemble: Ensemble) -> dict:
-    """Its numbers for one replica, at the start."""
-    return {name: schedule.at(0.0)[0] for name, schedule in ensemble.schedules(1).items()}

@@ -19,7 +19,8 @@ from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.statistics import correlated_mean, statistical_inefficiency
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
-from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
+from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.session import make_session
 from jaxmlip.simulation.simulate import simulate

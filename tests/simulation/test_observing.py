@@ -27,8 +27,9 @@ from jaxmlip.potentials.files import load_potential
 from jaxmlip.potentials.potential import evaluate
 from jaxmlip.simulation import observing
 from jaxmlip.simulation.barostats import NPT
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.engine import advance
-from jaxmlip.simulation.ensembles import NVT, Ensemble
+from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import load_run
 from jaxmlip.systems.graph import graph_from_atoms

@@ -14,7 +14,8 @@ from jaxmlip.observables.structure import RDF
 from jaxmlip.simulation import origins
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.driver import Driver
-from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble
+from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.ensembles import NVE, NVT
 from jaxmlip.simulation.relaxation import relax
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import load_run

@@ -17,7 +17,8 @@ from test_barostats import REDUCED_GPA, reduced_npt
 
 from jaxmlip.observables.statistics import statistical_inefficiency
 from jaxmlip.simulation.barostats import NPT, CellMotion, NPTNoseHoover
-from jaxmlip.simulation.ensembles import NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
+from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.ensembles import NVT, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import KB
 
@@ -88,7 +89,7 @@ def simulated(ensemble: Ensemble) -> Run:
 def as_data(run: Run, ensemble: Ensemble, state: int, temperature_K: float, pressure: float) -> Any:
     """Independent frames of the replicas at one of the two states, as physical_validation wants them."""
     mine = slice(state * REPLICAS, (state + 1) * REPLICAS)
-    degrees = ensemble.degrees_of_freedom(32)
+    degrees = ensemble.integrator.degrees_of_freedom(32)
     first = LEFT_OUT if run.n_frames < 1000 else LEFT_OUT * RINGS
     series = {
         "potential_energy": run.potential_energy[mine, first:],

@@ -21,7 +21,8 @@ from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, l
 
 from jaxmlip.simulation import h5md
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
-from jaxmlip.simulation.ensembles import NVE, Ensemble, NVTNoseHoover, NVTVelocityRescaling
+from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.ensembles import NVE, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.recording import FRAMES_BETWEEN_WRITES, Recorder
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Outcome, Run, export_extxyz, load_run

@@ -18,7 +18,8 @@ from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.potentials.potential import Potential, stack
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
-from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
+from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.rollout import RolloutCapacity, SimulationState, checkpointed_scan, prepare_rollout, rollout
 from jaxmlip.simulation.schedules import Ramp
 from jaxmlip.simulation.simulate import simulate

@@ -119,7 +119,7 @@ def test_energies_and_forces_are_those_of_a_direct_call(small_fluid: Atoms, flui
         assert fluid_run[place].info["potential_energy"] == pytest.approx(float(direct.energy[0]), rel=2e-6)
 
     engine = Driver(
-        potential, [small_fluid] * 3, NVT, FLUID.schedules(3), masses=[np.ones(32)] * 3, bonds=no_bonds(3),
+        potential, [small_fluid] * 3, FLUID.dynamics(3), masses=[np.ones(32)] * 3, bonds=no_bonds(3),
         timestep_fs=DT, skin=0.3, seed=0, stop_at_failure=True,
     )  # fmt: skip
     engine.prepare()

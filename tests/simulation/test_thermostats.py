@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from conftest import DT, run_fluid
+from conftest import DT, dynamics_of, run_fluid
 from scipy import stats
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
 
 from jaxmlip.observables.statistics import correlated_mean, statistical_inefficiency
-from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
+from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import FS, KB
 
@@ -26,17 +26,11 @@ THERMOSTATS = {
 }
 
 
-def numbers_of(ensemble: Ensemble) -> dict:
-    """Its numbers for one replica, at the start."""
-    return {name: schedule.at(0.0)[0] for name, schedule in ensemble.schedules(1).items()}
-
-
 def test_is_the_nose_hoover_chain_of_jax_md() -> None:
     """With a chain of 3N − 3 degrees of freedom the trajectory is that of `jax_md.simulate.nvt_nose_hoover`."""
     from jax_md import simulate
 
-    ensemble = NVTNoseHoover(300.0, temperature_time_ps=0.02)
-    numbers, dt = numbers_of(ensemble), 0.5 * FS
+    chained, dt = dynamics_of(NVTNoseHoover(300.0, temperature_time_ps=0.02)), 0.5 * FS
     positions = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
 
     def energy(r):
@@ -44,14 +38,14 @@ def test_is_the_nose_hoover_chain_of_jax_md() -> None:
 
     @jax.jit
     def step(state):
-        state = NVTNoseHoover.move(state, dt, numbers)
-        return NVTNoseHoover.finish(state, -jax.grad(energy)(state.position), dt, numbers)
+        state = chained.move(state, dt)
+        return chained.finish(state, -jax.grad(energy)(state.position), dt)
 
-    ours = NVTNoseHoover.init(jax.random.key(3), positions, MASSES, NO_CELL, numbers)
+    ours = chained.init(jax.random.key(3), positions, MASSES, NO_CELL)
     ours = ours.set(force=-jax.grad(energy)(positions))
     assert ours.chain.degrees_of_freedom == 12
     _, apply = simulate.nvt_nose_hoover(
-        energy, lambda r, dr, **_: r + dr, dt, numbers["kT"], 3, 2, 3, float(numbers["period"])
+        energy, lambda r, dr, **_: r + dr, dt, chained.kT, 3, 2, 3, float(chained.period)
     )
     theirs = ours
     for _ in range(50):
@@ -63,14 +57,14 @@ def test_is_the_nose_hoover_chain_of_jax_md() -> None:
 
 def test_velocity_rescaling_of_an_ideal_gas() -> None:
     """Kinetic energies of five free atoms follow the χ² law of 12 degrees of freedom, and what they lose is booked."""
-    numbers = numbers_of(NVTVelocityRescaling(300.0, temperature_time_ps=0.01))
+    rescaled = dynamics_of(NVTVelocityRescaling(300.0, temperature_time_ps=0.01))
     dt = 1.0 * FS
     no_force = jnp.zeros((5, 3), jnp.float32)
 
     def many_steps(state, _):
         def step(state, _):
-            state = NVTVelocityRescaling.move(state, dt, numbers)
-            return NVTVelocityRescaling.finish(state, no_force, dt, numbers), None
+            state = rescaled.move(state, dt)
+            return rescaled.finish(state, no_force, dt), None
 
         state, _ = jax.lax.scan(step, state, length=50)  # five relaxation times
         return state, (0.5 * (state.momentum**2 / state.mass).sum(), state.given, state.momentum.sum(0))
@@ -78,7 +72,7 @@ def test_velocity_rescaling_of_an_ideal_gas() -> None:
     @jax.jit
     @jax.vmap
     def run(key):
-        state = NVTVelocityRescaling.init(key, no_force, MASSES, NO_CELL, numbers)
+        state = rescaled.init(key, no_force, MASSES, NO_CELL)
         # Far from equilibrium at first.
         return jax.lax.scan(many_steps, state.set(momentum=0.1 * state.momentum), length=40)[1]
 
@@ -102,7 +96,7 @@ def runs(small_fluid: Atoms) -> dict[str, Run]:
 def test_kinetic_energy_is_canonical(runs: dict[str, Run], name: str, agrees) -> None:
     """χ² law of the thermostatted degrees of freedom: 3N for Langevin dynamics, 3N − 3 where the centre is at rest."""
     ensemble, run = THERMOSTATS[name], runs[name]
-    degrees = ensemble.degrees_of_freedom(32)
+    degrees = ensemble.integrator.degrees_of_freedom(32)
     assert degrees == (96 if isinstance(ensemble, NVT) else 93)
     scaled = degrees * run.temperature[:, 20:] / REDUCED_K
     independent = scaled[:, :: int(np.ceil(statistical_inefficiency(scaled)))].ravel()

@@ -97,8 +97,8 @@ def test_ensembles_tell_their_time_constants(tmp_path: Path) -> None:
     assert NVT(300.0, friction_per_ps=4.0).time_constants_ps == {"thermostat": 0.25}
     assert NVTVelocityRescaling(300.0).time_constants_ps == {"thermostat": 0.1}
     assert NPT(300.0, pressure_time_ps=2.0).time_constants_ps == {"thermostat": 0.5, "barostat": 2.0}
-    assert longest_ramp_ps(NVT(Ramp(300.0, 200.0, time_ps=3.0)).schedules(2)) == pytest.approx(3.0, rel=1e-5)
-    assert longest_ramp_ps(NVT(300.0).schedules(2)) == 0.0
+    assert longest_ramp_ps(NVT(Ramp(300.0, 200.0, time_ps=3.0)).dynamics(2)) == pytest.approx(3.0, rel=1e-5)
+    assert longest_ramp_ps(NVT(300.0).dynamics(2)) == 0.0
 
     run = still(2, frames=5, constants={"thermostat": 0.25})
     run.save(tmp_path / "run.h5")
