@@ -54,7 +54,7 @@ def prepare(order):
         if order["looks"]:
             jax.device_get(driver.means)
             driver.forget()
-        assert int(np.asarray(driver.walkers.step)) == taken[0] and not np.asarray(driver.walkers.failure).any()
+        assert int(np.asarray(driver.replicas.step)) == taken[0] and not np.asarray(driver.replicas.failure).any()
     return call
 def plain(name, result):
     return {}

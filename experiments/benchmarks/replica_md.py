@@ -74,7 +74,7 @@ def prepare(order):
     def call():
         taken[0] += order["steps"]
         driver.advance(taken[0])
-        assert int(np.asarray(driver.walkers.step)) == taken[0] and not np.asarray(driver.walkers.failure).any()
+        assert int(np.asarray(driver.replicas.step)) == taken[0] and not np.asarray(driver.replicas.failure).any()
     return call
 def plain(name, result):
     return {}

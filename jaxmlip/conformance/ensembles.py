@@ -41,9 +41,7 @@ SIGMAS, TIMESTEP_ERROR = 5.0, 0.02
 """By how many standard errors, and by what share beside, averages may be off."""
 
 
-def check_ensemble(
-    ensemble: Ensemble, *, timestep_fs: float | int = 1.0, replicas: int = 32, seed: int = 0
-) -> None:
+def check_ensemble(ensemble: Ensemble, *, timestep_fs: float | int = 1.0, replicas: int = 32, seed: int = 0) -> None:
     """Hold an ensemble to what simulations rely on, on atoms in harmonic wells that move with their centre of mass.
 
     In double precision: the description is a pytree, and its dynamics of the class that it says; states have what
@@ -168,7 +166,9 @@ def _compiled_run(dynamics: Any, state: Any, wells: _Wells, cells: Any, dt: Any,
         kinetic = jax.vmap(kinetic_energy)(state.momentum, state.mass)
         found = {"kinetic": kinetic, "wells": of_wells, "volume": volumes(now(state))}
         if dynamics.moves_cell:
-            found["pressure"] = 2.0 * kinetic / (3.0 * found["volume"]) - jnp.trace(state.stress, axis1=1, axis2=2) / 3.0
+            found["pressure"] = (
+                2.0 * kinetic / (3.0 * found["volume"]) - jnp.trace(state.stress, axis1=1, axis2=2) / 3.0
+            )
         held = reservoirs(state, dynamics, time) if dynamics.conserves else 0.0
         return state, found | {"conserved": kinetic + of_wells + of_cell + held}
 
@@ -267,7 +267,12 @@ def _check_padding(bench: _Bench) -> None:
     )
     places = jnp.concatenate([state.position, jnp.zeros((bench.replicas, more, 3))], axis=1)
     padded = initial_state(
-        places, jnp.tile(masses, (bench.replicas, 1)), bench.cells, bench.key, jnp.arange(bench.replicas), bench.dynamics
+        places,
+        jnp.tile(masses, (bench.replicas, 1)),
+        bench.cells,
+        bench.key,
+        jnp.arange(bench.replicas),
+        bench.dynamics,
     )
     assert jnp.abs(padded.momentum[:, ATOMS:]).max() < NOTHING, "padding has no momentum: init gives it one."
     steps = PERIOD // 2

@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.dynamics import Dynamics, initial_state
-from jaxmlip.simulation.engine import SHARED, Walkers, advance
+from jaxmlip.simulation.engine import SHARED, ReplicaState, advance
 from jaxmlip.simulation.motion import HELD_MASS, PADDING_MASS
-from jaxmlip.simulation.observing import Means, Observation, fitted, look
+from jaxmlip.simulation.observing import Means, Observation, fitted, observe_replicas
 from jaxmlip.simulation.origins import Origins, strayed
 from jaxmlip.simulation.safety import OUTCOMES, Bonds, translated
 from jaxmlip.simulation.schedules import Number
@@ -33,10 +33,10 @@ class SimulationError(RuntimeError):
     """A replica failed; the message names it, the step, and the likely causes."""
 
 
-class Place(NamedTuple):
+class DriverState(NamedTuple):
     """Where replicas are, with what decides how they go on."""
 
-    walkers: Walkers
+    replicas: ReplicaState
     capacity: Capacity
     skin: float
     heights: np.ndarray
@@ -117,7 +117,7 @@ class Driver:
         if self.fixed.any():
             mobile = self.sizes - self.fixed.sum(1)
             state = dynamics.with_degrees(state, int(dynamics.degrees_of_freedom(mobile, True)[0]))
-        self.walkers = Walkers(
+        self.replicas = ReplicaState(
             state=state,
             energy=jnp.zeros(n, positions.dtype),
             failure=jnp.zeros(n, jnp.int32),
@@ -137,20 +137,20 @@ class Driver:
         """Look at the replicas on the way, from now on; what is seen is in `means`."""
         self.observation = observation
         self._fit_observation()
-        walkers, layout = self.walkers, self.layout
+        replicas, layout = self.replicas, self.layout
 
-        def seen(potential: Any, system: System, walkers: Walkers, observation: Observation) -> Any:
+        def seen(potential: Any, system: System, replicas: ReplicaState, observation: Observation) -> Any:
             lists, where = (
-                (walkers.neighbors, walkers.shifts),
-                current_cells(system, walkers.state, self.dynamics.moves_cell),
+                (replicas.neighbors, replicas.shifts),
+                current_cells(system, replicas.state, self.dynamics.moves_cell),
             )
-            found = predicted(potential, system, walkers.state.position, where, lists, self.capacity, True, layout)[0]
-            alive = walkers.failure == 0
-            return look(
-                observation, system, walkers.state, found.energy, found.stress, self.dynamics.moves_cell, alive
+            found = predicted(potential, system, replicas.state.position, where, lists, self.capacity, True, layout)[0]
+            alive = replicas.failure == 0
+            return observe_replicas(
+                observation, system, replicas.state, found.energy, found.stress, self.dynamics.moves_cell, alive
             )[0]
 
-        shapes = jax.eval_shape(seen, self.potential, self.system, walkers, self.observation)
+        shapes = jax.eval_shape(seen, self.potential, self.system, replicas, self.observation)
         self._no_means = {name: (each.shape, each.dtype) for name, each in shapes.items()}
         self.forget()
 
@@ -160,7 +160,7 @@ class Driver:
             return
         means = Means(
             values={name: jnp.zeros(*shape) for name, shape in self._no_means.items()},
-            looks=jnp.zeros(len(self.sizes), jnp.int32),
+            count=jnp.zeros(len(self.sizes), jnp.int32),
             needs=self._flag(jnp.zeros(4, jnp.int32)),
         )
         self.means = self._shared(means)
@@ -194,21 +194,21 @@ class Driver:
     @property
     def positions(self) -> list[np.ndarray]:
         """Where the atoms of each replica are on the device now, [atoms, 3], Å."""
-        return self._without_padding(np.asarray(self.walkers.state.position, np.float64))
+        return self._without_padding(np.asarray(self.replicas.state.position, np.float64))
 
     @property
     def cells(self) -> np.ndarray:
         """Cells of all replicas now, [replicas, 3, 3], Å."""
-        return np.asarray(self.walkers.state.cell, np.float64) if self.dynamics.moves_cell else self._cells
+        return np.asarray(self.replicas.state.cell, np.float64) if self.dynamics.moves_cell else self._cells
 
     def recorded_positions(self) -> np.ndarray:
         """Positions in the frames of the structures, [replicas, atoms, 3], Å: unwrapped; single where that suffices."""
         if self.origins.here and not self.fixed.any():
-            return np.array(self.walkers.state.position, np.float32)
+            return np.array(self.replicas.state.position, np.float32)
         return self._in_frames()
 
     def _in_frames(self) -> np.ndarray:
-        where = np.asarray(self.walkers.state.position, np.float64) + self.origins.vectors(self.cells)
+        where = np.asarray(self.replicas.state.position, np.float64) + self.origins.vectors(self.cells)
         return np.where(self.fixed[:, :, None], self._starts, where)
 
     def bring_back(self) -> None:
@@ -217,11 +217,11 @@ class Driver:
         Their lists are made afresh. What is recorded knows nothing of it.
         """
         cells = self.cells
-        failure = np.asarray(self.walkers.failure)
+        failure = np.asarray(self.replicas.failure)
         gone = [n for n in strayed(self.positions, cells) if failure[n] == 0]
         if not gone:
             return
-        where, state = self._in_frames(), self.walkers.state
+        where, state = self._in_frames(), self.replicas.state
         there = self._without_padding(where)
         offsets = {n: offset_from_origin(there[n], cells[n]) for n in gone}
         self._translate(self.origins.with_offsets(offsets))
@@ -230,8 +230,8 @@ class Driver:
         for n in gone:
             position[n, : self.sizes[n]] = near[n]
         position = jax.device_put(position, state.position.sharding)
-        stale = jax.device_put(np.ones(self.walkers.stale.shape, bool), self.walkers.stale.sharding)
-        self.walkers = self.walkers.replace(state=state.set(position=position), stale=stale)
+        stale = jax.device_put(np.ones(self.replicas.stale.shape, bool), self.replicas.stale.sharding)
+        self.replicas = self.replicas.replace(state=state.set(position=position), stale=stale)
 
     def _translate(self, origins: Origins) -> None:
         """Use other origins, also for the bonds that are watched."""
@@ -241,20 +241,20 @@ class Driver:
     @property
     def all_failed(self) -> bool:
         """Whether no replica is left."""
-        return bool((np.asarray(self.walkers.failure) > 0).all())
+        return bool((np.asarray(self.replicas.failure) > 0).all())
 
     def _clear_lists(self) -> None:
         """Empty lists of the present size, to be made before the next step."""
-        replicas, atoms, _ = self.walkers.origin.shape
-        self.walkers = self.walkers.replace(
+        replicas, atoms, _ = self.replicas.origin.shape
+        self.replicas = self.replicas.replace(
             neighbors=jnp.full((replicas, atoms, self.capacity.listed), GHOST, jnp.int32),
             shifts=jnp.zeros((replicas, atoms, self.capacity.listed, 3), jnp.int16),
             **self._flags(),
         )
-        self.walkers = self._shared(self.walkers)
+        self.replicas = self._shared(self.replicas)
 
     def _flags(self, **others: bool) -> dict[str, Any]:
-        """Flags of walkers whose lists are to be made before the next step."""
+        """Flags of replicas whose lists are to be made before the next step."""
         wanted = {"stale": True, "skin_broken": False, "narrow": False} | others
         flags = {name: self._flag(jnp.full((), value)) for name, value in wanted.items()}
         return flags | {"needed": self._flag(jnp.zeros(4, jnp.int32))}
@@ -273,27 +273,27 @@ class Driver:
         return self._run(until, self.timestep_fs)
 
     @property
-    def place(self) -> Place:
+    def now(self) -> DriverState:
         """Where the replicas are now, for `snapshot`."""
-        return Place(self.walkers, self.capacity, self.skin, self.heights, self.origins)
+        return DriverState(self.replicas, self.capacity, self.skin, self.heights, self.origins)
 
-    def snapshot(self, place: Place, notes: Sequence[Number]) -> list[np.ndarray]:
+    def snapshot(self, state: DriverState, extra: Sequence[Number]) -> list[np.ndarray]:
         """What `restore` needs to go on from there to the same trajectory, bit for bit: neighbour lists included."""
-        here = place.capacity
-        room = [place.skin, *place.heights, here.listed, here.slots, here.inner, here.bins.room if here.bins else 0]
-        leaves = [plain(leaf) for leaf in jax.tree.leaves(place.walkers)]
-        numbers = np.concatenate([room, place.origins.images.ravel(), place.origins.centres.ravel()])
-        return [np.array(notes, np.float64), numbers, *leaves]
+        here = state.capacity
+        room = [state.skin, *state.heights, here.listed, here.slots, here.inner, here.bins.room if here.bins else 0]
+        leaves = [plain(leaf) for leaf in jax.tree.leaves(state.replicas)]
+        numbers = np.concatenate([room, state.origins.images.ravel(), state.origins.centres.ravel()])
+        return [np.array(extra, np.float64), numbers, *leaves]
 
     def restore(self, saved: list[np.ndarray]) -> list[float]:
-        """Go on from a snapshot of a driver that was set up as this one was; returns its notes.
+        """Go on from a snapshot of a driver that was set up as this one was; returns its extra.
 
         Raises:
             ValueError: if it is of another kind of run.
         """
-        notes, numbers, *leaves = saved
+        extra, numbers, *leaves = saved
         room, offsets = numbers[:8], numbers[8:]
-        old, structure = jax.tree.flatten(self.walkers)
+        old, structure = jax.tree.flatten(self.replicas)
         if [leaf.ndim for leaf in map(plain, old)] != [leaf.ndim for leaf in leaves]:
             raise ValueError("what it keeps of the simulation is of another version of jaxmlip, or of another ensemble")
         none = Origins.none(*self.fixed.shape)  # as in files of versions that knew no offsets
@@ -310,17 +310,17 @@ class Driver:
         self.capacity = Capacity(image_search(self.heights, reach), listed, slots, inner, bins)
         self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
         restored = [as_before(new, leaf) for new, leaf in zip(leaves, old, strict=True)]
-        self.walkers = jax.tree.unflatten(structure, restored)
-        self.walkers = self._shared(self.walkers)
-        return notes.tolist()
+        self.replicas = jax.tree.unflatten(structure, restored)
+        self.replicas = self._shared(self.replicas)
+        return extra.tolist()
 
     def _run(self, until: int, timestep_fs: Number) -> float:
         """Advance, making room as often as needed."""
         spent = 0.0
         while True:
             start = time.perf_counter()
-            self.walkers, self.means = self._advanced(until, timestep_fs)
-            w = self.walkers
+            self.replicas, self.means = self._advanced(until, timestep_fs)
+            w = self.replicas
             flags = (w.step, w.failure, w.failed_at, w.needed, w.skin_broken, w.narrow)
             steps, failure, failed_at, needed, skin_broken, narrow = map(np.asarray, jax.device_get(flags))
             # A device whose replicas have all failed takes no more steps.
@@ -332,16 +332,16 @@ class Driver:
             self._tell(failure)
             if step >= until:
                 return spent
-            self._make_room(needed.reshape(-1, 4).max(0), bool(skin_broken.any()), bool(narrow.any()))
-            self._make_room_to_look()
+            self._grow(needed.reshape(-1, 4).max(0), bool(skin_broken.any()), bool(narrow.any()))
+            self._grow_observation()
             # No steps: compiles for the new sizes outside the time that counts.
             jax.block_until_ready(self._advanced(int(step), timestep_fs))
 
-    def _advanced(self, until: int, timestep_fs: Number) -> tuple[Walkers, Means | None]:
+    def _advanced(self, until: int, timestep_fs: Number) -> tuple[ReplicaState, Means | None]:
         return advance(
             self.potential,
             self.system,
-            self.walkers,
+            self.replicas,
             self.means,
             self.dynamics,
             self.observation,
@@ -353,18 +353,18 @@ class Driver:
             layout=self.layout,
         )
 
-    def _make_room(self, needed: np.ndarray, skin_broken: bool, narrow: bool) -> None:
+    def _grow(self, needed: np.ndarray, skin_broken: bool, narrow: bool) -> None:
         """More slots for lists that lack them, a thicker skin for atoms that outran it, more images in narrow cells."""
         if skin_broken or narrow:
             self.skin *= 2.0 if skin_broken else 1.0
-            cells = np.asarray(current_cells(self.system, self.walkers.state, self.dynamics.moves_cell), np.float64)
+            cells = np.asarray(current_cells(self.system, self.replicas.state, self.dynamics.moves_cell), np.float64)
             self.heights = search_heights(cells, self.dynamics.moves_cell)
             self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
             needed = self._needed(self.positions, cells)
         self.capacity = self.capacity.grown(needed, self.heights, self.cutoff + self.skin, self.atoms)
         self._clear_lists()
 
-    def _make_room_to_look(self) -> None:
+    def _grow_observation(self) -> None:
         """For the lists of a second potential, where they did not fit, and for cells that have become narrower."""
         if self.observation is None or self.means is None:
             return

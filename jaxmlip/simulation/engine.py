@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.dynamics import Dynamics
-from jaxmlip.simulation.observing import Means, Observation, look, with_look
+from jaxmlip.simulation.observing import Means, Observation, observe_replicas, with_sample
 from jaxmlip.simulation.safety import failures
 from jaxmlip.simulation.step import (
     ONE,
@@ -45,10 +45,10 @@ SHARED = "replicas"
 """Axis of a mesh along which replicas lie."""
 
 FLAGS = ("step", "stale", "fresh", "skin_broken", "narrow", "needed")
-"""Fields of `Walkers` that replicas of one device have in common."""
+"""Fields of `ReplicaState` that replicas of one device have in common."""
 
 
-class Walkers(flax.struct.PyTreeNode):
+class ReplicaState(flax.struct.PyTreeNode):
     """What changes: the replicas, their lists, and the flags that decide what happens next.
 
     Attributes:
@@ -87,7 +87,7 @@ class Walkers(flax.struct.PyTreeNode):
 def advance(
     potential: Potential,
     system: System,
-    walkers: Walkers,
+    replicas: ReplicaState,
     means: Means | None,
     dynamics: Dynamics,
     observation: Observation | None,
@@ -98,34 +98,36 @@ def advance(
     capacity: Capacity,
     stop_at_failure: bool,
     layout: Layout = ONE,
-) -> tuple[Walkers, Means | None]:
+) -> tuple[ReplicaState, Means | None]:
     """Take steps until `until`, or until the lists do not fit, the skin is too thin, or a failure stops the run.
 
     What is observed on the way is added to the means.
     """
     local = functools.partial(_advance, capacity=capacity, stop_at_failure=stop_at_failure, layout=layout)
     if layout.mesh is None:
-        return local(potential, system, walkers, means, dynamics, observation, until, dt, skin)
+        return local(potential, system, replicas, means, dynamics, observation, until, dt, skin)
 
-    def on_one_device(potential: Any, system: Any, walkers: Walkers, means: Any, *rest: Any) -> tuple[Walkers, Any]:
-        flags = {name: getattr(walkers, name)[0] for name in FLAGS}
+    def on_one_device(
+        potential: Any, system: Any, replicas: ReplicaState, means: Any, *rest: Any
+    ) -> tuple[ReplicaState, Any]:
+        flags = {name: getattr(replicas, name)[0] for name in FLAGS}
         means = means and means.replace(needs=means.needs[0])
-        walkers, means = local(potential, system, walkers.replace(**flags), means, *rest)
+        replicas, means = local(potential, system, replicas.replace(**flags), means, *rest)
         means = means and means.replace(needs=means.needs[None])
-        return walkers.replace(**{name: getattr(walkers, name)[None] for name in FLAGS}), means
+        return replicas.replace(**{name: getattr(replicas, name)[None] for name in FLAGS}), means
 
     own, all_ = PartitionSpec(SHARED), PartitionSpec()
     parts = System(species=own, cells=own, inverses=own, lowest=all_, bonds=own)  # type: ignore[arg-type]
     seen = observation and observation.replace(masses=own, degrees=own, kinds=own, every=all_, other=all_)
     specs = (own if layout.models else all_, parts, own, own, own, seen, all_, all_, all_)
     shared = jax.shard_map(on_one_device, mesh=layout.mesh, in_specs=specs, out_specs=own, check_vma=False)
-    return shared(potential, system, walkers, means, dynamics, observation, until, dt, skin)
+    return shared(potential, system, replicas, means, dynamics, observation, until, dt, skin)
 
 
 def _advance(
     potential: Potential,
     system: System,
-    walkers: Walkers,
+    replicas: ReplicaState,
     means: Means | None,
     dynamics: Dynamics,
     observation: Observation | None,
@@ -136,27 +138,27 @@ def _advance(
     capacity: Capacity,
     stop_at_failure: bool,
     layout: Layout,
-) -> tuple[Walkers, Means | None]:
+) -> tuple[ReplicaState, Means | None]:
     """`advance` for the replicas of one device."""
     moving = _Moving(potential, system, dynamics, observation, dt, skin, capacity, layout)
 
-    def wanted(carry: tuple[Walkers, Means | None]) -> Any:
-        walkers, means = carry
-        failed = walkers.failure > 0
+    def wanted(carry: tuple[ReplicaState, Means | None]) -> Any:
+        replicas, means = carry
+        failed = replicas.failure > 0
         ended = failed.any() if stop_at_failure else failed.all()
-        stuck = walkers.skin_broken | walkers.narrow | ~capacity.fits(walkers.needed)
+        stuck = replicas.skin_broken | replicas.narrow | ~capacity.fits(replicas.needed)
         if means is not None and observation is not None and observation.capacity is not None:
             stuck |= ~observation.capacity.fits(means.needs)
-        return (walkers.step < until) & ~ended & ~stuck
+        return (replicas.step < until) & ~ended & ~stuck
 
-    def with_these_lists(carry: tuple[Walkers, Means | None]) -> tuple[Walkers, Means | None]:
-        walkers, means = carry
-        walkers = jax.lax.cond(walkers.stale, moving.with_lists, lambda same: same, walkers)
+    def with_these_lists(carry: tuple[ReplicaState, Means | None]) -> tuple[ReplicaState, Means | None]:
+        replicas, means = carry
+        replicas = jax.lax.cond(replicas.stale, moving.with_lists, lambda same: same, replicas)
         return jax.lax.while_loop(
-            lambda carry: wanted(carry) & ~carry[0].stale, lambda carry: moving.step(*carry), (walkers, means)
+            lambda carry: wanted(carry) & ~carry[0].stale, lambda carry: moving.step(*carry), (replicas, means)
         )
 
-    return jax.lax.while_loop(wanted, with_these_lists, (walkers, means))
+    return jax.lax.while_loop(wanted, with_these_lists, (replicas, means))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,15 +174,15 @@ class _Moving:
     capacity: Capacity
     layout: Layout
 
-    def with_lists(self, walkers: Walkers) -> Walkers:
-        """The walkers with neighbour lists made at their present positions."""
-        positions, moves_cell = walkers.state.position, self.dynamics.moves_cell
-        cells = current_cells(self.system, walkers.state, moves_cell)
+    def with_lists(self, replicas: ReplicaState) -> ReplicaState:
+        """The replicas with neighbour lists made at their present positions."""
+        positions, moves_cell = replicas.state.position, self.dynamics.moves_cell
+        cells = current_cells(self.system, replicas.state, moves_cell)
         reach = self.potential.cutoff + self.skin
         (neighbors, shifts), needed, narrow = made_lists(
             self.system, positions, cells, reach, self.capacity, moves_cell
         )
-        return walkers.replace(
+        return replicas.replace(
             neighbors=neighbors,
             shifts=shifts,
             origin=positions,
@@ -191,35 +193,35 @@ class _Moving:
             needed=needed,
         )
 
-    def step(self, walkers: Walkers, means: Means | None) -> tuple[Walkers, Means | None]:
+    def step(self, replicas: ReplicaState, means: Means | None) -> tuple[ReplicaState, Means | None]:
         """One step of all replicas, kept only if the lists held for all of them, and what is seen after it."""
-        time, moves_cell = (walkers.step + 1) * self.dt, self.dynamics.moves_cell
+        time, moves_cell = (replicas.step + 1) * self.dt, self.dynamics.moves_cell
         state, energy, needed = step(
             self.potential,
             self.dynamics,
             self.system,
-            walkers.state,
-            (walkers.neighbors, walkers.shifts),
+            replicas.state,
+            (replicas.neighbors, replicas.shifts),
             time,
             self.dt,
             self.capacity,
             self.layout,
         )
         cells = current_cells(self.system, state, moves_cell)
-        before = walkers.state.position, current_cells(self.system, walkers.state, moves_cell)
+        before = replicas.state.position, current_cells(self.system, replicas.state, moves_cell)
         now = state.position, cells
         leap, leap_strain = displacement(before, now, moves_cell)
-        away, strain = displacement((walkers.origin, walkers.origin_cells), now, moves_cell)
-        sound = walkers.failure == 0
+        away, strain = displacement((replicas.origin, replicas.origin_cells), now, moves_cell)
+        sound = replicas.failure == 0
         bonds = self.system.bonds
         found, wild = failures(self.dynamics, bonds, state, energy, leap, leap_strain, cells, self.system.cells)
-        failure = jnp.where(sound, found, walkers.failure)
+        failure = jnp.where(sound, found, replicas.failure)
         moving = failure == 0
 
         # A potential may answer NaN to lists that lack room, so what is not finite has a say; what exploded has not.
         asking = sound & ~wild
         needed = jnp.where(asking[:, None], needed.max(1), 0).max(0)
-        needed = walkers.needed.at[1:3].set(needed)
+        needed = replicas.needed.at[1:3].set(needed)
         # A pair of the list's blind spot, once further than cutoff + skin apart, is now further than
         # (1 − strain) (cutoff + skin) − 2 away, which must not be less than the cutoff.
         half_reach = 0.5 * (self.potential.cutoff + self.skin)
@@ -227,7 +229,7 @@ class _Moving:
         within_skin = ~(moving & (away > 0.5 * self.skin)).any()
         held = within_skin & self.capacity.fits(needed)
         if means is not None:
-            means, seen = self.looked(walkers, means, state, energy, moving, held)
+            means, seen = self.with_observation(replicas, means, state, energy, moving, held)
             held &= seen
         keep = held & moving
         soon = (jnp.where(moving, away + 1.5 * leap, 0.0) > 0.5 * self.skin).any()
@@ -235,35 +237,37 @@ class _Moving:
         def chosen(new: Any, old: Any) -> Any:
             return jnp.where(keep.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        walkers = walkers.replace(
-            state=jax.tree.map(chosen, state, walkers.state),
-            energy=jnp.where(keep, energy, walkers.energy),
-            failure=jnp.where(held, failure, walkers.failure),
-            failed_at=jnp.where(held & sound & ~moving, walkers.step + 1, walkers.failed_at),
-            step=walkers.step + held,
+        replicas = replicas.replace(
+            state=jax.tree.map(chosen, state, replicas.state),
+            energy=jnp.where(keep, energy, replicas.energy),
+            failure=jnp.where(held, failure, replicas.failure),
+            failed_at=jnp.where(held & sound & ~moving, replicas.step + 1, replicas.failed_at),
+            step=replicas.step + held,
             stale=~within_skin | soon,
             fresh=jnp.zeros((), bool),
-            skin_broken=~within_skin & walkers.fresh,
-            needed=jnp.where(within_skin, needed, walkers.needed),
+            skin_broken=~within_skin & replicas.fresh,
+            needed=jnp.where(within_skin, needed, replicas.needed),
         )
-        return walkers, means
+        return replicas, means
 
-    def looked(
-        self, walkers: Walkers, means: Means, state: Any, energy: Any, moving: Any, held: Any
+    def with_observation(
+        self, replicas: ReplicaState, means: Means, state: Any, energy: Any, moving: Any, held: Any
     ) -> tuple[Means, Any]:
         """The means with what is seen in a state, if a look at it is due, and whether there was room to look."""
         observation = self.observation
         assert observation is not None
-        after = walkers.step + 1
+        after = replicas.step + 1
 
         def due(means: Means) -> Means:
             stress = state.stress if self.dynamics.moves_cell else None
             if stress is None and observation.stress:
-                lists = walkers.neighbors, walkers.shifts
+                lists = replicas.neighbors, replicas.shifts
                 where = self.system, state.position, self.system.cells
                 stress = predicted(self.potential, *where, lists, self.capacity, True, self.layout)[0].stress
-            seen, needs = look(observation, self.system, state, energy, stress, self.dynamics.moves_cell, moving)
-            new = with_look(means, seen).replace(needs=needs)
+            seen, needs = observe_replicas(
+                observation, self.system, state, energy, stress, self.dynamics.moves_cell, moving
+            )
+            new = with_sample(means, seen).replace(needs=needs)
             if observation.capacity is None:
                 return new
             fits = observation.capacity.fits(needs)

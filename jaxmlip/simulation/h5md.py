@@ -29,22 +29,22 @@ LOCK_PATIENCE_S = 30.0
 """Readers lock out a writer that opens the file, and it them for a moment: how long one waits for the other."""
 
 
-class Place(NamedTuple):
+class SeriesPath(NamedTuple):
     """Where a series is in the file, with {} for the number of the replica, and its unit there."""
 
     name: str
     unit: str
 
 
-PLACES = {
-    "positions": Place("particles/replica{}/position", "Angstrom"),
-    "numbers": Place("particles/replica{}/species", ""),
-    "velocities": Place("particles/replica{}/velocity", "Angstrom fs-1"),
-    "cells": Place("particles/replica{}/box/edges", "Angstrom"),
-    "potential_energy": Place("observables/replica{}/potential_energy", "eV"),
-    "temperature": Place("observables/replica{}/temperature", "K"),
-    "conserved": Place("observables/replica{}/conserved", "eV"),
-    "pressure_GPa": Place("observables/replica{}/pressure", "GPa"),
+SERIES = {
+    "positions": SeriesPath("particles/replica{}/position", "Angstrom"),
+    "numbers": SeriesPath("particles/replica{}/species", ""),
+    "velocities": SeriesPath("particles/replica{}/velocity", "Angstrom fs-1"),
+    "cells": SeriesPath("particles/replica{}/box/edges", "Angstrom"),
+    "potential_energy": SeriesPath("observables/replica{}/potential_energy", "eV"),
+    "temperature": SeriesPath("observables/replica{}/temperature", "K"),
+    "conserved": SeriesPath("observables/replica{}/conserved", "eV"),
+    "pressure_GPa": SeriesPath("observables/replica{}/pressure", "GPa"),
 }
 """The series of a file, by the name they have in `Run`."""
 
@@ -65,7 +65,7 @@ class Fixed(NamedTuple):
         cells: [replicas, 3, 3], Å, also of directions that are not periodic, if they do not move; else None.
         timestep_fs: fs.
         identity: plain data that tells the run from others.
-        observed: units of the series that are not in `PLACES`, by name with `MEAN` before it.
+        observed: units of the series that are not in `SERIES`, by name with `MEAN` before it.
         fixed: [replicas, atoms], which atoms constraints hold; None where none does.
         time_constants_ps: see `Run`; older files have none.
     """
@@ -81,7 +81,7 @@ class Fixed(NamedTuple):
     time_constants_ps: dict[str, float] = {}  # noqa: RUF012, never changed
 
 
-class Status(NamedTuple):
+class RunStatus(NamedTuple):
     """How far the replicas have come.
 
     Attributes:
@@ -169,9 +169,9 @@ def read_fixed(file: h5py.File) -> Fixed:
     )
 
 
-def read_status(file: h5py.File) -> Status:
+def read_status(file: h5py.File) -> RunStatus:
     """How far the replicas have come."""
-    return Status(
+    return RunStatus(
         outcomes=[name.decode() for name in array_at(file, "parameters/outcomes")],
         lengths=np.minimum(array_at(file, "parameters/lengths"), read_frames_number(file)),
         wall_s=float(array_at(file, "parameters/wall_s")),
@@ -210,7 +210,7 @@ def being_written(error: OSError) -> bool:
 
 def place_of(name: str) -> str:
     """The group of a series, with {} for the number of the replica."""
-    return PLACES[name].name if name in PLACES else f"observables/means/replica{{}}/{name.removeprefix(MEAN)}"
+    return SERIES[name].name if name in SERIES else f"observables/means/replica{{}}/{name.removeprefix(MEAN)}"
 
 
 def group_at(file: h5py.Group, name: str) -> h5py.Group:

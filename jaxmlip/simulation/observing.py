@@ -66,16 +66,16 @@ class Means(flax.struct.PyTreeNode):
 
     Attributes:
         values: means by name, [replicas, ...].
-        looks: [replicas], how many there were.
+        count: [replicas], how many there were.
         needs: [4], what the lists of the second potential needed when they did not fit; see `Capacity.fits`.
     """
 
     values: dict[str, Leaf]
-    looks: Leaf
+    count: Leaf
     needs: Leaf
 
 
-def look(
+def observe_replicas(
     observation: Observation, system: System, state: Any, energy: Any, stress: Any, moves_cell: bool, alive: Any
 ) -> tuple[dict[str, Any], Any]:
     """Values of all observables in all replicas, [replicas, ...] each, and what the second potential's lists need.
@@ -141,14 +141,14 @@ def _of_other(
     return found.replace(forces=found.forces.reshape(positions.shape)), needs
 
 
-def with_look(means: Means, seen: dict[str, Any]) -> Means:
+def with_sample(means: Means, seen: dict[str, Any]) -> Means:
     """The means with one look more."""
-    looks = means.looks + 1
+    looks = means.count + 1
 
     def added(mean: Any, value: Any) -> Any:
         return mean + (value - mean) / looks.reshape(-1, *[1] * (mean.ndim - 1))
 
-    return means.replace(values=jax.tree.map(added, means.values, seen), looks=looks)
+    return means.replace(values=jax.tree.map(added, means.values, seen), count=looks)
 
 
 def make_observation(

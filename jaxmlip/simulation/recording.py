@@ -11,7 +11,7 @@ from ase import Atoms
 
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.dynamics import reservoirs
-from jaxmlip.simulation.h5md import Fixed, Status, opened, read_fixed, read_frames_number
+from jaxmlip.simulation.h5md import Fixed, RunStatus, opened, read_fixed, read_frames_number
 from jaxmlip.simulation.safety import OUTCOMES
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
@@ -25,7 +25,7 @@ SECONDS_BETWEEN_WRITES = 10.0
 FRAMES_BETWEEN_WRITES = 256
 """Most frames that wait in memory to be written."""
 
-Sample = dict[str, np.ndarray]
+ReplicaFrames = dict[str, np.ndarray]
 """Arrays [replicas, ...] of one time, by their names in `Run`; NaN for replicas that have failed."""
 
 
@@ -40,7 +40,7 @@ class Sampler:
         *,
         velocities: bool = False,
     ) -> None:
-        """Sample what a driver moves.
+        """ReplicaFrames what a driver moves.
 
         Args:
             driver: of the replicas.
@@ -54,11 +54,11 @@ class Sampler:
         held = driver.fixed.sum(1)
         self.degrees = self.dynamics.degrees_of_freedom(driver.sizes - held, held > 0)
 
-    def scalars(self) -> Sample:
+    def scalars(self) -> ReplicaFrames:
         """Energy, temperature and, where it moves, cell and pressure."""
-        walkers = self.driver.walkers
-        state = walkers.state
-        momentum, mass, energy = jax.device_get((state.momentum, state.mass, walkers.energy))
+        replicas = self.driver.replicas
+        state = replicas.state
+        momentum, mass, energy = jax.device_get((state.momentum, state.mass, replicas.energy))
         kinetic = 0.5 * (np.asarray(momentum, np.float64) ** 2 / mass).sum((1, 2))
         found = {
             "potential_energy": np.asarray(energy, np.float64) + self.references,
@@ -71,23 +71,23 @@ class Sampler:
             found |= {"cells": cells, "pressure_GPa": pressure}
         return found
 
-    def sample(self, step: int) -> Sample:
+    def sample(self, step: int) -> ReplicaFrames:
         """What `Run` holds of the present state."""
-        walkers, found = self.driver.walkers, self.scalars()
+        replicas, found = self.driver.replicas, self.scalars()
         found["positions"] = self.driver.recorded_positions()
         if self.velocities:
-            momentum, mass = map(np.asarray, jax.device_get((walkers.state.momentum, walkers.state.mass)))
+            momentum, mass = map(np.asarray, jax.device_get((replicas.state.momentum, replicas.state.mass)))
             found["velocities"] = FS * momentum / mass
         if self.dynamics.conserves:
             now = step * self.driver.timestep_fs * FS
-            held = np.asarray(reservoirs(walkers.state, self.dynamics, now), np.float64)
+            held = np.asarray(reservoirs(replicas.state, self.dynamics, now), np.float64)
             kinetic = 0.5 * self.degrees * KB * found["temperature"]
             found["conserved"] = found["potential_energy"] + kinetic + held
         return self.sound(found)
 
-    def sound(self, sample: Sample) -> Sample:
+    def sound(self, sample: ReplicaFrames) -> ReplicaFrames:
         """A sample with NaN for replicas that have failed."""
-        failed = np.asarray(self.driver.walkers.failure) > 0
+        failed = np.asarray(self.driver.replicas.failure) > 0
         for values in sample.values():
             values[failed] = np.nan
         return sample
@@ -129,7 +129,7 @@ class Recorder:
         starts: list[Atoms],
         every: int,
         identity: dict[str, Any],
-        first: Sample,
+        first: ReplicaFrames,
         observed: dict[str, str],
         fixed: np.ndarray | None = None,
     ) -> None:
@@ -149,11 +149,11 @@ class Recorder:
             ValueError: if the file is another run's, damaged, or being written by another process.
         """
         self._sampler, self._driver, self._every = sampler, sampler.driver, every
-        self._waiting: list[Sample] = []
+        self._waiting: list[ReplicaFrames] = []
         self._written = time.monotonic()
         self._moving_s = self._wall_s = 0.0
         self._began = time.perf_counter()
-        self._here = self._driver.place
+        self._here = self._driver.now
         if path.exists():
             self.file = TrajectoryFile.reopen(path)
             try:
@@ -192,10 +192,10 @@ class Recorder:
         finally:
             self.file.close()
 
-    def record(self, sample: Sample, seconds: float) -> None:
+    def record(self, sample: ReplicaFrames, seconds: float) -> None:
         """Take the next frame; `seconds` is what moving the replicas to it has taken."""
         self._waiting.append(sample)
-        self._here = self._driver.place
+        self._here = self._driver.now
         self._moving_s += seconds
         late = time.monotonic() - self._written > SECONDS_BETWEEN_WRITES
         if late or len(self._waiting) >= FRAMES_BETWEEN_WRITES:
@@ -218,19 +218,19 @@ class Recorder:
         self._waiting = []
         self._written = time.monotonic()
 
-    def finish(self, frames: int) -> Status:
+    def finish(self, frames: int) -> RunStatus:
         """Write what waits, and that the run has reached its end after so many frames."""
         self.write()
         status = self.status(frames, finished=True)
         self.file.set_status(status)
         return status
 
-    def status(self, frames: int, *, finished: bool) -> Status:
+    def status(self, frames: int, *, finished: bool) -> RunStatus:
         """How far the replicas have come with so many frames."""
         outcomes, lengths, simulated_fs = endings(self._driver, frames, self._every)
         if not finished:
             outcomes = [Outcome.UNFINISHED if each is Outcome.COMPLETED else each for each in outcomes]
-        return Status(
+        return RunStatus(
             outcomes=[outcome.name for outcome in outcomes],
             lengths=lengths,
             wall_s=self._wall_s + time.perf_counter() - self._began,
@@ -238,12 +238,12 @@ class Recorder:
         )
 
 
-def stacked(samples: list[Sample]) -> dict[str, np.ndarray]:
+def stacked(samples: list[ReplicaFrames]) -> dict[str, np.ndarray]:
     """Series [replicas, frames, ...] of samples."""
     return {name: np.stack([sample[name] for sample in samples], axis=1) for name in samples[0]}
 
 
-def _for_file(samples: list[Sample]) -> dict[str, np.ndarray]:
+def _for_file(samples: list[ReplicaFrames]) -> dict[str, np.ndarray]:
     """Series with positions in double precision, which a replica may come to need; what it does not is compressed."""
     series = stacked(samples)
     return series | {"positions": series["positions"].astype(np.float64)}
@@ -251,7 +251,7 @@ def _for_file(samples: list[Sample]) -> dict[str, np.ndarray]:
 
 def endings(driver: Driver, frames: int, every: int) -> tuple[list[Outcome], np.ndarray, float]:
     """Outcome and number of frames of each replica after a number of frames, and the time simulated by all, fs."""
-    failure, failed_at = np.asarray(driver.walkers.failure), np.asarray(driver.walkers.failed_at)
+    failure, failed_at = np.asarray(driver.replicas.failure), np.asarray(driver.replicas.failed_at)
     outcomes = [OUTCOMES[int(code)] for code in failure]
     lengths = np.where(failure > 0, np.maximum(failed_at - 1, 0) // every, frames).astype(np.int64)
     steps = np.where(failure > 0, np.maximum(failed_at, 0), frames * every).sum()

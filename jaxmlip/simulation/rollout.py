@@ -20,7 +20,7 @@ from jaxmlip.observables.observable import Observable
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.dynamics import Dynamics, Ensemble
 from jaxmlip.simulation.motion import kinetic_energy
-from jaxmlip.simulation.observing import Observation, look
+from jaxmlip.simulation.observing import Observation, observe_replicas
 from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.session import make_session
@@ -38,18 +38,18 @@ class SimulationState(flax.struct.PyTreeNode):
 
     Attributes:
         system: species, cells and what else stays fixed.
-        dynamics: state of the ensemble (`position`, `momentum`, `force`, ...), with a leading axis of replicas.
+        replicas: state of the ensemble (`position`, `momentum`, `force`, ...), with a leading axis of replicas.
         step: [], steps taken.
     """
 
     system: System
-    dynamics: Leaf
+    replicas: Leaf
     step: Leaf
 
     @property
     def positions(self) -> Any:
         """[replicas, atoms, 3], Å, unwrapped; of structures far from the origin, near it (see `systems.origin`)."""
-        return self.dynamics.position
+        return self.replicas.position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def prepare_rollout(
         numbers=tuple(session.numbers.tolist()),
         heights=tuple(np.asarray(driver.heights, float).tolist()),
     )
-    return SimulationState(driver.system, driver.walkers.state, driver.walkers.step), capacity
+    return SimulationState(driver.system, driver.replicas.state, driver.replicas.step), capacity
 
 
 def rollout(
@@ -213,14 +213,14 @@ class _Moving:
 
     def with_forces(self, state: SimulationState) -> tuple[SimulationState, Any]:
         """The state with the forces (and stress) that the potential gives at its positions, and whether they hold."""
-        now = state.dynamics
+        now = state.replicas
         cells = current_cells(self.system, now, self.moves_cell)
         lists, complete = self.lists(now.position, cells)
         found, needed = predicted(
             self.potential, self.system, now.position, cells, lists, self.capacity.lists, self.moves_cell
         )
         changes = {"force": found.forces} | ({"stress": found.stress} if self.moves_cell else {})
-        return state.replace(dynamics=now.set(**changes)), complete & self._fits(needed)
+        return state.replace(replicas=now.set(**changes)), complete & self._fits(needed)
 
     def lists(self, positions: Any, cells: Any) -> tuple[tuple[Any, Any], Any]:
         """Neighbour lists with a skin, and whether they are complete; they have no derivative."""
@@ -244,32 +244,32 @@ class _Moving:
 
     def _with_one_list(self, carry: tuple[Any, Any, Any], length: int) -> tuple[Any, Any, Any]:
         state, energy, valid = carry
-        origin = state.positions, current_cells(self.system, state.dynamics, self.moves_cell)
+        origin = state.positions, current_cells(self.system, state.replicas, self.moves_cell)
         lists, complete = self.lists(*origin)
 
         @jax.checkpoint
         def one(carry: tuple[Any, Any, Any], _: None) -> tuple[tuple[Any, Any, Any], None]:
             state, _, valid = carry
-            dynamics, energy, needed = step(
+            moved, energy, needed = step(
                 self.potential,
                 self.dynamics,
                 self.system,
-                state.dynamics,
+                state.replicas,
                 lists,
                 (state.step + 1) * self.dt,
                 self.dt,
                 self.capacity.lists,
             )
-            held = self._held(origin, dynamics, needed)
-            return (state.replace(dynamics=dynamics, step=state.step + 1), energy, valid & held), None
+            held = self._held(origin, moved, needed)
+            return (state.replace(replicas=moved, step=state.step + 1), energy, valid & held), None
 
         (state, energy, valid), _ = jax.lax.scan(one, (state, energy, valid & complete), length=length)
         return state, energy, valid
 
-    def _held(self, origin: tuple[Any, Any], dynamics: Any, needed: Any) -> Any:
+    def _held(self, origin: tuple[Any, Any], moved: Any, needed: Any) -> Any:
         """Whether lists could not miss a pair, and had room; see `engine` for the reasoning."""
         origin, now = jax.lax.stop_gradient(
-            (origin, (dynamics.position, current_cells(self.system, dynamics, self.moves_cell)))
+            (origin, (moved.position, current_cells(self.system, moved, self.moves_cell)))
         )
         away, strain = displacement(origin, now, self.moves_cell)
         skin = self.capacity.skin
@@ -283,7 +283,7 @@ class _Moving:
 
     def sample(self, state: SimulationState, energy: Any, observe: Sequence[Observable]) -> dict[str, Any]:
         """What is kept of one time."""
-        now = state.dynamics
+        now = state.replicas
         cells = current_cells(self.system, now, self.moves_cell)
         kinetic = jax.vmap(kinetic_energy)(now.momentum, now.mass)
         found = {"positions": now.position, "cells": cells, "energy": energy, "kinetic_energy": kinetic}
@@ -307,4 +307,4 @@ class _Moving:
             where = self.system, now.position, cells, lists
             stress = predicted(self.potential, *where, self.capacity.lists, True)[0].stress
         alive = jnp.ones(replicas, bool)
-        return found | look(observation, self.system, now, energy, stress, self.moves_cell, alive)[0]
+        return found | observe_replicas(observation, self.system, now, energy, stress, self.moves_cell, alive)[0]

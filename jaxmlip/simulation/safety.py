@@ -47,7 +47,7 @@ OUTCOMES = {
     HOT: Outcome.TOO_HOT,
     BOND_BROKEN: Outcome.BOND_BROKEN,
 }
-"""Meaning of `Walkers.failure`."""
+"""Meaning of `ReplicaState.failure`."""
 
 
 class Bonds(flax.struct.PyTreeNode):

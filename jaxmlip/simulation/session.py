@@ -21,7 +21,7 @@ from jaxmlip.simulation.engine import SHARED
 from jaxmlip.simulation.h5md import MEAN, prefixed
 from jaxmlip.simulation.observing import completed, make_observation, references_of
 from jaxmlip.simulation.options import Options, Plan, checked
-from jaxmlip.simulation.recording import Sample, Sampler, endings, ns_per_day, stacked
+from jaxmlip.simulation.recording import ReplicaFrames, Sampler, endings, ns_per_day, stacked
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
 from jaxmlip.simulation.schedules import longest_ramp_ps
 from jaxmlip.simulation.shown import BAR, Shown
@@ -59,7 +59,7 @@ class Session:
         observation = self.driver.observation
         return {} if observation is None else {each.name: each.unit for each in observation.observables}
 
-    def at_start(self) -> Sample:
+    def at_start(self) -> ReplicaFrames:
         """Compute the forces at the start; what a frame there would hold, though nothing has been observed yet."""
         self.driver.prepare()
         return self._sample(0)
@@ -97,7 +97,7 @@ class Session:
             **({"cells": np.stack([atoms.cell.array for atoms in self.starts])} | series),  # type: ignore[arg-type]
         )
 
-    def _sample(self, step: int) -> Sample:
+    def _sample(self, step: int) -> ReplicaFrames:
         sample, observation, means = self.sampler.sample(step), self.driver.observation, self.driver.means
         if observation is None or means is None or self.references is None:
             return sample
@@ -117,7 +117,7 @@ class Session:
             compiles=True,
         )
 
-    def samples(self, first: int, bar: Bar) -> Iterator[tuple[Sample, float]]:
+    def samples(self, first: int, bar: Bar) -> Iterator[tuple[ReplicaFrames, float]]:
         """The frames from `first` on, each with the seconds it took, until all replicas have failed."""
         scale, moving_s = self.driver.timestep_fs / 1000, 0.0
         shown = Shown(self.starts, self.driver.dynamics.conserves)

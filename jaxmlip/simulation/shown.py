@@ -3,7 +3,7 @@
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.simulation.recording import Sample
+from jaxmlip.simulation.recording import ReplicaFrames
 from jaxmlip.units import G_PER_CM3
 
 BAR = "{l_bar}{bar}| {n:.3f}/{total:.3f} ps [{elapsed}<{remaining}{postfix}]"
@@ -18,7 +18,7 @@ class Shown:
         self._conserves = conserves
         self._first: tuple[float, np.ndarray] | None = None
 
-    def text(self, sample: Sample, time_ps: float, speed: float) -> str:
+    def text(self, sample: ReplicaFrames, time_ps: float, speed: float) -> str:
         """Means over the replicas that are sound; the drift is since the first frame that was shown."""
         each = f" ({speed:.3g} each)" if self._replicas > 1 else ""
         parts = [f"{speed * self._replicas:.3g} ns/day{each}", f"{_mean(sample['temperature']):.0f} K"]

@@ -206,7 +206,7 @@ def _identity(session: Session, potential: Potential, ensemble: Ensemble, option
         "first replica": session.first,
         "seed": int(options.seed),
         "watch_bonds": options.watch_bonds,
-        "precision": str(session.driver.walkers.energy.dtype),
+        "precision": str(session.driver.replicas.energy.dtype),
         "observables": [str(observable) for observable in options.observables],
         "velocities": options.keep_velocities or None,
         "against": None if against is None else fingerprint(against),

@@ -48,7 +48,7 @@ class Layout:
     Attributes:
         models: whether the potential is a stack of models, with as many replicas for each, one model's after another's.
         mesh: devices that share the replicas, along its axis `SHARED`; None for one. Each looks after its own: the
-            flags of `Walkers` then have a leading axis of devices.
+            flags of `ReplicaState` then have a leading axis of devices.
         resting: whether there are atoms that do not move: padding of replicas that have fewer, and what is held.
     """
 

@@ -19,9 +19,9 @@ from jaxmlip.files import written_whole
 from jaxmlip.simulation.h5md import (
     CONSTANTS,
     MEAN,
-    PLACES,
+    SERIES,
     Fixed,
-    Status,
+    RunStatus,
     opened,
     prefixed,
     read_fixed,
@@ -51,7 +51,7 @@ class Outcome(enum.Enum):
     NOT_CONVERGED = "it was not yet relaxed after the last step"
 
 
-PER_REPLICA = (*(name for name in PLACES if name != "numbers"), "masses", "fixed", "outcomes", "lengths")
+PER_REPLICA = (*(name for name in SERIES if name != "numbers"), "masses", "fixed", "outcomes", "lengths")
 """Attributes of `Run` whose first axis is that of the replicas, besides what was observed; in a fixed order."""
 
 
@@ -228,10 +228,10 @@ class Run:
             fixed=self.fixed,
             time_constants_ps=self.time_constants_ps,
         )
-        names = PLACES.keys() - ({"numbers"} if fixed.cells is None else CONSTANTS)
+        names = SERIES.keys() - ({"numbers"} if fixed.cells is None else CONSTANTS)
         series = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         series |= prefixed(self.observed)
-        status = Status([outcome.name for outcome in self.outcomes], self.lengths, self.wall_s, self.ns_per_day)
+        status = RunStatus([outcome.name for outcome in self.outcomes], self.lengths, self.wall_s, self.ns_per_day)
         with written_whole(path) as draft, TrajectoryFile.create(draft, fixed, series) as file:
             file.append(np.rint(self.time_fs / self.timestep_fs).astype(np.int64), series, status)
 
@@ -325,7 +325,7 @@ def read_part(file: h5py.File, frames: slice, replicas: Sequence[int] | None = N
     """The frames of a slice, of all replicas or of some."""
     fixed, status = read_fixed(file), read_status(file)
     chosen = list(range(len(status.outcomes)) if replicas is None else replicas)
-    names = PLACES.keys() - CONSTANTS
+    names = SERIES.keys() - CONSTANTS
     series = {name: read_series(file, name, frames, chosen) for name in names}
     observed = {name.removeprefix(MEAN): read_series(file, name, frames, chosen) for name in fixed.observed}
     series["positions"] = single_if_exact(series["positions"])

@@ -21,9 +21,9 @@ from jaxmlip.files import written_whole
 from jaxmlip.simulation.h5md import (
     CLOCK,
     LAYOUT,
-    PLACES,
+    SERIES,
     Fixed,
-    Status,
+    RunStatus,
     array_at,
     being_written,
     check_layout,
@@ -147,7 +147,7 @@ class TrajectoryFile:
         self,
         steps: np.ndarray,
         series: dict[str, np.ndarray],
-        status: Status,
+        status: RunStatus,
         snapshot: Sequence[np.ndarray] = (),
     ) -> None:
         """Add frames, and replace the snapshot; afterwards they outlast the process.
@@ -193,7 +193,7 @@ class TrajectoryFile:
         number = len(group_at(self._file, f"parameters/snapshot/{self._slot}"))
         return [array_at(self._file, _snapshot_name(self._slot, place)) for place in range(number)]
 
-    def set_status(self, status: Status) -> None:
+    def set_status(self, status: RunStatus) -> None:
         """Say how far the replicas have come."""
         values = {
             "outcomes": np.array(status.outcomes, dtype="S16"),
@@ -246,7 +246,7 @@ def _lay_out(file: h5py.File, fixed: Fixed, first: dict[str, np.ndarray], snapsh
         box.attrs.create("boundary", boundary, dtype=h5py.string_dtype())
         for name, values in first.items():
             place = place_of(name).format(replica)
-            unit = PLACES[name].unit if name in PLACES else fixed.observed[name]
+            unit = SERIES[name].unit if name in SERIES else fixed.observed[name]
             _growing(file, f"{place}/value", values.shape[2:], values.dtype).attrs["unit"] = unit
             if place != CLOCK:
                 group_at(file, place)["step"], group_at(file, place)["time"] = step, time
@@ -324,7 +324,7 @@ def _rewrite(path: Path) -> None:
 
         def piece(start: int) -> dict[str, np.ndarray]:
             frames_here = slice(start, start + LONGEST_CHUNK)
-            found = {name: read_series(old, name, frames_here) for name in (*PLACES, *fixed.observed)}
+            found = {name: read_series(old, name, frames_here) for name in (*SERIES, *fixed.observed)}
             return {name: values[:, : frames - start] for name, values in found.items() if values is not None}
 
         with TrajectoryFile.create(draft, fixed, piece(0), snapshot) as new:

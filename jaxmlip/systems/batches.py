@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from jaxmlip.systems.dataset import Frame, frame_graph, frame_kind
 from jaxmlip.systems.graph import GHOST, Graph, batch_graphs, in_tiers
-from jaxmlip.systems.plan import Counts, Hand, SizeClass, count_graphs, join_counts, size_classes
+from jaxmlip.systems.plan import BatchIndices, Counts, SizeClass, count_graphs, join_counts, size_classes
 from jaxmlip.systems.store import FrameStore
 from jaxmlip.types import AnyArray, HostMatrix, Leaf
 
@@ -221,26 +221,26 @@ class BatchPlan:
         """Number of different shapes of the batches: so often is a training step compiled."""
         return len({one.shape for one in self.classes})
 
-    def epoch(self, seed: int | None = None) -> list[Hand]:
+    def epoch(self, seed: int | None = None) -> list[BatchIndices]:
         """Deal every sample into one of the batches of an epoch.
 
         Args:
             seed: shuffles the draw (give the epoch's); by default every epoch is the same.
         """
         rng = None if seed is None else np.random.default_rng(seed)
-        hands = [hand for one in self.classes for hand in one.deal(rng)]
+        all_indices = [indices for one in self.classes for indices in one.deal(rng)]
         if rng is not None:
-            rng.shuffle(hands)
-        return hands
+            rng.shuffle(all_indices)
+        return all_indices
 
-    def load(self, samples: Sequence[Sample], hand: Hand) -> Batch:
-        """The samples of a hand, padded to its shape; numpy leaves.
+    def load(self, samples: Sequence[Sample], indices: BatchIndices) -> Batch:
+        """The samples of a batch, padded to its shape; numpy leaves.
 
         Raises:
             ValueError: if these are not the samples the plan was made for, and do not fit the shape.
         """
-        mine = [samples[number] for number in hand.samples]
-        shape = hand.shape
+        mine = [samples[number] for number in indices.samples]
+        shape = indices.shape
         graph = batch_graphs(
             [sample.graph for sample in mine], n_atoms=shape.n_atoms, n_graphs=shape.n_graphs, slots=shape.slots
         ).replace(inner=shape.inner)
@@ -263,7 +263,7 @@ class BatchPlan:
             stress=of_graphs([sample.stress for sample in mine], np.nan),
             head=of_graphs([sample.head for sample in mine], 0.0, np.dtype(np.int32)),
             weight=of_graphs([sample.weight for sample in mine], 0.0),
-            index=of_graphs(list(hand.samples), -1.0, np.dtype(np.int32)),
+            index=of_graphs(list(indices.samples), -1.0, np.dtype(np.int32)),
         )
 
 
@@ -303,7 +303,7 @@ def make_batches(samples: Sequence[Sample], batch_size: int, *, seed: int | None
         ValueError: if there are no samples, or for a batch size below 1.
     """
     plan = plan_batches(samples, batch_size, tiers=tiers)
-    return [plan.load(samples, hand) for hand in plan.epoch(seed)]
+    return [plan.load(samples, indices) for indices in plan.epoch(seed)]
 
 
 def stream(

@@ -92,7 +92,7 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hand:
+class BatchIndices:
     """The samples of one batch, by their numbers, and the shape it is padded to."""
 
     samples: tuple[int, ...]
@@ -120,13 +120,13 @@ class SizeClass:
         """How many batches the members make."""
         return self.table.shape[1]
 
-    def deal(self, rng: np.random.Generator | None) -> list[Hand]:
+    def deal(self, rng: np.random.Generator | None) -> list[BatchIndices]:
         """Every sample into one of the batches; without a generator, as the table has them."""
         table = self.table
         if rng is not None:
             columns = np.split(table, np.cumsum(self.groups)[:-1], axis=1)
             table = np.concatenate([rng.permuted(part, axis=1) for part in columns], axis=1)
-        return [Hand(tuple(hand[hand != NOBODY].tolist()), self.shape) for hand in table.T]
+        return [BatchIndices(tuple(indices[indices != NOBODY].tolist()), self.shape) for indices in table.T]
 
 
 def count_graphs(graphs: Iterable[Graph]) -> Counts:

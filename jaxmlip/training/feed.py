@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from jaxmlip.systems.batches import Batch, BatchPlan, Sample, count, made_ahead, plan_batches
-from jaxmlip.systems.plan import ATOM_MULTIPLE, NOBODY, Hand, Shape
-from jaxmlip.training.metrics import Kinds
+from jaxmlip.systems.plan import ATOM_MULTIPLE, NOBODY, BatchIndices, Shape
+from jaxmlip.training.metrics import KindsOfSamples
 from jaxmlip.training.parallel import local_parts
 
 
@@ -26,7 +26,7 @@ class Feed:
         parts: shape of one device's part of a batch, by the shape of the batch.
     """
 
-    samples: list[Kinds]
+    samples: list[KindsOfSamples]
     plans: list[BatchPlan]
     mesh: Mesh | None
     atoms: list[Int[np.ndarray, " samples"]]
@@ -37,40 +37,43 @@ class Feed:
         """Batches of an epoch."""
         return self.plans[0].steps
 
-    def epoch(self, seeds: Sequence[int | None], epoch: int = 0) -> list[tuple[Hand, ...]]:
-        """The batches of an epoch, each a hand for every model.
+    def epoch(self, seeds: Sequence[int | None], epoch: int = 0) -> list[tuple[BatchIndices, ...]]:
+        """The batches of an epoch, each as indices for every model.
 
         All models must have the same shape at the same step, each with its own draw: so the order of shapes is shuffled
         by the number of the epoch alone, and the batches of a shape by the seed of the model.
         """
-        hands = [plan.epoch(seed) for plan, seed in zip(self.plans, seeds, strict=True)]
-        shapes = [hand.shape for hand in self.plans[0].epoch()]
+        all_indices = [plan.epoch(seed) for plan, seed in zip(self.plans, seeds, strict=True)]
+        shapes = [indices.shape for indices in self.plans[0].epoch()]
         if any(seed is not None for seed in seeds):
             shapes = [shapes[place] for place in np.random.default_rng(epoch).permutation(len(shapes))]
         piles = [
-            {shape: iter([hand for hand in mine if hand.shape == shape]) for shape in set(shapes)} for mine in hands
+            {shape: iter([indices for indices in mine if indices.shape == shape]) for shape in set(shapes)}
+            for mine in all_indices
         ]
         return [tuple(next(pile[shape]) for pile in piles) for shape in shapes]
 
-    def load(self, hands: Sequence[Hand]) -> Batch:
+    def load(self, all_indices: Sequence[BatchIndices]) -> Batch:
         """The batches of all models as one, with numpy leaves [models, …], or [models, parts, …] on several devices."""
-        return _stacked([self._of_model(model, hand) for model, hand in enumerate(hands)])
+        return _stacked([self._of_model(model, indices) for model, indices in enumerate(all_indices)])
 
-    def batches(self, hands: Sequence[tuple[Hand, ...]]) -> Generator[Batch, None, None]:
+    def batches(self, all_indices: Sequence[tuple[BatchIndices, ...]]) -> Generator[Batch, None, None]:
         """`load` for all, ahead of their use."""
-        return made_ahead(self.load, hands)
+        return made_ahead(self.load, all_indices)
 
-    def _of_model(self, model: int, hand: Hand) -> Batch:
+    def _of_model(self, model: int, indices: BatchIndices) -> Batch:
         plan, samples = self.plans[model], self.samples[model]
         if self.mesh is None:
-            return plan.load(samples, hand)
-        hands = deal(hand, self.atoms[model], self.mesh.size, self.parts[hand.shape])
+            return plan.load(samples, indices)
+        all_indices = deal(indices, self.atoms[model], self.mesh.size, self.parts[indices.shape])
         parts = []
         for part in local_parts(self.mesh):
-            if hands[part].samples:
-                parts.append(plan.load(samples, hands[part]))
+            if all_indices[part].samples:
+                parts.append(plan.load(samples, all_indices[part]))
             else:  # fewer samples than devices
-                parts.append(_without_labels(plan.load(samples, Hand(hand.samples[-1:], hands[part].shape))))
+                parts.append(
+                    _without_labels(plan.load(samples, BatchIndices(indices.samples[-1:], all_indices[part].shape)))
+                )
         return _stacked(parts)
 
 
@@ -83,10 +86,10 @@ def make_feed(samples: Sequence[Sequence[Sample]], batch_size: int, tiers: int, 
         tiers: see `plan_batches`; batches that several devices share have none.
         mesh: of those devices.
     """
-    known: dict[int, tuple[Kinds, BatchPlan]] = {}
+    known: dict[int, tuple[KindsOfSamples, BatchPlan]] = {}
     for mine in samples:
         if id(mine) not in known:
-            known[id(mine)] = Kinds(mine), plan_batches(mine, batch_size, tiers=tiers if mesh is None else 1)
+            known[id(mine)] = KindsOfSamples(mine), plan_batches(mine, batch_size, tiers=tiers if mesh is None else 1)
     noting, plans = zip(*(known[id(mine)] for mine in samples), strict=True)
     if mesh is None:
         return Feed(list(noting), list(plans), None, [], {})
@@ -98,11 +101,11 @@ def make_feed(samples: Sequence[Sequence[Sample]], batch_size: int, tiers: int, 
     return Feed(list(noting), list(plans), mesh, atoms, parts)
 
 
-def deal(hand: Hand, atoms: Int[np.ndarray, " samples"], devices: int, shape: Shape) -> list[Hand]:
-    """A hand in parts of about equal size: largest first, to and fro over the devices."""
-    ranked = sorted(hand.samples, key=lambda sample: (-atoms[sample], sample))
+def deal(indices: BatchIndices, atoms: Int[np.ndarray, " samples"], devices: int, shape: Shape) -> list[BatchIndices]:
+    """The samples of a batch in parts of about equal size: largest first, to and fro over the devices."""
+    ranked = sorted(indices.samples, key=lambda sample: (-atoms[sample], sample))
     parts = _to_and_fro(len(ranked), devices)
-    return [Hand(tuple(ranked[rank] for rank in part), shape) for part in parts]
+    return [BatchIndices(tuple(ranked[rank] for rank in part), shape) for part in parts]
 
 
 def part_shapes(plan: BatchPlan, atoms: Int[np.ndarray, " samples"], devices: int) -> dict[Shape, Shape]:

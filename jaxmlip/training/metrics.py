@@ -44,7 +44,7 @@ OF_ALL = "all"
 """Under which a tally keeps quantities that are not of single samples."""
 
 
-class Kinds(Sequence):
+class KindsOfSamples(Sequence):
     """Samples that remember of what kind those were that have been asked for.
 
     Making a sample may be slow, so its kind is noted when it is loaded for a batch.
@@ -92,7 +92,7 @@ class Tally:
         sums: dict[str, TermSums],
         index: Int[np.ndarray, " graphs"],
         head: Int[np.ndarray, " graphs"],
-        kinds: Kinds,
+        kinds: KindsOfSamples,
     ) -> None:
         """Add a batch: the sums of its graphs, which samples they are (−1: padding), and their heads."""
         for term in [name for name, parts in sums.items() if np.ndim(parts.loss) == 0]:

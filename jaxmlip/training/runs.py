@@ -44,7 +44,7 @@ class Model:
 
 
 @dataclasses.dataclass
-class Run:
+class TrainingRun:
     """Where the training of a stack is: all that it takes to go on.
 
     Attributes:
@@ -75,7 +75,7 @@ class Run:
         self.epoch, self.position, self.wall_s = notes["epoch"], notes["position"], notes["wall_s"]
 
 
-class Keeper:
+class Saver:
     """Writes the files of a run; without a folder, none."""
 
     def __init__(self, checkpoints: Checkpoints | None, metrics: list[Metrics], interruption: Interruption) -> None:
@@ -87,7 +87,7 @@ class Keeper:
         """Whether it is time for a checkpoint, or the process is asked to end."""
         return self._checkpoints is not None and (self._interruption.asked() or self._checkpoints.due())
 
-    def save(self, run: Run, steps: int) -> None:
+    def save(self, run: TrainingRun, steps: int) -> None:
         """Make a checkpoint; then end, if the process is asked to.
 
         Args:
@@ -108,12 +108,12 @@ class Keeper:
 
 @contextlib.contextmanager
 def kept(
-    run: Run,
+    run: TrainingRun,
     folder: str | Path | None,
     problems: Sequence[TrainingProblem],
     settings: Sequence[TrainingSettings],
     mesh: Mesh | None,
-) -> Iterator[Keeper]:
+) -> Iterator[Saver]:
     """Bring a new run to where the last checkpoint in a folder was made, and keep it there from now on.
 
     Raises:
@@ -124,7 +124,7 @@ def kept(
     if folder is None:
         if log != "none":
             raise ValueError(f"log is {log}, but there is no folder to write to; give one, or set log to none.")
-        yield Keeper(None, [], Interruption())
+        yield Saver(None, [], Interruption())
         return
     folder = Path(folder)
     checkpoints = Checkpoints(
@@ -141,4 +141,4 @@ def kept(
             last = int(model.history[-1]["epoch"]) if model.history else -1
             metrics.append(Metrics(place, log, last))
             open_.callback(metrics[-1].close)
-        yield Keeper(checkpoints, metrics, open_.enter_context(Interruption().noted()))
+        yield Saver(checkpoints, metrics, open_.enter_context(Interruption().noted()))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
-from jaxmlip.systems.plan import Hand
+from jaxmlip.systems.plan import BatchIndices
 from jaxmlip.training.feed import Feed, make_feed
 from jaxmlip.training.metrics import UNITS, Tally, rmse
 from jaxmlip.training.objective import Objective, TermSums, total
@@ -29,7 +29,7 @@ from jaxmlip.training.problem import (
     TrainingProblem,
     TrainingSettings,
 )
-from jaxmlip.training.runs import Model, Run, kept
+from jaxmlip.training.runs import Model, TrainingRun, kept
 from jaxmlip.training.stacking import (
     check_feed,
     check_stack,
@@ -135,40 +135,40 @@ def _train_stack(
     common, mesh = settings[0], make_mesh(settings[0].data_parallel)
     feed, held_out = _feeds(problems, common, mesh)
     rates = np.stack([schedule(mine, feed.steps) for mine in settings])
-    lenders = replicated(stacked_potentials(problems), mesh)
+    templates = replicated(stacked_potentials(problems), mesh)
     controls = replicated(stacked_controls(problems, settings), mesh)
     objective = replicated(stacked_validation(problems, settings), mesh)
     states = replicated(stacked_states(problems, common), mesh)
-    run = Run(states, states.ema, [Model() for _ in problems])
+    run = TrainingRun(states, states.ema, [Model() for _ in problems])
 
-    with kept(run, folder, problems, settings, mesh) as keeper, _bar(run, common, feed.steps, progress) as bar:
+    with kept(run, folder, problems, settings, mesh) as saver, _bar(run, common, feed.steps, progress) as bar:
         started = time.perf_counter() - run.wall_s
-        notes = _Notes(run, feed, problems)
+        monitor = _Monitor(run, feed, problems)
         while run.epoch <= common.epochs and any(model.active for model in run.models):
             if run.epoch:  # epoch 0 validates the initial parameters
                 seeds = [epoch_seed(mine, run.epoch) for mine in settings]
-                hands = feed.epoch(seeds, run.epoch)[run.position :]
-                with contextlib.closing(feed.batches(hands)) as batches:
-                    for hand, batch in zip(hands, batches, strict=True):
+                all_indices = feed.epoch(seeds, run.epoch)[run.position :]
+                with contextlib.closing(feed.batches(all_indices)) as batches:
+                    for indices, batch in zip(all_indices, batches, strict=True):
                         numbers = controls.replace(learning_rate=rates[:, run.epoch - 1, run.position])
-                        run.states, report = update(lenders, run.states, dealt(batch, mesh), numbers, mesh=mesh)
+                        run.states, report = update(templates, run.states, dealt(batch, mesh), numbers, mesh=mesh)
                         run.position += 1
-                        notes.take(hand, report)
+                        monitor.take(indices, report)
                         bar.update()
-                        if keeper.must_save():
-                            notes.finish()
+                        if saver.must_save():
+                            monitor.finish()
                             run.wall_s = time.perf_counter() - started
-                            keeper.save(run, feed.steps)
+                            saver.save(run, feed.steps)
                         if all(model.diverged for model in run.models):
                             break
-                notes.finish()
+                monitor.finish()
 
             due = run.epoch % common.validation_every == 0 or run.epoch == common.epochs
             recorded = [model.active and (due or model.diverged is not None) for model in run.models]
             if any(recorded):
                 run.wall_s = time.perf_counter() - started
                 rate = rates[:, run.epoch - 1, -1] if run.epoch else np.zeros(len(problems))
-                tallies = _validate(lenders.with_params(run.states.ema), held_out, objective, mesh, len(problems))
+                tallies = _validate(templates.with_params(run.states.ema), held_out, objective, mesh, len(problems))
                 better = np.zeros(len(problems), bool)
                 for number in np.flatnonzero(recorded).tolist():
                     model, tally = run.models[number], tallies[number]
@@ -181,7 +181,7 @@ def _train_stack(
                         model.diverged += f" The parameters of epoch {model.best_epoch} are kept."
                         model.active = False
                     taken = (run.epoch - 1) * feed.steps + run.position if run.epoch else 0
-                    keeper.write(number, record, taken, {"training": model.errors, "validation": tally})
+                    saver.write(number, record, taken, {"training": model.errors, "validation": tally})
                     if on_epoch is not None:
                         on_epoch(number, record)
                 run.best = choose(better, run.states.ema, run.best)
@@ -190,8 +190,8 @@ def _train_stack(
             run.epoch, run.position = run.epoch + 1, 0
             for model in run.models:
                 model.losses, model.errors = [], Tally()
-            if keeper.must_save() or run.epoch > common.epochs:
-                keeper.save(run, feed.steps)
+            if saver.must_save() or run.epoch > common.epochs:
+                saver.save(run, feed.steps)
 
     best = on_host(run.best)
     return [
@@ -208,28 +208,28 @@ def _train_stack(
     ]
 
 
-class _Notes:
+class _Monitor:
     """Notes what steps report, each when the next has been sent off: the device need not wait for the host."""
 
-    def __init__(self, run: Run, feed: Feed, problems: Sequence[TrainingProblem]) -> None:
+    def __init__(self, run: TrainingRun, feed: Feed, problems: Sequence[TrainingProblem]) -> None:
         self._run = run
         self._feed = feed
         self._problems = problems
-        self._pending: tuple[Sequence[Hand], Report] | None = None
-        self._hands: collections.deque[Sequence[Hand]] = collections.deque(maxlen=PATIENCE)
+        self._pending: tuple[Sequence[BatchIndices], Report] | None = None
+        self._hands: collections.deque[Sequence[BatchIndices]] = collections.deque(maxlen=PATIENCE)
 
-    def take(self, hands: Sequence[Hand], report: Report) -> None:
+    def take(self, all_indices: Sequence[BatchIndices], report: Report) -> None:
         """Note the step before, and keep this one's report until it is finished."""
         self.finish()
-        self._pending = hands, report
+        self._pending = all_indices, report
 
     def finish(self) -> None:
         """Wait for the last step, and note it."""
         if self._pending is None:
             return
-        hands, report = self._pending[0], on_host(self._pending[1])
+        all_indices, report = self._pending[0], on_host(self._pending[1])
         self._pending = None
-        self._hands.append(hands)
+        self._hands.append(all_indices)
         for number, model in enumerate(self._run.models):
             if model.diverged is not None:
                 continue
@@ -253,9 +253,11 @@ class _Notes:
             "rate."
         )
 
-    def _names(self, model: int, hands: Sequence[Hand]) -> str:
+    def _names(self, model: int, all_indices: Sequence[BatchIndices]) -> str:
         names = self._problems[model].names
-        return ", ".join(names[sample] if names else f"sample {sample}" for sample in sorted(hands[model].samples))
+        return ", ".join(
+            names[sample] if names else f"sample {sample}" for sample in sorted(all_indices[model].samples)
+        )
 
 
 def epoch_seed(settings: TrainingSettings, epoch: int) -> int:
@@ -302,7 +304,7 @@ def _validate(
 
 
 def _record(
-    run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float, problem: TrainingProblem
+    run: TrainingRun, model: Model, validation: Tally, settings: TrainingSettings, rate: float, problem: TrainingProblem
 ) -> Record:
     """What the history says of an epoch."""
     stress = {"stress_weight": settings.weights().stress} if problem.terms.stress else {}
@@ -321,7 +323,7 @@ def _record(
     } | (stress | further)
 
 
-def _bar(run: Run, settings: TrainingSettings, steps: int, progress: bool) -> Any:
+def _bar(run: TrainingRun, settings: TrainingSettings, steps: int, progress: bool) -> Any:
     """A bar of steps: rate and time left are those of steps, whatever an epoch takes."""
     done = max(run.epoch - 1, 0) * steps + run.position
     return progress_bar(

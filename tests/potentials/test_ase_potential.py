@@ -206,7 +206,7 @@ class TestDynamics:
                 [emt], starts, NVE(300), Options(steps=50, timestep_fs=5.0, sample_every_fs=50)
             ).driver
             driver.prepare()
-            state = jax.device_get(driver.walkers.state)
+            state = jax.device_get(driver.replicas.state)
             driver.advance(50)
             furthest = 0.0
             for replica, atoms in enumerate(starts):

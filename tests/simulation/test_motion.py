@@ -114,7 +114,7 @@ def test_state_of_a_chain(half_held: list[Atoms]) -> None:
     options = {key: value for key, value in fluid_options().items() if key != "progress"}
     driver = make_session([lennard_jones()], half_held, THERMOSTATS["Nosé–Hoover"], Options(**options)).driver
     driver.prepare()
-    state = driver.walkers.state
+    state = driver.replicas.state
     assert state.chain.degrees_of_freedom == 48
     momenta = np.asarray(state.momentum)
     assert not momenta[driver.fixed].any()

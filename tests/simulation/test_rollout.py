@@ -127,7 +127,7 @@ def test_derivatives_by_everything_that_may_vary(x64: None) -> None:
     @jax.jit
     def value(epsilon: Any, sigma: Any, kelvin: Any, momentum: Any) -> Any:
         changed = SmoothLennardJones({"epsilon": epsilon, "sigma": sigma})
-        begin = state.replace(dynamics=state.dynamics.set(momentum=momentum * state.dynamics.momentum))
+        begin = state.replace(replicas=state.replicas.set(momentum=momentum * state.replicas.momentum))
         how = {"steps": 200, "every": 50, "timestep_fs": DT}
         _, samples, valid = rollout(changed, NVT(kelvin), begin, capacity, **how)
         return jnp.where(valid, samples["energy"].mean() + (samples["positions"] ** 2).mean(), jnp.nan)

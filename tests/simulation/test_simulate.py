@@ -126,9 +126,9 @@ def test_energies_and_forces_are_those_of_a_direct_call(small_fluid: Atoms, flui
     engine.advance(25)
     for replica in range(3):
         atoms = small_fluid.copy()
-        atoms.positions = np.asarray(engine.walkers.state.position[replica])
+        atoms.positions = np.asarray(engine.replicas.state.position[replica])
         direct = evaluate(potential, graph_from_atoms(atoms, potential.cutoff))
-        np.testing.assert_allclose(engine.walkers.state.force[replica], direct.forces, atol=2e-4)
+        np.testing.assert_allclose(engine.replicas.state.force[replica], direct.forces, atol=2e-4)
 
 
 def test_references_are_added_in_double_precision(small_fluid: Atoms, fluid_run: Run) -> None:

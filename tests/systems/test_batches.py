@@ -26,7 +26,7 @@ from jaxmlip.systems.batches import (
 from jaxmlip.systems.dataset import Frame, read_frames
 from jaxmlip.systems.graph import GHOST, edge_vectors, in_tiers
 from jaxmlip.systems.ice import ice_ih
-from jaxmlip.systems.plan import LEVEL, Counts, Hand, SizeClass, size_classes
+from jaxmlip.systems.plan import LEVEL, BatchIndices, Counts, SizeClass, size_classes
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +147,9 @@ def test_tiers_hold_the_same_structures(samples: list[Sample], tiers: int) -> No
     """Atoms change places with everything that belongs to them; shapes are those of every epoch."""
     plan = plan_batches(samples, 7, tiers=tiers)
     hands = plan.epoch(0)
-    batches = [plan.load(samples, hand) for hand in hands]
-    untiered = [dataclasses.replace(hand, shape=dataclasses.replace(hand.shape, tiers=())) for hand in hands]
-    plain = [plan.load(samples, hand) for hand in untiered]
+    batches = [plan.load(samples, indices) for indices in hands]
+    untiered = [dataclasses.replace(indices, shape=dataclasses.replace(indices.shape, tiers=())) for indices in hands]
+    plain = [plan.load(samples, indices) for indices in untiered]
     assert slot_waste(batches) < slot_waste(plain)
     assert len({batch.graph.tiers for batch in batches}) == plan.shapes
     for before, after in zip(plain, batches, strict=True):
@@ -180,7 +180,7 @@ def test_little_of_a_batch_of_published_clusters_is_empty(ice_data: Path, radius
     plan = plan_batches(samples, batch_size, tiers=8)
     assert plan.shapes == 1
     for seed in range(3):
-        batches = [plan.load(samples, hand) for hand in plan.epoch(seed)]
+        batches = [plan.load(samples, indices) for indices in plan.epoch(seed)]
         assert {batch.graph.tiers for batch in batches} == {plan.classes[0].shape.tiers}
         assert slot_waste(batches) <= 0.15
     assert slot_waste(make_batches(samples, batch_size, seed=0)) > slot_waste(batches)
@@ -193,7 +193,7 @@ def test_a_mixed_set_has_few_shapes(ice_data: Path) -> None:
         frames = read_frames(ice_data / f"{name}.extxyz", energy_key=None, forces_key=None, index=index)
         samples += make_samples(frames, 5.0, 0.0, np.zeros(119))
     plan = plan_batches(samples, 8, tiers=8)
-    epochs = [[plan.load(samples, hand) for hand in plan.epoch(seed)] for seed in range(2)]
+    epochs = [[plan.load(samples, indices) for indices in plan.epoch(seed)] for seed in range(2)]
     compiled = jax.jit(lambda batch: batch.graph.positions.sum())
     for batch in [*epochs[0], *epochs[1]]:
         compiled(batch)
@@ -216,11 +216,11 @@ def test_a_plan_knows_its_epochs_beforehand(samples: list[Sample]) -> None:
     for seed in (0, 1, None):
         hands = plan.epoch(seed)
         assert len(hands) == plan.steps
-        assert sorted(number for hand in hands for number in hand.samples) == list(range(50))
-        loaded = [plan.load(samples, hand) for hand in hands]
-        for hand, batch, other in zip(hands, loaded, make_batches(samples, 7, seed=seed, tiers=3), strict=True):
-            assert (batch.graph.n_atoms, batch.graph.n_graphs) == (hand.shape.n_atoms, hand.shape.n_graphs)
-            assert batch.graph.inner == hand.shape.inner >= max(samples[k].graph.inner for k in hand.samples)
+        assert sorted(number for indices in hands for number in indices.samples) == list(range(50))
+        loaded = [plan.load(samples, indices) for indices in hands]
+        for indices, batch, other in zip(hands, loaded, make_batches(samples, 7, seed=seed, tiers=3), strict=True):
+            assert (batch.graph.n_atoms, batch.graph.n_graphs) == (indices.shape.n_atoms, indices.shape.n_graphs)
+            assert batch.graph.inner == indices.shape.inner >= max(samples[k].graph.inner for k in indices.samples)
             np.testing.assert_array_equal(batch.index, other.index)
             np.testing.assert_array_equal(batch.graph.neighbors, other.graph.neighbors)
 
@@ -238,8 +238,8 @@ def test_groups_bound_every_shuffle(monkeypatch: pytest.MonkeyPatch) -> None:
     for one in classes:
         room = np.cumsum([0, *(number for number, _ in one.shape.tiers)])
         assert room[-1] == one.shape.n_atoms
-        for hand in [hand for seed in range(10) for hand in one.deal(np.random.default_rng(seed))]:
-            degree = np.sort(np.concatenate([degrees[number] for number in hand.samples]))[::-1]
+        for indices in [indices for seed in range(10) for indices in one.deal(np.random.default_rng(seed))]:
+            degree = np.sort(np.concatenate([degrees[number] for number in indices.samples]))[::-1]
             assert len(degree) <= one.shape.n_atoms
             for (_, slots), first in zip(one.shape.tiers, room, strict=False):
                 assert not (degree[first:] > slots).any()
@@ -268,14 +268,14 @@ def test_stream_yields_the_same_batches(samples: list[Sample]) -> None:
 class WatchedPlan(BatchPlan):
     """A plan that notes which hands were loaded, and cannot load one of them."""
 
-    loaded: list[Hand] = dataclasses.field(default_factory=list)
-    broken: Hand | None = None
+    loaded: list[BatchIndices] = dataclasses.field(default_factory=list)
+    broken: BatchIndices | None = None
 
-    def load(self, samples: Sequence[Sample], hand: Hand) -> Batch:
-        self.loaded.append(hand)
-        if hand == self.broken:
-            raise ValueError("this hand is broken")
-        return super().load(samples, hand)
+    def load(self, samples: Sequence[Sample], indices: BatchIndices) -> Batch:
+        self.loaded.append(indices)
+        if indices == self.broken:
+            raise ValueError("this indices is broken")
+        return super().load(samples, indices)
 
 
 def threads() -> int:
@@ -304,6 +304,6 @@ def test_an_error_is_raised_where_its_batch_is_asked_for(samples: list[Sample]) 
     batches = stream(plan, samples, 0, ahead=3)
     next(batches)
     next(batches)
-    with pytest.raises(ValueError, match="this hand is broken"):
+    with pytest.raises(ValueError, match="this indices is broken"):
         next(batches)
     assert threads() == 0

@@ -40,7 +40,7 @@ FOUNDATION = "foundation"
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Context:
     """What every stage needs."""
 
     config: ClustersToBulk
@@ -74,7 +74,7 @@ def run_stages(config: ClustersToBulk, workspace: Workspace, *, progress: bool =
     """
     for strategy in config.strategies:
         check_deployable(strategy, config.teachers.low)
-    study = Study(config, workspace, _teacher(config.teachers.low), _teacher(config.teachers.high), progress)
+    study = Context(config, workspace, _teacher(config.teachers.low), _teacher(config.teachers.high), progress)
     sampling = _sampling(study)
     structures = _structures(study, sampling)
     low = _labels(study, "labels-low", structures, study.low, config.teachers.low, ["bulk", "clusters"])
@@ -98,7 +98,7 @@ def _teacher(name: str) -> Potential:
     return potential
 
 
-def _sampling(study: Study) -> Stage:
+def _sampling(study: Context) -> Stage:
     """Simulate ice with the low teacher."""
     config, settings = study.config, study.config.sampling
 
@@ -114,7 +114,7 @@ def _sampling(study: Study) -> Stage:
     return study.workspace.stage("sampling", inputs, build)
 
 
-def _structures(study: Study, sampling: Stage) -> Stage:
+def _structures(study: Context, sampling: Stage) -> Stage:
     """Choose bulk frames and cut clusters from them; training and validation share no parent frame."""
     config = study.config
 
@@ -138,7 +138,7 @@ def _structures(study: Study, sampling: Stage) -> Stage:
     return study.workspace.stage("structures", inputs, build)
 
 
-def _labels(study: Study, stage: str, structures: Stage, teacher: Potential, name: str, kinds: list[str]) -> Stage:
+def _labels(study: Context, stage: str, structures: Stage, teacher: Potential, name: str, kinds: list[str]) -> Stage:
     """Label the structures of the given kinds."""
 
     def build(folder: Path) -> None:
@@ -151,7 +151,7 @@ def _labels(study: Study, stage: str, structures: Stage, teacher: Potential, nam
     return study.workspace.stage(stage, {"structures": structures, "teacher": name, "kinds": kinds}, build)
 
 
-def _foundation(study: Study, low: Stage) -> Stage:
+def _foundation(study: Context, low: Stage) -> Stage:
     """Distil the low teacher into a student, from bulk frames and clusters."""
     config = study.config
     settings = _seeded(config.distillation, config.seed, FOUNDATION)
@@ -172,7 +172,7 @@ def _foundation(study: Study, low: Stage) -> Stage:
 
 
 def _lifted(
-    study: Study, name: str, strategy: Strategy, labels: Labels, foundation: Stage, low: Stage, high: Stage
+    study: Context, name: str, strategy: Strategy, labels: Labels, foundation: Stage, low: Stage, high: Stage
 ) -> Stage:
     """Lift the foundation to the accurate level of theory with labels of clusters only."""
     settings = strategy.adjusted(_seeded(study.config.finetuning, study.config.seed, name))
@@ -194,7 +194,7 @@ def _lifted(
     return study.workspace.stage(name, inputs | {"settings": settings}, build)
 
 
-def _dynamics(study: Study, name: str, potential: Potential, identity: Stage | str, sampling: Stage) -> Stage:
+def _dynamics(study: Context, name: str, potential: Potential, identity: Stage | str, sampling: Stage) -> Stage:
     """Simulate ice with a potential, from where the low teacher's replicas ended."""
     settings = study.config.dynamics
 
@@ -211,7 +211,7 @@ def _dynamics(study: Study, name: str, potential: Potential, identity: Stage | s
     return study.workspace.stage(f"dynamics-{name}", inputs, build)
 
 
-def _test_frames(study: Study, teacher_run: Stage) -> Stage:
+def _test_frames(study: Context, teacher_run: Stage) -> Stage:
     """Frames of the teacher's own bulk, second half of every replica, with its labels."""
     number = study.config.test.frames
 
@@ -224,7 +224,7 @@ def _test_frames(study: Study, teacher_run: Stage) -> Stage:
 
 
 def _simulate(
-    study: Study,
+    study: Context,
     potential: Potential,
     start: list[Atoms],
     settings: Dynamics,
@@ -251,7 +251,7 @@ def _seeded(settings: TrainingSettings, seed: int, purpose: str) -> TrainingSett
 
 
 def _train(
-    study: Study, folder: Path, problem: TrainingProblem, settings: TrainingSettings, solve: Callable = train
+    study: Context, folder: Path, problem: TrainingProblem, settings: TrainingSettings, solve: Callable = train
 ) -> Trained:
     """Train with checkpoints and metrics inside the stage, so that a killed study goes on within it."""
     trained = solve(problem, settings, folder=folder / RESUMABLE, progress=study.progress)
@@ -260,7 +260,7 @@ def _train(
     return trained
 
 
-def _save_trained(study: Study, folder: Path, trained: Trained) -> None:
+def _save_trained(study: Context, folder: Path, trained: Trained) -> None:
     provenance = {"config": study.config.model_dump(mode="json"), "versions": versions(), "seed": study.config.seed}
     save(trained.potential, folder / "potential.jaxmlip", provenance=provenance)
     write_json(folder / "history.json", trained.history)

@@ -42,7 +42,7 @@ FOUNDATION = "foundation"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class TrainingCase:
     """One potential of the grid."""
 
     strategy: Strategy
@@ -57,20 +57,20 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Context:
     """What every stage needs. Files are read when the first stage needs them.
 
     Attributes:
         config: checked configuration.
         workspace: where stages are.
         progress: show bars.
-        shelf: results of trainings whose stage is still to come, by the name of the run.
+        waiting: results of trainings whose stage is still to come, by the name of the run.
     """
 
     config: LearningCurve
     workspace: Workspace
     progress: bool
-    shelf: dict[str, Trained] = dataclasses.field(default_factory=dict)
+    waiting: dict[str, Trained] = dataclasses.field(default_factory=dict)
 
     @property
     def forces_needed(self) -> bool:
@@ -111,7 +111,7 @@ class Study:
             {"foundation": self.workspace.stages[FOUNDATION], "files": files, "training": config.training}
         )
 
-    def inputs(self, run: Run) -> dict[str, Any]:
+    def inputs(self, run: TrainingCase) -> dict[str, Any]:
         """What a run depends on."""
         chosen = {"strategy": run.strategy, "labels": run.labels, "size": run.size, "seed": run.seed}
         return {"common": self.common} | chosen
@@ -126,7 +126,7 @@ def told(results: dict[str, Any], folder: Path) -> str:
 
 @register_study(LearningCurve, told=told)
 def run_learning_curve(config: LearningCurve, folder: Path, *, progress: bool = True) -> dict[str, Any]:
-    """Run the grid in a folder, or what is left of it, and return the content of its `results.json`.
+    """TrainingCase the grid in a folder, or what is left of it, and return the content of its `results.json`.
 
     The folder then holds `potentials/<strategy>-<labels>-<N>-<seed>.jaxmlip`, `results.json`, `table.md`,
     `learning_curves.png`, `config.json` and `stages/`. The results cover every run in the folder that differs from the
@@ -138,7 +138,7 @@ def run_learning_curve(config: LearningCurve, folder: Path, *, progress: bool = 
         FileNotFoundError: if a file is missing.
     """
     workspace = Workspace(folder, report=print if progress else lambda line: None)
-    study = Study(config, workspace, progress)
+    study = Context(config, workspace, progress)
     used = [config.high, config.validation, config.test, *config.replay]
     for data in used if config.foundation.potential else [*used, *config.foundation.data]:
         data.identity()  # missing files are named before anything runs
@@ -175,13 +175,13 @@ def run_learning_curve(config: LearningCurve, folder: Path, *, progress: bool = 
     return json.loads((folder / "results.json").read_text())
 
 
-def _grid(config: LearningCurve) -> list[Run]:
+def _grid(config: LearningCurve) -> list[TrainingCase]:
     """All runs, seeds of an arm one after another, so that they share compilations.
 
     Strategies occur with the labels that they look at, and those without a seed once.
     """
     return [
-        Run(strategy, labels, size, seed)
+        TrainingCase(strategy, labels, size, seed)
         for labels in config.labels
         for size in config.sizes
         for strategy in config.strategies
@@ -190,7 +190,7 @@ def _grid(config: LearningCurve) -> list[Run]:
     ]
 
 
-def _foundation(study: Study) -> Stage:
+def _foundation(study: Context) -> Stage:
     """The potential that is given, or a student distilled from the low fidelity's labels."""
     wanted = study.config.foundation
     if wanted.potential:
@@ -218,14 +218,14 @@ def _foundation(study: Study) -> Stage:
     return study.workspace.stage(FOUNDATION, inputs | {"files": [data.identity() for data in wanted.data]}, distilled)
 
 
-def _lift(study: Study, run: Run, folder: Path) -> None:
+def _lift(study: Context, run: TrainingCase, folder: Path) -> None:
     """Lift the foundation with the first N labels."""
-    trained = study.shelf.pop(run.name, None) or _trained(study, run, folder / RESUMABLE)
+    trained = study.waiting.pop(run.name, None) or _trained(study, run, folder / RESUMABLE)
     _keep(study, folder, trained, run.strategy.deploy(trained))
 
 
-def _trained(study: Study, run: Run, folder: Path) -> Trained:
-    """Train for a run, and where that is useful for the other seeds of its arm, whose results go to the shelf."""
+def _trained(study: Context, run: TrainingCase, folder: Path) -> Trained:
+    """Train for a run, and where that is useful for the other seeds of its arm, whose results go to the waiting."""
     stacked = study.config.stack_seeds
     if stacked is None:
         stacked = jax.default_backend() != "cpu"
@@ -240,8 +240,8 @@ def _trained(study: Study, run: Run, folder: Path) -> Trained:
             study.workspace.report(f"One seed after the other: {error}")
         else:
             shutil.rmtree(place / CHECKPOINTS)
-            study.shelf.update({one.name: trained for one, trained in zip(arm, found, strict=True)})
-            return study.shelf.pop(run.name)
+            study.waiting.update({one.name: trained for one, trained in zip(arm, found, strict=True)})
+            return study.waiting.pop(run.name)
     problem, settings = _problem(study, run)
     try:
         trained = run.strategy.solve(problem, settings, folder=folder, progress=study.progress)
@@ -250,7 +250,7 @@ def _trained(study: Study, run: Run, folder: Path) -> Trained:
     return trained
 
 
-def _problem(study: Study, run: Run) -> tuple[TrainingProblem, TrainingSettings]:
+def _problem(study: Context, run: TrainingCase) -> tuple[TrainingProblem, TrainingSettings]:
     schedule, strategy = study.config.training, run.strategy
     problem = strategy.problem(
         study.foundation,
@@ -263,7 +263,7 @@ def _problem(study: Study, run: Run) -> tuple[TrainingProblem, TrainingSettings]
     return problem, strategy.adjusted(schedule.settings(len(problem.train), run.seed))
 
 
-def _keep(study: Study, folder: Path, trained: Trained, potential: Potential) -> None:
+def _keep(study: Context, folder: Path, trained: Trained, potential: Potential) -> None:
     shutil.rmtree(folder / RESUMABLE / CHECKPOINTS, ignore_errors=True)  # the stage's result stands for them
     provenance = {"config": study.config.model_dump(mode="json"), "versions": versions()}
     save(potential, folder / "potential.jaxmlip", provenance=provenance)
@@ -271,7 +271,7 @@ def _keep(study: Study, folder: Path, trained: Trained, potential: Potential) ->
     write_json(folder / "outcome.json", {"best_epoch": trained.best_epoch, "diverged": trained.diverged})
 
 
-def _tested(study: Study, name: str, trained: Stage) -> Stage:
+def _tested(study: Context, name: str, trained: Stage) -> Stage:
     """Errors of a potential on the test frames."""
 
     def build(folder: Path) -> None:
@@ -309,7 +309,7 @@ def formula_unit(frames: Sequence[Frame]) -> tuple[str, float]:
     return (min(formulas), float(number)) if len(formulas) == 1 and number > 1 else ("atom", 1.0)
 
 
-def _records(study: Study) -> list[dict[str, Any]]:
+def _records(study: Context) -> list[dict[str, Any]]:
     """What the finished runs in the folder have given, those of other parts of the same grid included."""
     test = json.loads(to_json(study.config.test.identity()))
     strategies = {strategy.called: strategy.model_dump(mode="json") for strategy in study.config.strategies}
@@ -337,7 +337,7 @@ def _records(study: Study) -> list[dict[str, Any]]:
 class _Clock:
     """Says before a run how many there are to come, and how long they will take."""
 
-    def __init__(self, study: Study, grid: list[Run]) -> None:
+    def __init__(self, study: Context, grid: list[TrainingCase]) -> None:
         self._workspace = study.workspace
         self._grid = grid
         self._made = [study.workspace.finished(run.name, study.inputs(run)) is not None for run in grid]
