@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxmlip.observables.estimate import Estimate as Estimate
     from jaxmlip.observables.estimate import Status as Status
+    from jaxmlip.observables.frame import FrameState as FrameState
     from jaxmlip.observables.observable import Observable as Observable
-    from jaxmlip.observables.observable import average as average
     from jaxmlip.observables.structure import RDF as RDF
     from jaxmlip.observables.structure import rdf_error as rdf_error
     from jaxmlip.observables.thermodynamics import Density as Density
+    from jaxmlip.observables.thermodynamics import EnergyDifference as EnergyDifference
     from jaxmlip.observables.thermodynamics import PotentialEnergy as PotentialEnergy
+    from jaxmlip.observables.thermodynamics import Pressure as Pressure
     from jaxmlip.observables.thermodynamics import PressureTensor as PressureTensor
+    from jaxmlip.observables.thermodynamics import SquaredForceError as SquaredForceError
     from jaxmlip.observables.thermodynamics import Temperature as Temperature
     from jaxmlip.potentials.ase import Calculator as Calculator
     from jaxmlip.potentials.ase_potential import AsePotential as AsePotential
     from jaxmlip.potentials.ase_potential import from_ase as from_ase
     from jaxmlip.potentials.equivariant import Equivariant as Equivariant
+    from jaxmlip.potentials.errors import compare as compare
     from jaxmlip.potentials.evaluation import label as label
     from jaxmlip.potentials.evaluation import predict as predict
     from jaxmlip.potentials.files import load as load
@@ -27,24 +31,22 @@ if TYPE_CHECKING:
     from jaxmlip.potentials.kinds import register_potential as register_potential
     from jaxmlip.potentials.potential import Potential as Potential
     from jaxmlip.potentials.potential import evaluate as evaluate
+    from jaxmlip.potentials.trainable import Trainable as Trainable
+    from jaxmlip.potentials.trainable import trainable as trainable
     from jaxmlip.simulation.barostats import NPT as NPT
     from jaxmlip.simulation.barostats import NPTNoseHoover as NPTNoseHoover
-    from jaxmlip.simulation.buckets import simulate_each as simulate_each
     from jaxmlip.simulation.ensembles import NVE as NVE
     from jaxmlip.simulation.ensembles import NVT as NVT
     from jaxmlip.simulation.ensembles import Ensemble as Ensemble
     from jaxmlip.simulation.ensembles import NVTNoseHoover as NVTNoseHoover
     from jaxmlip.simulation.ensembles import NVTVelocityRescaling as NVTVelocityRescaling
     from jaxmlip.simulation.frames import open_frames as open_frames
-    from jaxmlip.simulation.observing import FrameState as FrameState
     from jaxmlip.simulation.relaxation import Relaxed as Relaxed
     from jaxmlip.simulation.relaxation import relax as relax
-    from jaxmlip.simulation.replicas import simulate as simulate
-    from jaxmlip.simulation.replicas import simulate_models as simulate_models
-    from jaxmlip.simulation.replicas import simulate_to_file as simulate_to_file
     from jaxmlip.simulation.rollout import prepare_rollout as prepare_rollout
     from jaxmlip.simulation.rollout import rollout as rollout
     from jaxmlip.simulation.schedules import Ramp as Ramp
+    from jaxmlip.simulation.simulate import simulate as simulate
     from jaxmlip.simulation.trajectory import Outcome as Outcome
     from jaxmlip.simulation.trajectory import Run as Run
     from jaxmlip.simulation.trajectory import load_run as load_run
@@ -60,25 +62,31 @@ if TYPE_CHECKING:
     from jaxmlip.systems.store import FrameStore as FrameStore
     from jaxmlip.systems.store import write_store as write_store
     from jaxmlip.training.distill import distil as distil
-    from jaxmlip.training.pair_difference import PairDifference as PairDifference
+    from jaxmlip.training.finetune import finetune as finetune
+    from jaxmlip.training.objective import Term as Term
+    from jaxmlip.training.objective import TermSums as TermSums
+    from jaxmlip.training.problem import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.problem import TrainingProblem as TrainingProblem
-    from jaxmlip.training.strategies import Differential as Differential
-    from jaxmlip.training.strategies import Direct as Direct
-    from jaxmlip.training.strategies import MultiFidelity as MultiFidelity
-    from jaxmlip.training.strategies import SingleFidelity as SingleFidelity
-    from jaxmlip.training.strategies import finetune as finetune
-    from jaxmlip.training.tangent import TangentKernel as TangentKernel
-    from jaxmlip.training.trainer import TrainingDiverged as TrainingDiverged
-    from jaxmlip.training.trainer import TrainingSettings as TrainingSettings
+    from jaxmlip.training.problem import TrainingSettings as TrainingSettings
+    from jaxmlip.training.strategies.base import Strategy as Strategy
+    from jaxmlip.training.strategies.continued import SingleFidelity as SingleFidelity
+    from jaxmlip.training.strategies.fresh import Differential as Differential
+    from jaxmlip.training.strategies.fresh import Direct as Direct
+    from jaxmlip.training.strategies.multi_fidelity import MultiFidelity as MultiFidelity
+    from jaxmlip.training.strategies.pair_difference import PairDifference as PairDifference
+    from jaxmlip.training.strategies.registry import register_strategy as register_strategy
+    from jaxmlip.training.strategies.tangent import TangentKernel as TangentKernel
     from jaxmlip.training.trainer import train as train
     from jaxmlip.training.trainer import train_many as train_many
-    from jaxmlip.validation.errors import compare as compare
+    from jaxmlip.validation.averages import average as average
+    from jaxmlip.validation.averages import frame_states as frame_states
+    from jaxmlip.validation.averages import observe as observe
     from jaxmlip.validation.verdict import Tolerances as Tolerances
     from jaxmlip.validation.verdict import verdict as verdict
 
 _HOME = {
     "Observable": "observables.observable",
-    "average": "observables.observable",
+    "average": "validation.averages",
     "Estimate": "observables.estimate",
     "Status": "observables.estimate",
     "RDF": "observables.structure",
@@ -86,6 +94,9 @@ _HOME = {
     "Density": "observables.thermodynamics",
     "PotentialEnergy": "observables.thermodynamics",
     "Temperature": "observables.thermodynamics",
+    "EnergyDifference": "observables.thermodynamics",
+    "Pressure": "observables.thermodynamics",
+    "SquaredForceError": "observables.thermodynamics",
     "PressureTensor": "observables.thermodynamics",
     "Calculator": "potentials.ase",
     "from_ase": "potentials.ase_potential",
@@ -100,6 +111,8 @@ _HOME = {
     "register_potential": "potentials.kinds",
     "Potential": "potentials.potential",
     "evaluate": "potentials.potential",
+    "Trainable": "potentials.trainable",
+    "trainable": "potentials.trainable",
     "NPT": "simulation.barostats",
     "NPTNoseHoover": "simulation.barostats",
     "NVE": "simulation.ensembles",
@@ -112,11 +125,8 @@ _HOME = {
     "prepare_rollout": "simulation.rollout",
     "rollout": "simulation.rollout",
     "Ramp": "simulation.schedules",
-    "simulate": "simulation.replicas",
-    "simulate_each": "simulation.buckets",
-    "FrameState": "simulation.observing",
-    "simulate_models": "simulation.replicas",
-    "simulate_to_file": "simulation.replicas",
+    "simulate": "simulation.simulate",
+    "FrameState": "observables.frame",
     "Outcome": "simulation.trajectory",
     "Run": "simulation.trajectory",
     "load_run": "simulation.trajectory",
@@ -133,19 +143,25 @@ _HOME = {
     "edge_vectors": "systems.graph",
     "ice_ih": "systems.ice",
     "distil": "training.distill",
-    "PairDifference": "training.pair_difference",
+    "PairDifference": "training.strategies.pair_difference",
+    "Term": "training.objective",
+    "TermSums": "training.objective",
     "TrainingProblem": "training.problem",
-    "Differential": "training.strategies",
-    "Direct": "training.strategies",
-    "MultiFidelity": "training.strategies",
-    "SingleFidelity": "training.strategies",
-    "finetune": "training.strategies",
-    "TangentKernel": "training.tangent",
-    "TrainingDiverged": "training.trainer",
-    "TrainingSettings": "training.trainer",
+    "Differential": "training.strategies.fresh",
+    "Direct": "training.strategies.fresh",
+    "MultiFidelity": "training.strategies.multi_fidelity",
+    "SingleFidelity": "training.strategies.continued",
+    "finetune": "training.finetune",
+    "TangentKernel": "training.strategies.tangent",
+    "TrainingDiverged": "training.problem",
+    "TrainingSettings": "training.problem",
+    "Strategy": "training.strategies.base",
+    "register_strategy": "training.strategies.registry",
     "train": "training.trainer",
     "train_many": "training.trainer",
-    "compare": "validation.errors",
+    "compare": "potentials.errors",
+    "frame_states": "validation.averages",
+    "observe": "validation.averages",
     "Tolerances": "validation.verdict",
     "verdict": "validation.verdict",
 }

@@ -1,5 +1,6 @@
 """The command line. Imports stand inside the commands, so that `--help` answers at once."""
 
+import importlib
 import json
 import signal
 import sys
@@ -28,11 +29,6 @@ StressKey = Annotated[str, typer.Option(help="name of the stress label, eV/Å³;
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="overrides, e.g. seed=1 system.molecules=96")]
 
 
-@app.callback()
-def main() -> None:
-    """Train interatomic potentials on cheap data, lift them, and know whether their simulations can be trusted."""
-
-
 @contextmanager
 def _mistakes_in_one_sentence() -> Iterator[None]:
     """Turn the errors that a user can mend into one sentence on stderr and exit status 1, warnings into a sentence."""
@@ -58,6 +54,25 @@ def _mistakes_in_one_sentence() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+@app.callback()
+def main(
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", help="a module of your own that registers strategies, studies or potentials"),
+    ] = None,
+) -> None:
+    """Train interatomic potentials on cheap data, lift them, and know whether their simulations can be trusted."""
+    with _mistakes_in_one_sentence():
+        for module in modules or []:
+            sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise ImportError(f"--import {module}: {error}.") from error
+            finally:
+                sys.path.pop(0)
+
+
 @contextmanager
 def _sigterm_like_ctrl_c() -> Iterator[None]:
     """End as at ^C when a scheduler asks for it."""
@@ -77,25 +92,7 @@ def run(
 ) -> None:
     """Run a study to its report; run again to go on where it was, or to see a finished one."""
     with _mistakes_in_one_sentence():
-        from jaxmlip.study.config import ClustersToBulk, ConfigError, LearningCurve, load_config
-        from jaxmlip.study.learning_curve import run_learning_curve
-        from jaxmlip.study.report import summary_table
-        from jaxmlip.study.run import run_study
-
-        checked = load_config(config, overrides)
-        if not isinstance(checked, ClustersToBulk | LearningCurve):
-            raise ConfigError(f"{config} trains one potential; use `jaxmlip train {config}`.")
-        folder = out or Path("runs") / checked.name
-        if isinstance(checked, LearningCurve):
-            run_learning_curve(checked, folder, progress=not quiet)
-            typer.echo((folder / "table.md").read_text())
-            typer.echo(
-                f"Wrote {folder / 'results.json'}, {folder / 'learning_curves.png'} and {folder / 'potentials'}."
-            )
-            return
-        summary = run_study(checked, folder, progress=not quiet)
-        typer.echo(summary_table(summary))
-        typer.echo(f"Wrote {folder / 'report.html'} and {folder / 'summary.json'}.")
+        _run_study("run", config, overrides, out, quiet)
 
 
 @app.command()
@@ -107,17 +104,21 @@ def train(
 ) -> None:
     """Train one potential by one strategy from files of labelled frames."""
     with _mistakes_in_one_sentence():
-        from jaxmlip.study.config import ConfigError, TrainOne, load_config
-        from jaxmlip.study.train_one import run_train_one
-        from jaxmlip.study.workspace import to_json
+        _run_study("train", config, overrides, out, quiet)
 
-        checked = load_config(config, overrides)
-        if not isinstance(checked, TrainOne):
-            raise ConfigError(f"{config} is a whole study; use `jaxmlip run {config}`.")
-        folder = out or Path("runs") / checked.name
-        result = run_train_one(checked, folder, progress=not quiet)
-        typer.echo(to_json(result))
-        typer.echo(f"Wrote {folder / 'potential.jaxmlip'}.")
+
+def _run_study(command: str, path: Path, overrides: list[str] | None, out: Path | None, quiet: bool) -> None:
+    """Run what a configuration is of, and say what came of it."""
+    from jaxmlip.study.config import load_config
+    from jaxmlip.study.registry import study_of
+    from jaxmlip.study.section import ConfigError
+
+    config = load_config(path, overrides)
+    study = study_of(config)
+    if study.command != command:
+        raise ConfigError(f"{path} is a configuration for another command; use `jaxmlip {study.command} {path}`.")
+    folder = out or Path("runs") / getattr(config, "name")  # noqa: B009 (register_study has seen to it)
+    typer.echo(study.told(study.run(config, folder, progress=not quiet), folder))
 
 
 @app.command()
@@ -162,13 +163,13 @@ def evaluate(
 ) -> None:
     """Hold a potential against the reference labels that there are."""
     with _mistakes_in_one_sentence():
+        from jaxmlip.files import to_json
+        from jaxmlip.potentials.errors import as_table, compare
         from jaxmlip.potentials.evaluation import label as label_frames
         from jaxmlip.potentials.files import load
         from jaxmlip.potentials.potential import without_stress
         from jaxmlip.simulation.frames import open_frames
-        from jaxmlip.study.workspace import to_json
         from jaxmlip.systems.dataset import has_stress
-        from jaxmlip.validation.errors import as_table, compare
 
         model = load(potential)
         names = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
@@ -217,7 +218,7 @@ def md(
         from jaxmlip.simulation.barostats import NPT, NPTNoseHoover, check_cell_motion
         from jaxmlip.simulation.ensembles import NVE, NVT, NVTNoseHoover, NVTVelocityRescaling
         from jaxmlip.simulation.frames import last_structure
-        from jaxmlip.simulation.replicas import simulate_to_file
+        from jaxmlip.simulation.simulate import simulate
 
         made = {
             "nve": lambda: NVE(temperature_k),
@@ -233,11 +234,11 @@ def md(
         join_processes()
         model = load_potential(potential)
         start = last_structure(structure, allow_close=allow_close)
-        result = simulate_to_file(
-            out,
+        result = simulate(
             model,
             start,
             chosen,
+            to=out,
             time_ps=time_ps,
             timestep_fs=timestep_fs,
             sample_every_fs=sample_every_fs,
@@ -364,16 +365,10 @@ def tabulate(
 ) -> None:
     """Put a trained potential's radial functions into tables: a third faster, to a stated error."""
     with _mistakes_in_one_sentence():
-        from jaxmlip.potentials.equivariant import EquivariantPotential
         from jaxmlip.potentials.files import load, save
         from jaxmlip.potentials.tabulation import tabulate as with_tables
 
-        original = load(str(potential))
-        if not isinstance(original, EquivariantPotential):
-            raise ValueError(
-                f"{potential} holds a {type(original).__name__}, and only an equivariant potential has tables."
-            )
-        tables = with_tables(original, tolerance)
+        tables = with_tables(load(str(potential)), tolerance)
         save(tables, out, provenance={"tabulated from": potential.name, "tolerance": tolerance})
         of_layers = [tables.params[f"interaction_{i}"]["table"].shape for i in range(tables.specification.layers)]
         said = ", ".join(f"{functions} functions of {knots} intervals" for knots, _, functions in of_layers)

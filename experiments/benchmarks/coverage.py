@@ -27,16 +27,16 @@ from scipy.signal import lfilter
 from scipy.stats import t
 
 from jaxmlip.observables.estimate import Estimate
-from jaxmlip.observables.observable import average
 from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.ensembles import NVT, Ensemble
-from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.types import Leaf, PerAtom
+from jaxmlip.validation.averages import average, observe
 
 TAU = 20.0
 """Frames in a correlation time."""
@@ -186,7 +186,7 @@ def crystal_table(folder: Path, name: str, replicas: int, repeats: int) -> Itera
     run = crystal(folder / f"{name}.h5", ensemble, times[-1], replicas)
     observables = (Density(),) if ensemble.moves_cell else (Temperature(), PotentialEnergy())
     # Evaluated once, not for each part.
-    run = dataclasses.replace(run, observed={each.name: each.over(run) for each in observables})
+    run = dataclasses.replace(run, observed={each.name: observe(run, each) for each in observables})
     for constants, observable in itertools.product((run.time_constants_ps, {}), observables):
         truth = float(run.observed[observable.name][:, run.n_frames // 2 :].mean())
         title = f"{name}{'' if constants else ' without constants'}, {observable.name}"

@@ -62,7 +62,8 @@ ATOM_STEPS = 2000 * ATOMS
 
 OURS = """
 from jaxmlip.simulation.ensembles import NVT
-from jaxmlip.simulation.session import Options, make_session
+from jaxmlip.simulation.options import Options
+from jaxmlip.simulation.session import make_session
 def prepare(order):
     options = Options(
         steps=10**8, replicas=order["replicas"], sample_every_fs=0.5 * 10**8, on_failure="mark", watch_bonds=False

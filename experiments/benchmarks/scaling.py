@@ -48,24 +48,20 @@ SKIN = 0.5
 
 OURS = """
 import pathlib, re
-from jaxmlip.simulation.cell_lists import Bins, bins_for, fullest_bin
-from jaxmlip.simulation.driver import slots_needed
-from jaxmlip.simulation.step import Room, lists_of_replicas
-from jaxmlip.simulation.neighbors import cell_heights, image_search
+from jaxmlip.systems.capacity import Capacity, lists_of_replicas, needs_of
+from jaxmlip.systems.device_lists import cell_heights
 from jaxmlip.potentials.potential import evaluate
 from jaxmlip.systems.graph import graph_from_atoms
 compiled = {}
 def lister(atoms, cutoff, skin):
     positions, cells = np.asarray(atoms.positions)[None], np.asarray(atoms.cell)[None]
     heights, reach = cell_heights(cells)[0], cutoff + skin
-    listed, seen, inner = (int(number) for number in slots_needed(positions, cells, cutoff, 0.0, skin))
-    number = bins_for(len(atoms), heights, reach)
-    bins = None if number is None else Bins(number, fullest_bin(positions[0], cells[0], number))
-    room = Room(image_search(heights, reach), listed, seen, inner, bins)
+    needs = needs_of(positions, cells, heights, (cutoff, 0.0), skin, len(atoms))
+    capacity = Capacity.holding(needs, heights, reach, len(atoms))
     where = [np.float32(each) for each in (positions, cells, np.linalg.inv(cells))]
     arrays = jax.device_put([atoms.numbers[None], *where])
-    call = jax.jit(lambda species, *where: lists_of_replicas(species, *where, reach, room))
-    return (lambda: jax.block_until_ready(call(*arrays))), "all pairs" if bins is None else "bins"
+    call = jax.jit(lambda species, *where: lists_of_replicas(species, *where, reach, capacity))
+    return (lambda: jax.block_until_ready(call(*arrays))), "all pairs" if capacity.bins is None else "bins"
 def ready(order):
     potential, atoms = build(order), atoms_of(order["structure"])
     compiled[order["name"] + " lists"], way = lister(atoms, potential.cutoff, order["skin"])

@@ -69,7 +69,7 @@ def prepare(order):
     def call():
         if not compiled:
             arguments = (lender, state[0], stacked, controls)
-            compiled.append(update.lower(*arguments, terms=settings.terms(), kind=settings.loss).compile())
+            compiled.append(update.lower(*arguments).compile())
             facts.update(temporary_MiB=compiled[0].memory_analysis().temp_size_in_bytes / 2**20)
         state[0], report = jax.block_until_ready(compiled[0](lender, state[0], stacked, controls))
         return report.loss[0]

@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.systems.dataset import Frame, read_frames
-from jaxmlip.training.closed_form import spread
-from jaxmlip.training.pair_difference import PairDifference
-from jaxmlip.training.tangent import TangentKernel
+from jaxmlip.training.strategies.closed_form import spread
+from jaxmlip.training.strategies.pair_difference import PairDifference
+from jaxmlip.training.strategies.tangent import TangentKernel
 
 SIZES = (50, 100, 200, 400)
 MEMBERS = 8

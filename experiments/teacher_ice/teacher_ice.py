@@ -23,10 +23,11 @@ import matplotlib as mpl
 import numpy as np
 
 import jaxmlip as jm
-from jaxmlip.observables.observable import Observable, average
+from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.statistics import Estimate
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.units import G_PER_CM3
+from jaxmlip.validation.averages import average
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -61,7 +62,7 @@ class Crystal(Observable):
         """Units."""
         return "g/cm³, Å, Å, Å"
 
-    def per_frame(self, frame: Any) -> Any:
+    def per_frame(self, frame: jm.FrameState, potential: jm.Potential | None = None) -> Any:
         """[4]."""
         volume = jnp.abs(jnp.linalg.det(frame.cell))
         lengths = jnp.linalg.norm(frame.cell, axis=1) / jnp.array(self.cells)
@@ -95,7 +96,7 @@ def plot(folder: Path, run: jm.Run, crystal: Crystal, rdfs: dict[str, Estimate],
     """Density of the run, and the radial distribution functions with a band of two standard errors."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     time = run.time_fs / 1000
-    for series in crystal.over(run)[:, :, 0]:
+    for series in jm.observe(run, crystal)[:, :, 0]:
         left.plot(time, series, lw=0.6)
     left.axvspan(0, discarded_ps, color="0.9", label="left out")
     left.axhline(EXPERIMENT["density"], color="k", ls="--", lw=1, label="experiment, 250 K")
@@ -167,11 +168,11 @@ def main() -> None:
         ensemble = jm.NPT(arguments.temperature_K, arguments.pressure_GPa, "orthorhombic")
         settings = {name: str(value) for name, value in vars(arguments).items()}
         (arguments.out / "settings.json").write_text(json.dumps(settings, indent=1))
-        jm.simulate_to_file(
-            arguments.out / "run.h5",
+        jm.simulate(
             potential,
             ice,
             ensemble,
+            to=arguments.out / "run.h5",
             time_ps=arguments.time_ps,
             timestep_fs=1.0,
             replicas=arguments.replicas,

@@ -10,10 +10,11 @@ from ase.data import atomic_numbers
 from jaxtyping import Float
 
 from jaxmlip.observables.estimate import Estimate, welch_satterthwaite, worst
+from jaxmlip.observables.frame import FrameState
 from jaxmlip.observables.observable import Observable
-from jaxmlip.simulation.neighbors import image_search, squared_distances
-from jaxmlip.simulation.observing import FrameState
-from jaxmlip.simulation.trajectory import Run
+from jaxmlip.observables.thermodynamics import check_periodic
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.systems.device_lists import image_search, squared_distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +78,18 @@ class RDF(Observable):
         """Middles of the shells, Å."""
         return 0.5 * (self.edges[1:] + self.edges[:-1])
 
-    def check(self, run: Run) -> None:
-        """Raise ValueError if the run is not periodic in three directions or lacks one of the elements."""
-        if not run.pbc.all():
-            raise ValueError(f"{self.name} needs a cell periodic in three directions, not pbc {run.pbc.tolist()}.")
+    def check(self, frame: FrameState) -> None:
+        """Raise ValueError if frames are not periodic in three directions or lack one of the elements."""
+        check_periodic(self, frame)
         for symbol in (self.first, self.second):
-            if atomic_numbers[symbol] not in run.numbers:
-                raise ValueError(f"{self.name}: the run holds no {symbol}.")
+            if atomic_numbers[symbol] not in frame.numbers:
+                raise ValueError(f"{self.name}: the frames hold no {symbol}.")
 
-    def reduce(self, values: Any, weights: Any = None) -> Estimate:
-        """Average of values [replicas, frames, bins] with `r` as the estimate's axis; see `Observable.reduce`."""
-        return dataclasses.replace(super().reduce(values, weights), axis=self.r)
+    def estimate(self, values: Any, weights: Any = None) -> Estimate:
+        """Average of values [replicas, frames, bins] with `r` as the estimate's axis; see `Observable.estimate`."""
+        return dataclasses.replace(super().estimate(values, weights), axis=self.r)
 
-    def per_frame(self, frame: FrameState) -> Any:
+    def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
         """[bins]; differentiable in positions and cell if `smearing` is positive."""
         numbers = np.asarray(frame.numbers)
         mine, others = (np.flatnonzero(numbers == atomic_numbers[symbol]) for symbol in (self.first, self.second))

@@ -1,16 +1,15 @@
-"""Scalars of a frame: energy, temperature, density."""
+"""Scalars and tensors of a frame: energy, temperature, density, pressure; and how another potential differs."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
-from jaxmlip.observables.observable import Observable
-from jaxmlip.simulation.observing import PRESSURE_TENSOR, FrameState
-from jaxmlip.simulation.trajectory import Run
-from jaxmlip.units import G_PER_CM3
+from jaxmlip.observables.frame import FrameState
+from jaxmlip.observables.observable import Observable, References
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.units import G_PER_CM3, GPA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +18,8 @@ class PotentialEnergy(Observable):
 
     Averages are taken in double precision: single precision would lose 0.01 eV of the energies of large cells.
     """
+
+    recorded: ClassVar[str] = "potential_energy"
 
     @property
     def name(self) -> str:
@@ -30,18 +31,20 @@ class PotentialEnergy(Observable):
         """Unit."""
         return "eV"
 
-    def per_frame(self, frame: FrameState) -> Any:
-        """[], eV."""
-        return frame.potential_energy
+    def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
+        """[], eV, relative to the references; differentiable by positions, cell and parameters."""
+        return frame.energy_of(potential)
 
-    def over(self, run: Run, first: int = 0) -> Float[np.ndarray, "replicas frames"]:
-        """Energies in double precision, as the run stores them; see `Observable.over`."""
-        return run.observed.get(self.name, run.potential_energy)[run.completed, first:]
+    def completed(self, values: np.ndarray, references: References) -> np.ndarray:
+        """Energies with the references; see `Observable.completed`."""
+        return values + references.own.reshape(-1, *[1] * (values.ndim - 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Temperature(Observable):
     """Kinetic temperature 2K/3Nk in K; see `Run.temperature` on its error at finite timesteps."""
+
+    recorded: ClassVar[str] = "temperature"
 
     @property
     def name(self) -> str:
@@ -53,8 +56,8 @@ class Temperature(Observable):
         """Unit."""
         return "K"
 
-    def per_frame(self, frame: FrameState) -> Any:
-        """[], K."""
+    def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
+        """[], K; differentiable by momenta."""
         return frame.temperature
 
 
@@ -72,41 +75,121 @@ class Density(Observable):
         """Unit."""
         return "g/cm³"
 
-    def check(self, run: Run) -> None:
-        """Raise ValueError unless the run is periodic in three directions."""
-        if not run.pbc.all():
-            raise ValueError(f"The density needs a cell periodic in three directions, not pbc {run.pbc.tolist()}.")
+    def check(self, frame: FrameState) -> None:
+        """Raise ValueError unless frames are periodic in three directions."""
+        check_periodic(self, frame)
 
-    def per_frame(self, frame: FrameState) -> Any:
-        """[], g/cm³; differentiable in the cell."""
-        return frame.mass / (G_PER_CM3 * jnp.abs(jnp.linalg.det(frame.cell)))
+    def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
+        """[], g/cm³; differentiable by the cell."""
+        return frame.masses.sum() / (G_PER_CM3 * frame.volume)
 
 
 @dataclasses.dataclass(frozen=True)
 class PressureTensor(Observable):
     """The pressure tensor Σ p pᵀ/m / V − σ in GPa, kinetic part included, whether the cell moves or not.
 
-    It costs a derivative of the energy by strain, and so must be asked for: `simulate(observables=[PressureTensor()])`.
+    It costs a derivative of the energy by strain where the cell does not move, and so must be asked for:
+    `simulate(observables=[PressureTensor()])`.
     """
+
+    needs_stress: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
         """Name for tables and plots."""
-        return PRESSURE_TENSOR
+        return "pressure tensor"
 
     @property
     def unit(self) -> str:
         """Unit."""
         return "GPa"
 
-    def check(self, run: Run) -> None:
-        """Raise ValueError unless the run has observed it."""
-        if self.name not in run.observed:
-            raise ValueError(
-                f"Frames hold no momenta, so that the {self.name} must be observed while the simulation runs: give "
-                "simulate observables=[PressureTensor()]."
-            )
+    def check(self, frame: FrameState) -> None:
+        """Raise ValueError unless frames are periodic in three directions."""
+        check_periodic(self, frame)
 
-    def per_frame(self, frame: FrameState) -> Any:
-        """Frames do not have it; see `check`."""
-        raise NotImplementedError(f"The {self.name} is observed on the way, not computed from frames.")
+    def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
+        """[3, 3], GPa; differentiable by all that it depends on."""
+        stress, volume = frame.stress_of(potential), frame.volume
+        velocities = frame.known_momenta / frame.masses[:, None]
+        return (velocities.T @ frame.known_momenta / volume - stress) / GPA
+
+
+@dataclasses.dataclass(frozen=True)
+class Pressure(Observable):
+    """The pressure in GPa, a third of the trace of `PressureTensor`."""
+
+    recorded: ClassVar[str] = "pressure_GPa"
+    needs_stress: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """Name for tables and plots."""
+        return "pressure"
+
+    @property
+    def unit(self) -> str:
+        """Unit."""
+        return "GPa"
+
+    def check(self, frame: FrameState) -> None:
+        """Raise ValueError unless frames are periodic in three directions."""
+        check_periodic(self, frame)
+
+    def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
+        """[], GPa; differentiable by all that it depends on."""
+        return jnp.trace(PressureTensor().per_frame(frame, potential)) / 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredForceError(Observable):
+    """Mean squared difference of a force component to that of another potential, eV²/Å²."""
+
+    @property
+    def name(self) -> str:
+        """Name for tables and plots."""
+        return "squared force error"
+
+    @property
+    def unit(self) -> str:
+        """Unit."""
+        return "eV2/Å2"
+
+    def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
+        """[], eV²/Å²; `potential` is the other one."""
+        return ((frame.predicted(potential).forces - frame.known_forces) ** 2).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class EnergyDifference(Observable):
+    """Energy per atom minus that of another potential, elemental references included, eV."""
+
+    @property
+    def name(self) -> str:
+        """Name for tables and plots."""
+        return "energy difference"
+
+    @property
+    def unit(self) -> str:
+        """Unit."""
+        return "eV"
+
+    def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
+        """[], eV, each relative to its own references; `potential` is the other one."""
+        return (frame.energy_of(None) - frame.predicted(potential).energy[0]) / len(frame.numbers)
+
+    def completed(self, values: np.ndarray, references: References) -> np.ndarray:
+        """Differences with the references; see `Observable.completed`."""
+        if references.other is None:
+            raise ValueError("An energy difference is that to another potential, and there is none.")
+        shape = (-1, *[1] * (values.ndim - 1))
+        return values + ((references.own - references.other) / references.atoms).reshape(shape)
+
+
+def check_periodic(observable: Observable, frame: FrameState) -> None:
+    """Raise ValueError unless frames are periodic in three directions."""
+    if not frame.periodic:
+        raise ValueError(
+            f"The {observable.name} needs a cell that is periodic in all three directions, not one whose faces are "
+            f"{', '.join(f'{height:g}' for height in frame.heights)} Å apart."
+        )

@@ -1,24 +1,24 @@
-"""Potentials that lend an equivariant potential other parameters to train: low-rank factors, elemental references.
+"""Potentials that lend another potential other parameters to train: low-rank factors, elemental references.
 
-An adapter exists during training alone; `plain` makes of it the equivariant potential that it amounts to.
+An adapter exists during training alone; `select_head` makes of it the potential that it amounts to.
 """
 
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from jaxmlip.potentials.equivariant import EquivariantPotential, select_head
-from jaxmlip.potentials.potential import N_SPECIES, Potential
+from jaxmlip.potentials.potential import N_SPECIES
+from jaxmlip.potentials.trainable import Group, Trainable, check_head, check_one_head, path_name
 from jaxmlip.systems.graph import Graph
 from jaxmlip.types import AnyArray, Leaf, PerAtom
 
 
-class Adapter(Potential):
+class Adapter(Trainable):
     """Base of the adapters: everything but parameters and energies is that of the adapted potential.
 
     Attributes:
@@ -27,7 +27,7 @@ class Adapter(Potential):
     """
 
     params: Leaf
-    potential: "EquivariantPotential | LowRank"
+    potential: Trainable
 
     def _described(self) -> tuple[str, ...]:
         return (f"of {type(self.potential).__name__}",)
@@ -43,6 +43,11 @@ class Adapter(Potential):
         return self.potential.cutoff
 
     @property
+    def inner_cutoff(self) -> float:
+        """Å."""
+        return self.potential.inner_cutoff
+
+    @property
     def species(self) -> tuple[int, ...]:
         """Atomic numbers the potential knows, ascending."""
         return self.potential.species
@@ -52,7 +57,7 @@ class Adapter(Potential):
         """Labels that the adapted potential has seen."""
         return self.potential.trained_on
 
-    def having_seen(self, labels: Iterable[str]) -> "Potential":
+    def having_seen(self, labels: Iterable[str]) -> "Adapter":
         """The adapter of a potential that was trained on these labels too."""
         return self.replace(potential=self.potential.having_seen(labels))
 
@@ -61,13 +66,36 @@ class Adapter(Potential):
         """Number of readouts."""
         return self.potential.heads
 
+    def with_heads(self, heads: int, *, fresh: int | None = None) -> "Adapter":
+        """The adapter, whose readouts are those of what it adapts.
+
+        Raises:
+            ValueError: if it were to have other ones.
+        """
+        del fresh
+        if heads != self.heads:
+            raise ValueError(f"A {type(self).__name__} has the readouts of what it adapts; give that {heads} first.")
+        return self
+
+    def with_references(self, references: Float[np.ndarray, "119"]) -> "Adapter":
+        """The adapter of a potential with other elemental reference energies, eV."""
+        return self.replace(potential=self.potential.with_references(references))
+
+    def fresh(
+        self,
+        *,
+        references: Float[np.ndarray, "119"],
+        scale: float,
+        shift: float,
+        seed: int,
+        species: Sequence[int] | None = None,
+    ) -> Trainable:
+        """A new potential like the adapted one, without an adapter; see `Trainable.fresh`."""
+        return self.potential.fresh(references=references, scale=scale, shift=shift, seed=seed, species=species)
+
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Contribution of each atom in eV, for a potential with a single readout; 0 for padding atoms."""
-        if self.heads != 1:
-            raise ValueError(
-                f"The potential has {self.heads} readouts, and its energy is not defined before one is chosen: use "
-                "plain(potential, head)."
-            )
+        check_one_head(self)
         return self.readouts(graph)[:, 0]
 
 
@@ -82,14 +110,25 @@ class LowRank(Adapter):
     """
 
     params: Leaf
-    potential: EquivariantPotential
+    potential: Trainable
 
-    def merged(self) -> EquivariantPotential:
+    def groups(self) -> Any:
+        """The factors of a matrix belong to its group."""
+        of_matrices = {path_name(path): group for path, group in _leaves(self.potential.groups())}
+        return {path: jax.tree.map(lambda _, p=path: of_matrices[p], factors) for path, factors in self.params.items()}
+
+    def merged(self) -> Trainable:
         """The potential with A·B added to its matrices."""
-        leaves = cast(dict[str, Any], flatten_dict(self.potential.params, sep="/"))
-        for path, factors in self.params.items():
-            leaves[path] = leaves[path] + (factors["a"] @ factors["b"]).reshape(leaves[path].shape)
-        return self.potential.replace(params=unflatten_dict(leaves, sep="/"))
+
+        def updated(path: tuple[Any, ...], leaf: Any) -> Any:
+            factors = self.params.get(path_name(path))
+            return leaf if factors is None else leaf + (factors["a"] @ factors["b"]).reshape(leaf.shape)
+
+        return self.potential.with_params(jax.tree_util.tree_map_with_path(updated, self.potential.params))
+
+    def select_head(self, head: int) -> Trainable:
+        """The merged potential with one of its readouts."""
+        return self.merged().select_head(head)
 
     def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
         """Those of the merged potential, eV."""
@@ -106,18 +145,33 @@ class TrainableReferences(Adapter):
     """
 
     params: Leaf
-    potential: EquivariantPotential | LowRank
+    potential: Trainable
+
+    def whole(self) -> Trainable:
+        """The adapted potential with its parameters."""
+        return self.potential.with_params(self.params["potential"])
+
+    def groups(self) -> Any:
+        """The offsets, and those of the adapted potential."""
+        return {"offsets": Group("references"), "potential": self.whole().groups()}
+
+    def select_head(self, head: int) -> Trainable:
+        """The adapted potential with one of its readouts, whose offsets become part of the elemental references."""
+        check_head(self, head)
+        references = np.array(self.references, np.float64)
+        references[list(self.species)] += np.asarray(self.params["offsets"], np.float64)[:, head]
+        return self.whole().select_head(head).with_references(references)
 
     def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
         """Those of the potential plus the offsets, eV; 0 for padding atoms."""
-        energies = jnp.asarray(self.potential.replace(params=self.params["potential"]).readouts(graph))
+        energies = jnp.asarray(self.whole().readouts(graph))
         row = np.zeros(N_SPECIES, np.int32)
         row[list(self.species)] = np.arange(len(self.species))
         offsets = jnp.asarray(self.params["offsets"], energies.dtype)[jnp.asarray(row)[graph.species]]
         return energies + jnp.where(graph.atom_mask[:, None], offsets, 0.0)
 
 
-def low_rank(potential: EquivariantPotential, rank: int, seed: int) -> LowRank:
+def low_rank(potential: Trainable, rank: int, seed: int) -> LowRank:
     """The potential with a low-rank update of every matrix that has more than `rank` rows and columns.
 
     A is random and B is zero, so that energies are what they were. A has the variance 1/rank: an optimiser that changes
@@ -133,41 +187,22 @@ def low_rank(potential: EquivariantPotential, rank: int, seed: int) -> LowRank:
     """
     draw = np.random.default_rng(seed)
     factors = {}
-    for path, leaf in cast(dict[str, Any], flatten_dict(potential.params, sep="/")).items():
-        rows, columns = int(np.prod(leaf.shape[:-1])), leaf.shape[-1]
+    for path, leaf in _leaves(potential.params):
+        rows, columns = int(np.prod(leaf.shape[:-1])), leaf.shape[-1] if leaf.ndim else 0
         if leaf.ndim > 1 and min(rows, columns) > rank:
             a = draw.standard_normal((rows, rank)) / rank**0.5
-            factors[path] = {"a": a.astype(leaf.dtype), "b": np.zeros((rank, columns), leaf.dtype)}
+            factors[path_name(path)] = {"a": a.astype(leaf.dtype), "b": np.zeros((rank, columns), leaf.dtype)}
     if not factors:
         raise ValueError(f"rank is {rank}, but no matrix of the potential has more rows and columns; lower it.")
     return LowRank(params=factors, potential=potential)
 
 
-def trainable_references(potential: EquivariantPotential | LowRank) -> TrainableReferences:
+def trainable_references(potential: Trainable) -> TrainableReferences:
     """The potential with offsets of its elemental references among its parameters, 0 at first."""
     offsets = np.zeros((len(potential.species), potential.heads), np.float32)
     params = {"offsets": offsets, "potential": potential.params}
-    return TrainableReferences(params=params, potential=potential.replace(params=None))
+    return TrainableReferences(params=params, potential=potential.with_params(None))
 
 
-def plain(potential: Potential, head: int) -> EquivariantPotential:
-    """The equivariant potential that a trained potential amounts to, with one of its readouts.
-
-    Args:
-        potential: an equivariant potential, or an adapter of one.
-        head: of the readout; its offsets become part of the elemental references.
-
-    Raises:
-        ValueError: if there is no such head.
-        TypeError: for any other potential.
-    """
-    if isinstance(potential, TrainableReferences):
-        inner = plain(potential.potential.replace(params=potential.params["potential"]), head)
-        references = np.array(potential.references, np.float64)
-        references[list(potential.species)] += np.asarray(potential.params["offsets"], np.float64)[:, head]
-        return inner.replace(references=references)
-    if isinstance(potential, LowRank):
-        potential = potential.merged()
-    if not isinstance(potential, EquivariantPotential):
-        raise TypeError(f"A {type(potential).__name__} is no equivariant potential, nor an adapter of one.")
-    return potential if potential.heads == 1 and head == 0 else select_head(potential, head)
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)

@@ -99,10 +99,11 @@ class Calculator(ase_calculator.Calculator):
             results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(prediction.stress[0], np.float64))
         for what, values in results.items():
             if not np.isfinite(values).all():
-                raise CalculationFailed(
-                    f"The {what} of {atoms.symbols} is not finite; the structure is far from anything the potential "
-                    "was trained on (atoms too close), or its parameters are damaged."
+                said = self.potential.complaint() or (
+                    "the structure is far from anything the potential was trained on (atoms too close), or its "
+                    "parameters are damaged."
                 )
+                raise CalculationFailed(f"The {what} of {atoms.symbols} is not finite; {said}")
         self.results = results
 
     def _current_graph(self, atoms: Atoms) -> Graph:

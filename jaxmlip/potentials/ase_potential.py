@@ -48,6 +48,11 @@ class AsePotential(Potential):
     host: HostCalculator = flax.struct.field(pytree_node=False)
 
     @property
+    def opaque(self) -> bool:
+        """True: the parameters are the calculator's."""
+        return True
+
+    @property
     def references(self) -> Float[np.ndarray, "119"]:
         """Energies of isolated atoms, of the elements that were needed so far; 0 for others. See `references_for`."""
         return self.host.references(())

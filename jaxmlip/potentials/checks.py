@@ -84,7 +84,7 @@ def _readouts(potential: Potential, graph: Graph) -> Any:
 
 
 def _with_params(potential: Potential, params: Any) -> Potential:
-    return potential.replace(params=params)
+    return potential.with_params(params)
 
 
 def _has_energies(potential: Potential, atoms: int = 2) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -12,8 +13,9 @@ from jaxtyping import Float
 from jaxmlip.describing import count
 from jaxmlip.potentials.architecture import Architecture
 from jaxmlip.potentials.equivariant_network import Network
-from jaxmlip.potentials.potential import N_SPECIES, UNKNOWN, Potential, TrainingRecord, all_labels
+from jaxmlip.potentials.potential import N_SPECIES, UNKNOWN, TrainingRecord, all_labels
 from jaxmlip.potentials.radial import zbl
+from jaxmlip.potentials.trainable import Group, Trainable, check_head, check_one_head, check_references, grouped
 from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.types import AnyArray, Leaf, PerAtom
 
@@ -58,10 +60,7 @@ class Equivariant(Architecture, frozen=True, extra="forbid"):
         if heads < 1:
             raise ValueError(f"heads is {heads}, but a potential needs at least one readout.")
         references = np.zeros(N_SPECIES) if references is None else np.array(references, np.float64)
-        if references.shape != (N_SPECIES,):
-            raise ValueError(
-                f"references have shape {references.shape}, but there is one for each of {N_SPECIES} numbers."
-            )
+        check_references(references)
         deviations = _deviations(self, known, heads)
         draw = np.random.default_rng(seed)
         params = jax.tree.map(lambda x: jnp.asarray(x * draw.standard_normal(x.shape, np.float32)), deviations)
@@ -90,7 +89,7 @@ def _deviations(specification: Equivariant, known: tuple[int, ...], heads: int) 
 
 
 @flax.struct.dataclass
-class EquivariantPotential(Potential):
+class EquivariantPotential(Trainable):
     """An equivariant network as a Potential.
 
     Attributes:
@@ -175,47 +174,80 @@ class EquivariantPotential(Potential):
         Raises:
             ValueError: if the potential has several heads.
         """
-        if self.heads != 1:
-            raise ValueError(
-                f"The potential has {self.heads} readouts, and its energy is not defined before one is chosen: "
-                "use select_head(potential, head)."
-            )
+        check_one_head(self)
         return self.readouts(graph)[:, 0]
 
+    def groups(self) -> Any:
+        """The table of elements, each layer with the map and product that belong to it, and the readouts."""
+        layers = self.specification.layers
 
-def select_head(potential: EquivariantPotential, head: int) -> EquivariantPotential:
-    """The potential with one of its readouts alone; all others are dropped.
+        def group_of(path: str) -> Group:
+            kind, _, layer = path.partition("/")[0].partition("_")
+            if kind == "readout":
+                return Group("readout")
+            return Group("embedding", layers + 1) if kind == "embedding" else Group("trunk", layers - int(layer))
 
-    Raises:
-        ValueError: if there is no such head.
-    """
-    if not 0 <= head < potential.heads:
-        raise ValueError(f"There is no head {head}: the potential has {potential.heads}, counted from 0.")
-    return _take_heads(potential, [head])
+        return grouped(self.params, group_of)
+
+    def fresh(
+        self,
+        *,
+        references: Float[np.ndarray, "119"],
+        scale: float,
+        shift: float,
+        seed: int,
+        species: Sequence[int] | None = None,
+    ) -> "EquivariantPotential":
+        """A new potential of this architecture, see `Trainable.fresh`; with the mean number of neighbours of this one.
+
+        So potentials of one architecture share compiled programs.
+        """
+        return self.specification.build(
+            self.known if species is None else species,
+            average_neighbors=self.average_neighbors,
+            references=references,
+            scale=scale,
+            shift=shift,
+            seed=seed,
+        )
+
+    def select_head(self, head: int) -> "EquivariantPotential":
+        """The potential with one of its readouts alone; all others are dropped.
+
+        Raises:
+            ValueError: if there is no such head.
+        """
+        check_head(self, head)
+        return self if self.heads == 1 else self._with_rows([head])
+
+    def with_heads(self, heads: int, *, fresh: int | None = None) -> "EquivariantPotential":
+        """The potential with its single readout copied to every head, see `Trainable.with_heads`."""
+        if self.heads != 1:
+            raise ValueError(f"The potential has {self.heads} readouts already: potential.select_head(head) first.")
+        if heads < 1:
+            raise ValueError(f"heads is {heads}, but a potential needs at least one readout.")
+        copied = self._with_rows([0] * heads)
+        if fresh is None:
+            return copied
+        new = self.specification.build(self.known, average_neighbors=self.average_neighbors, seed=fresh)
+
+        def with_random_last(group: Group, old: Any, random: Any) -> Any:
+            return np.concatenate([np.asarray(old)[:-1], np.asarray(random, old.dtype)]) if _is_readout(group) else old
+
+        return copied.replace(params=jax.tree.map(with_random_last, self.groups(), copied.params, new.params))
+
+    def _with_rows(self, heads: list[int]) -> "EquivariantPotential":
+        """Index everything that has a leading axis of heads."""
+        rows = np.array(heads)
+        params = jax.tree.map(
+            lambda group, leaf: leaf[rows] if _is_readout(group) else leaf, self.groups(), self.params
+        )
+        scales = {name: getattr(self, name)[rows] for name in ("scale", "shift", "repulsion")}
+        return self.replace(params=params, **scales, heads=len(heads))
 
 
-def with_heads(potential: EquivariantPotential, heads: int) -> EquivariantPotential:
-    """The potential with its single readout copied to every head.
-
-    Raises:
-        ValueError: if it has several readouts already, or `heads` is not positive.
-    """
-    if potential.heads != 1:
-        raise ValueError(f"The potential has {potential.heads} readouts already: select_head(potential, head) first.")
-    if heads < 1:
-        raise ValueError(f"heads is {heads}, but a potential needs at least one readout.")
-    return _take_heads(potential, [0] * heads)
-
-
-def _take_heads(potential: EquivariantPotential, heads: list[int]) -> EquivariantPotential:
-    """Index everything that has a leading axis of heads."""
-    rows = np.array(heads)
-    params = {
-        name: jax.tree.map(lambda leaf: leaf[rows], tree) if name.startswith("readout") else tree
-        for name, tree in potential.params.items()
-    }
-    scales = {name: getattr(potential, name)[rows] for name in ("scale", "shift", "repulsion")}
-    return potential.replace(params=params, **scales, heads=len(heads))
+def _is_readout(group: Group) -> bool:
+    return group.role == "readout"
 
 
 def average_neighbors(graphs: Iterable[Graph], cutoff: float = np.inf) -> float:

@@ -9,10 +9,8 @@ import contextlib
 import importlib.metadata
 import io
 import json
-import os
 import platform
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,6 +23,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxmlip.files import write_bytes
 from jaxmlip.potentials.ase_potential import AsePotential
 from jaxmlip.potentials.checks import check_one, readouts_shape
 from jaxmlip.potentials.kinds import KINDS, find_kind, find_names, kind_of, names_known
@@ -163,7 +162,7 @@ def save(potential: Potential, path: str | Path, *, provenance: Mapping[str, Any
         for name, data in {HEADER: text.encode(), ARRAYS: packed.getvalue()}.items():
             # The time of writing stays out, so that equal potentials make equal files.
             archive.writestr(zipfile.ZipInfo(name), data)
-    _write_at_once(path, content.getvalue())
+    write_bytes(path, content.getvalue())
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -305,23 +304,6 @@ def _header(path: Path, archive: Mapping[str, bytes]) -> dict[str, Any]:
                 "with the jaxmlip that wrote it, or update"
             )
         return header
-
-
-def _write_at_once(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside the target and rename, so that no reader sees half a file."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _versions() -> dict[str, str]:

@@ -103,7 +103,8 @@ class HostCalculator:
         if stress and offered is not None and "stress" not in offered:
             raise ValueError(
                 f"The calculator {self.name} gives no stress, without which no cell can move and no pressure is known; "
-                "keep the cell as it is (NVT, relaxation of positions), or choose another calculator."
+                "keep the cell as it is (NVT, relaxation of positions), evaluate it without the stress of the labels "
+                "(--stress-key none), or choose another calculator."
             )
         template = self._template
         if template is not None and np.array_equal(template.numbers, atoms.numbers):

@@ -9,13 +9,13 @@ point of the group `jaxmlip.potentials` with the name of the kind or prefix, in 
 
 import dataclasses
 import importlib
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxmlip.potentials.potential import Potential, TrainingRecord
+from jaxmlip.registry import Registry
 
 ENTRY_POINTS = "jaxmlip.potentials"
 """Group of the entry points by which installed packages announce kinds of potentials and prefixes of names."""
@@ -62,10 +62,10 @@ class Names:
     known: tuple[str, ...]
 
 
-KINDS: dict[str, Kind] = {}
+KINDS: Registry[Kind] = Registry("kind of potentials", ENTRY_POINTS)
 """Kinds of potentials by their name in the file; a `Sum` is written as its terms."""
 
-NAMES: dict[str, Names] = {}
+NAMES: Registry[Names] = Registry("prefix", ENTRY_POINTS)
 """Named potentials by their prefix."""
 
 
@@ -115,10 +115,7 @@ def register_names(prefix: str, *, known: Sequence[str] = ("…",)) -> Callable[
     """
 
     def registered(load: Load) -> Load:
-        there = NAMES.get(prefix)
-        if there is not None and _where(there.load) != _where(load):
-            raise ValueError(f"Names that begin with {prefix}: are those of {_where(there.load)} already.")
-        NAMES[prefix] = Names(load, tuple(known))
+        NAMES.register(prefix, Names(load, tuple(known)), load)
         return load
 
     return registered
@@ -136,12 +133,12 @@ def find_kind(name: str) -> Kind | None:
     Raises:
         ImportError: if the package that announces it cannot be imported.
     """
-    return _found(name, KINDS)
+    return KINDS.find(name)
 
 
 def find_names(prefix: str) -> Names | None:
     """The potentials whose names have that prefix, as `find_kind` does."""
-    return _found(prefix, NAMES)
+    return NAMES.find(prefix)
 
 
 def names_known() -> str:
@@ -149,28 +146,11 @@ def names_known() -> str:
     return ", ".join(f"{prefix}:{rest}" for prefix, names in NAMES.items() for rest in names.known)
 
 
-def _found(name: str, registered: dict[str, Any]) -> Any:
-    if name not in registered:
-        for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-            try:
-                point.load()  # which registers it
-            except (ImportError, AttributeError) as error:
-                raise ImportError(
-                    f"{name!r} is announced by the entry point {point.value}, which cannot be imported ({error})."
-                ) from error
-    return registered.get(name)
-
-
 def _add_kind(name: str, kind: Kind) -> None:
     """Add a kind; a class may come again, as where its module is reloaded."""
-    if name == "sum" or (name in KINDS and KINDS[name].path != kind.path):
-        owner = KINDS[name].path if name in KINDS else "sums of potentials"
-        raise ValueError(f"The kind {name!r} is that of {owner} already; choose another name for {kind.path}.")
-    KINDS[name] = kind
-
-
-def _where(function: Any) -> str:
-    return f"{function.__module__}:{getattr(function, '__qualname__', function)}"
+    if name == "sum":
+        raise ValueError(f"The kind 'sum' is that of sums of potentials; choose another name for {kind.path}.")
+    KINDS.register(name, kind, kind.path)
 
 
 def _encode_fields(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -221,15 +201,23 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
 
 
 def _encode_linearized(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    static, leaves = _encode_equivariant(potential.base)
-    return static, leaves | {"change": potential.change}
+    base = kind_of(potential.base)
+    if base is None:
+        raise ValueError(
+            f"A {type(potential.base).__name__} is of no kind that a file can hold, and neither is its tangent; "
+            "see jaxmlip.register_potential."
+        )
+    static, leaves = KINDS[base].encode(potential.base)
+    return {"base": base} | static, leaves | {"change": potential.change}
 
 
 def _decode_linearized(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
-    from jaxmlip.potentials.equivariant import EquivariantPotential
-
-    change = leaves.pop("change")
-    base = _decode_equivariant(EquivariantPotential, static, leaves, references)
+    static, leaves = dict(static), dict(leaves)
+    change, name = leaves.pop("change"), static.pop("base", "equivariant")  # files did not always say
+    kind = find_kind(name)
+    if kind is None:
+        raise ValueError(f"its base is of the kind {name!r}, which is not known here")
+    base = kind.decode(kind.potential_class(), static, leaves, references)
     return cls(base=base, change=change, references=references)
 
 

@@ -6,15 +6,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxmlip.potentials.equivariant import EquivariantPotential
 from jaxmlip.potentials.potential import Potential, all_labels
+from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.graph import Graph
 from jaxmlip.types import Leaf, PerAtom
 
 
 @flax.struct.dataclass
 class LinearizedPotential(Potential):
-    """E(θ) + ∂E/∂θ · change, the tangent of an equivariant potential at its parameters.
+    """E(θ) + ∂E/∂θ · change, the tangent of a potential at its parameters.
 
     A network whose parameters are moved by closed-form regression is this one (Maddox et al., Fast Adaptation with
     Linearized Neural Networks, AISTATS 2021): moving the parameters of the network itself would add terms of higher
@@ -27,7 +27,7 @@ class LinearizedPotential(Potential):
         references: [119], eV.
     """
 
-    base: EquivariantPotential
+    base: Trainable
     change: Leaf
     references: Leaf
 
@@ -35,6 +35,10 @@ class LinearizedPotential(Potential):
     def params(self) -> dict[str, Any]:
         """The base's parameters, and their change."""
         return {"base": self.base.params, "change": self.change}
+
+    def with_params(self, params: Any) -> "LinearizedPotential":
+        """The tangent at other parameters, with another change."""
+        return self.replace(base=self.base.with_params(params["base"]), change=params["change"])
 
     @property
     def cutoff(self) -> float:
@@ -61,7 +65,7 @@ class LinearizedPotential(Potential):
         point, change = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (self.base.params, self.change))
 
         def energies(params: Any) -> PerAtom:
-            return self.base.replace(params=params).atomic_energies(graph)
+            return self.base.with_params(params).atomic_energies(graph)
 
         at_point, slope = jax.jvp(energies, (point,), (change,))
         return at_point + slope

@@ -126,6 +126,15 @@ class Potential(abc.ABC):
         del labels
         return self
 
+    @property
+    def opaque(self) -> bool:
+        """Whether JAX does not see the parameters, so that nothing can be trained."""
+        return False
+
+    def with_params(self, params: Any) -> "Potential":
+        """The potential with other parameters; all else, references among it, is as it was."""
+        return self.replace(params=params)
+
     @abc.abstractmethod
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Contribution of each atom in eV, relative to its elemental reference; 0 for padding atoms."""
@@ -174,6 +183,15 @@ class Sum(Potential):
     def params(self) -> tuple:
         """Parameters of the terms, in order."""
         return tuple(term.params for term in self.terms)
+
+    def with_params(self, params: Any) -> "Potential":
+        """The sum of the terms with other parameters, in order."""
+        return self.replace(terms=tuple(term.with_params(own) for term, own in zip(self.terms, params, strict=True)))
+
+    @property
+    def opaque(self) -> bool:
+        """Whether JAX does not see the parameters of one of the terms."""
+        return any(term.opaque for term in self.terms)
 
     @property
     def references(self) -> Float[np.ndarray, "*models 119"]:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from jaxmlip.potentials.architecture import Architecture
 from jaxmlip.potentials.equivariant import EquivariantPotential
+from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.radial import bessel, envelope, hermite, radial_features
 
 GRID = 1024
@@ -15,7 +16,7 @@ GRID = 1024
 FEWEST_KNOTS, MOST_KNOTS = 512, 16384
 
 
-def tabulate(potential: EquivariantPotential, tolerance: float = 1e-5) -> EquivariantPotential:
+def tabulate(potential: Potential, tolerance: float = 1e-5) -> EquivariantPotential:
     """Replace the radial networks by tables.
 
     The radial functions of a layer, one for every path and channel, are nearly linearly dependent: a few functions
@@ -30,9 +31,14 @@ def tabulate(potential: EquivariantPotential, tolerance: float = 1e-5) -> Equiva
         tolerance: largest error of a radial function, relative to the largest value of all of a layer's.
 
     Raises:
-        ValueError: if the radial functions depend on more than the distance (Agnesi transform, learned radial scale),
-            the potential has tables already, or the tolerance is not between 0 and 1 or cannot be kept.
+        ValueError: if the potential is not an equivariant one, its radial functions depend on more than the distance
+            (Agnesi transform, learned radial scale), it has tables already, or the tolerance is not between 0 and 1 or
+            cannot be kept.
     """
+    if not isinstance(potential, EquivariantPotential):
+        raise ValueError(
+            f"A {type(potential).__name__} has no radial networks: only an equivariant potential has tables."
+        )
     if potential.tabulated:
         raise ValueError("The potential has tables of its radial functions already; tabulate the original.")
     if potential.specification.distance_transform != "none" or potential.specification.learned_radial_scale:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxmlip.simulation.cells import inverses, volumes
 from jaxmlip.simulation.ensembles import NVT, PS, Ensemble, NVTNoseHoover
 from jaxmlip.simulation.motion import centred, chain_energy, kinetic_energy, maxwell_boltzmann, nose_hoover_chain
 from jaxmlip.simulation.schedules import Number, PerReplica, Schedule, check_range, schedule
+from jaxmlip.systems.cells import inverses, volumes
 from jaxmlip.types import AnyArray, Leaf, Vectors
 from jaxmlip.units import GPA
 

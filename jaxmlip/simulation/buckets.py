@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.processes import own_share, run_in_processes
-from jaxmlip.simulation.session import Options, make_session
+from jaxmlip.simulation.session import make_session
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.constraints import fixed_atoms
 
@@ -18,43 +18,36 @@ MOST_PADDING = 0.25
 """Share of a program's atoms that may be padding, which costs memory and time; a further program costs compilation."""
 
 
+def unlike(structures: Sequence[Atoms], ensemble: Ensemble) -> bool:
+    """Whether structures are not the starts of replicas of one run.
+
+    Their atoms or periodic directions differ; or, in ensembles that do not bear it, how many atoms are held.
+    """
+    return any(
+        not np.array_equal(atoms.numbers, structures[0].numbers)
+        or not np.array_equal(atoms.pbc, structures[0].pbc)
+        or not (ensemble.pads or fixed_atoms(atoms).sum() == fixed_atoms(structures[0]).sum())
+        for atoms in structures
+    )
+
+
 def simulate_each(
-    potential: Potential,
-    structures: Sequence[Atoms],
-    ensemble: Ensemble,
-    *,
-    replicas: int = 1,
-    progress: bool = True,
-    **options: Any,
+    potential: Potential, structures: Sequence[Atoms], ensemble: Ensemble, options: Options, progress: bool
 ) -> list[Run]:
-    """A run for each of several structures, of any sizes and elements.
+    """A run for each of several structures, in their order; see `simulate`.
 
-    Structures of similar size, and with the same periodic directions, are replicas of one program, in which smaller
-    ones are padded with atoms that take no part; the programs follow one another. Where a Nosé–Hoover chain is part of
-    the ensemble, sizes must be equal for that. Replicas are counted through all structures; a replica's random numbers
-    follow from the seed and its number, and messages call it by that.
-
-    Args:
-        potential: see `simulate`.
-        structures: one start for each run.
-        ensemble: with one temperature, and one pressure, for all.
-        replicas: of each structure.
-        progress: show a progress bar for each program.
-        options: as `simulate` takes them.
-
-    Returns:
-        The runs, in the order of the structures.
+    A replica's random numbers follow from the seed and its number, counted through all structures, and messages call it
+    by that. There is a progress bar for each program.
 
     Raises:
         ValueError: see `simulate`.
         SimulationError: see `simulate`.
     """
-    if not structures:
-        raise ValueError("No structure was given to start from.")
+    replicas = 1 if options.replicas is None else options.replicas
     if replicas < 1:
         raise ValueError(f"A simulation needs at least one replica, not {replicas}.")
     buckets = [*_buckets(structures, MOST_PADDING if ensemble.pads else 0.0, alike=not ensemble.pads)]
-    sessions, chosen, runs = [], Options(**options), {}
+    sessions, chosen, runs = [], dataclasses.replace(options, replicas=None), {}
     for members in buckets:  # all of them before the first runs: what is wrong with the last is said at once
         starts = [structures[number] for number in members for _ in range(replicas)]
         indices = np.array([number * replicas + k for number in members for k in range(replicas)])
@@ -91,4 +84,5 @@ def _without_padding(run: Run, atoms: Atoms) -> Run:
     numbers = np.asarray(atoms.numbers, np.int64)
     fixed = None if run.fixed is None or not run.fixed.any() else run.fixed[:, :n]
     cut = {"positions": run.positions[:, :, :n], "masses": run.masses[:, :n], "fixed": fixed}
+    cut["velocities"] = None if run.velocities is None else run.velocities[:, :, :n]
     return dataclasses.replace(run, numbers=numbers, **cut)

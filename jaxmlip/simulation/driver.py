@@ -13,26 +13,21 @@ from ase import Atoms
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.simulation.cell_lists import Bins, bins_for, fullest_bin
 from jaxmlip.simulation.engine import SHARED, Walkers, advance
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.motion import HELD_MASS, PADDING_MASS
-from jaxmlip.simulation.neighbors import cell_heights, image_search, pseudo_inverse
+from jaxmlip.simulation.observing import Means, Observation, fitted, look
 from jaxmlip.simulation.origins import Origins, strayed
 from jaxmlip.simulation.safety import OUTCOMES, Bonds, translated
 from jaxmlip.simulation.schedules import Number, Schedule
 from jaxmlip.simulation.states import as_before, initial_state, plain
-from jaxmlip.simulation.step import ONE, Layout, Room, System, current_cells
+from jaxmlip.simulation.step import ONE, Layout, System, current_cells, predicted
+from jaxmlip.systems.capacity import Capacity, needs_of
+from jaxmlip.systems.cell_lists import Bins, bins_for
+from jaxmlip.systems.device_lists import cell_heights, image_search, pseudo_inverse
 from jaxmlip.systems.graph import GHOST, periodic_cell
-from jaxmlip.systems.neighbors import dense_neighbors
 from jaxmlip.systems.origin import offset_from_origin
 from jaxmlip.units import FS
-
-RATTLE = 0.07
-"""Å, in each direction: about how much neighbouring atoms of ice move against each other at 250 K."""
-
-RATTLED = 8
-"""Rattled structures that the room for neighbour lists is found from."""
 
 SHRINKAGE = 0.95
 """By how much a cell that moves may shrink before images are searched anew: mostly as many, then nothing compiles."""
@@ -46,7 +41,7 @@ class Place(NamedTuple):
     """Where replicas are, with what decides how they go on."""
 
     walkers: Walkers
-    room: Room
+    capacity: Capacity
     skin: float
     heights: np.ndarray
     origins: Origins
@@ -118,7 +113,7 @@ class Driver:
             bonds=translated(bonds, self.origins.images),
         )
         needed = self._needed(host_positions, cells)
-        self.room = self._room_for(*map(int, needed))
+        self.capacity = Capacity.holding(needed, self.heights, self.cutoff + self.skin, self.atoms)
         n, key = len(starts), jax.random.key(int(seed))
         indices = np.arange(n) if indices is None else indices
         self._called = np.arange(n) if layout.models else indices
@@ -140,6 +135,51 @@ class Driver:
             **self._flags(fresh=True),
         )
         self._clear_lists()
+        self.observation: Observation | None = None
+        self.means: Means | None = None
+
+    def observe(self, observation: Observation) -> None:
+        """Look at the replicas on the way, from now on; what is seen is in `means`."""
+        self.observation = observation
+        self._fit_observation()
+        walkers, layout = self.walkers, self.layout
+
+        def seen(potential: Any, system: System, walkers: Walkers, observation: Observation) -> Any:
+            lists, where = (walkers.neighbors, walkers.shifts), current_cells(system, walkers.state, self.kind)
+            found = predicted(potential, system, walkers.state.position, where, lists, self.capacity, True, layout)[0]
+            alive = walkers.failure == 0
+            return look(observation, system, walkers.state, found.energy, found.stress, self.kind.moves_cell, alive)[0]
+
+        shapes = jax.eval_shape(seen, self.potential, self.system, walkers, self.observation)
+        self._no_means = {name: (each.shape, each.dtype) for name, each in shapes.items()}
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin the means anew."""
+        if self.observation is None:
+            return
+        means = Means(
+            values={name: jnp.zeros(*shape) for name, shape in self._no_means.items()},
+            looks=jnp.zeros(len(self.sizes), jnp.int32),
+            needs=self._flag(jnp.zeros(4, jnp.int32)),
+        )
+        self.means = self._shared(means)
+
+    def _fit_observation(self, needs: np.ndarray | None = None) -> None:
+        assert self.observation is not None
+        here = self.positions, self.cells, self.least_heights, self.atoms
+        self.observation = fitted(self.observation, *here, needs)
+
+    @property
+    def least_heights(self) -> np.ndarray:
+        """Least heights of cells, Å: those that lists are made for, less what the skin permits until then."""
+        permitted = self.skin / (self.cutoff + self.skin) if self.kind.moves_cell else 0.0
+        return (1.0 - permitted) * self.heights
+
+    def _shared(self, tree: Any) -> Any:
+        """Leaves that begin with replicas, or devices, where their device is."""
+        mesh = self.layout.mesh
+        return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec(SHARED)))
 
     def _padded(self, values: Sequence[np.ndarray], padding: Number) -> np.ndarray:
         """Values of each replica's atoms, [replicas, atoms, ...]."""
@@ -203,32 +243,15 @@ class Driver:
         """Whether no replica is left."""
         return bool((np.asarray(self.walkers.failure) > 0).all())
 
-    def _room_for(self, listed: int, slots: int, inner: int, in_bin: int) -> Room:
-        """Room for the given needs, rounded up so that runs from similar structures share compiled code.
-
-        Little is added: a slot too many costs in every step (an inner one with the square of their number), a slot too
-        few costs one compilation.
-        """
-        listed, slots, in_bin = (int(np.ceil(n / 4)) * 4 for n in (listed, slots, in_bin))
-        slots = max(slots, inner)
-        search = image_search(self.heights, self.cutoff + self.skin)
-        return Room(search, max(listed, slots), slots, inner, self._bins(in_bin))
-
-    def _bins(self, in_bin: int) -> Bins | None:
-        """Bins with room for so many atoms, if the cell is large enough for them."""
-        number = bins_for(self.atoms, self.heights, self.cutoff + self.skin)
-        return None if number is None else Bins(number, in_bin)
-
     def _clear_lists(self) -> None:
         """Empty lists of the present size, to be made before the next step."""
         replicas, atoms, _ = self.walkers.origin.shape
         self.walkers = self.walkers.replace(
-            neighbors=jnp.full((replicas, atoms, self.room.listed), GHOST, jnp.int32),
-            shifts=jnp.zeros((replicas, atoms, self.room.listed, 3), jnp.int16),
+            neighbors=jnp.full((replicas, atoms, self.capacity.listed), GHOST, jnp.int32),
+            shifts=jnp.zeros((replicas, atoms, self.capacity.listed, 3), jnp.int16),
             **self._flags(),
         )
-        if self.layout.mesh is not None:
-            self.walkers = jax.device_put(self.walkers, NamedSharding(self.layout.mesh, PartitionSpec(SHARED)))
+        self.walkers = self._shared(self.walkers)
 
     def _flags(self, **others: bool) -> dict[str, Any]:
         """Flags of walkers whose lists are to be made before the next step."""
@@ -258,11 +281,11 @@ class Driver:
     @property
     def place(self) -> Place:
         """Where the replicas are now, for `snapshot`."""
-        return Place(self.walkers, self.room, self.skin, self.heights, self.origins)
+        return Place(self.walkers, self.capacity, self.skin, self.heights, self.origins)
 
     def snapshot(self, place: Place, notes: Sequence[Number]) -> list[np.ndarray]:
         """What `restore` needs to go on from there to the same trajectory, bit for bit: neighbour lists included."""
-        here = place.room
+        here = place.capacity
         room = [place.skin, *place.heights, here.listed, here.slots, here.inner, here.bins.room if here.bins else 0]
         leaves = [plain(leaf) for leaf in jax.tree.leaves(place.walkers)]
         numbers = np.concatenate([room, place.origins.images.ravel(), place.origins.centres.ravel()])
@@ -287,13 +310,14 @@ class Driver:
         self._translate(there)
         self.skin, self.heights = float(room[0]), room[1:4]
         listed, slots, inner, in_bin = (int(number) for number in room[4:])
-        search = image_search(self.heights, self.cutoff + self.skin)
-        self.room = Room(search, listed, slots, inner, self._bins(in_bin))
+        reach = self.cutoff + self.skin
+        number = bins_for(self.atoms, self.heights, reach)
+        bins = None if number is None else Bins(number, in_bin)
+        self.capacity = Capacity(image_search(self.heights, reach), listed, slots, inner, bins)
         self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
         restored = [as_before(new, leaf) for new, leaf in zip(leaves, old, strict=True)]
         self.walkers = jax.tree.unflatten(structure, restored)
-        if self.layout.mesh is not None:
-            self.walkers = jax.device_put(self.walkers, NamedSharding(self.layout.mesh, PartitionSpec(SHARED)))
+        self.walkers = self._shared(self.walkers)
         return notes.tolist()
 
     def _run(self, until: int, timestep_fs: Number) -> float:
@@ -301,7 +325,7 @@ class Driver:
         spent = 0.0
         while True:
             start = time.perf_counter()
-            self.walkers = self._advanced(until, timestep_fs)
+            self.walkers, self.means = self._advanced(until, timestep_fs)
             w = self.walkers
             flags = (w.step, w.failure, w.failed_at, w.needed, w.skin_broken, w.narrow)
             steps, failure, failed_at, needed, skin_broken, narrow = map(np.asarray, jax.device_get(flags))
@@ -315,20 +339,23 @@ class Driver:
             if step >= until:
                 return spent
             self._make_room(needed.reshape(-1, 4).max(0), bool(skin_broken.any()), bool(narrow.any()))
+            self._make_room_to_look()
             # No steps: compiles for the new sizes outside the time that counts.
             jax.block_until_ready(self._advanced(int(step), timestep_fs))
 
-    def _advanced(self, until: int, timestep_fs: Number) -> Walkers:
+    def _advanced(self, until: int, timestep_fs: Number) -> tuple[Walkers, Means | None]:
         return advance(
             self.potential,
             self.system,
             self.walkers,
+            self.means,
             self.schedules,
+            self.observation,
             until,
             timestep_fs * FS,
             self.skin,
             kind=self.kind,
-            room=self.room,
+            capacity=self.capacity,
             stop_at_failure=self.stop_at_failure,
             layout=self.layout,
         )
@@ -341,27 +368,21 @@ class Driver:
             self.heights = self._search_heights(cells, self.kind)
             self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
             needed = self._needed(self.positions, cells)
-        listed, slots, inner, in_bin = (int(n) for n in needed)
-        grown = self._room_for(listed + listed // 8, slots + slots // 8, inner + 1 + inner // 8, in_bin + in_bin // 8)
-        old = self.room
-        if grown.bins is not None and old.bins is not None:
-            grown = dataclasses.replace(grown, bins=Bins(grown.bins.number, max(grown.bins.room, old.bins.room)))
-        self.room = Room(
-            grown.search,
-            max(grown.listed, old.listed),
-            max(grown.slots, old.slots),
-            max(grown.inner, old.inner) if self.inner_cutoff > 0 else 0,
-            grown.bins,
-        )
+        self.capacity = self.capacity.grown(needed, self.heights, self.cutoff + self.skin, self.atoms)
         self._clear_lists()
 
+    def _make_room_to_look(self) -> None:
+        """For the lists of a second potential, where they did not fit, and for cells that have become narrower."""
+        if self.observation is None or self.means is None:
+            return
+        needs = np.asarray(self.means.needs).reshape(-1, 4).max(0)
+        self._fit_observation(needs)
+        self.means = self.means.replace(needs=jnp.zeros_like(self.means.needs))
+
     def _needed(self, positions: Sequence[np.ndarray], cells: np.ndarray) -> np.ndarray:
-        """Slots and, in large cells, atoms in a bin that the replicas will need, with some to spare."""
-        slots = slots_needed(positions, cells, self.cutoff, self.inner_cutoff, self.skin)
-        number = bins_for(self.atoms, self.heights, self.cutoff + self.skin)
-        if number is None:
-            return np.append(slots, 0)
-        return np.append(slots, max(fullest_bin(*each, number) for each in zip(positions, cells, strict=True)) * 5 // 4)
+        """What the lists of the replicas will need."""
+        cutoffs = self.cutoff, self.inner_cutoff
+        return needs_of(positions, cells, self.heights, cutoffs, self.skin, self.atoms)
 
     def _raise(self, failure: np.ndarray, failed_at: np.ndarray) -> None:
         replica = int(np.flatnonzero(failure)[0])
@@ -384,23 +405,3 @@ class Driver:
     def _complaint(self) -> str:
         said = self.potential.complaint()
         return f" {said}" if said else ""
-
-
-def slots_needed(
-    positions: Sequence[np.ndarray], cells: np.ndarray, cutoff: float, inner_cutoff: float, skin: float
-) -> np.ndarray:
-    """Slots that the replicas' lists will need (listed, seen by the potential, inner), found on the host.
-
-    Structures at rest say little of the thermal motion to come: the most is taken over structures whose atoms are
-    displaced at random by `RATTLE`.
-    """
-    counts, rng = [], np.random.default_rng(0)
-    for where, cell in zip(positions, cells, strict=True):
-        # Wrapped: the host's lists have room for shifts of few cells.
-        where = where - np.floor(where @ pseudo_inverse(cell) + 1e-9) @ cell
-        for _ in range(-(-RATTLED // len(positions))):
-            moved = where + rng.normal(scale=RATTLE, size=where.shape)
-            listed, _, seen = dense_neighbors(moved, cell, cutoff + skin, cutoff)
-            _, _, inner = dense_neighbors(moved, cell, cutoff, inner_cutoff)
-            counts.append((listed.shape[1], seen, inner))
-    return np.max(counts, axis=0)

@@ -10,7 +10,7 @@ from ase import Atoms
 from jaxtyping import Int
 
 from jaxmlip.simulation.h5md import being_written, opened, read_status
-from jaxmlip.simulation.trajectory import FRAMES_AT_ONCE, _read
+from jaxmlip.simulation.trajectory import FRAMES_AT_ONCE, read_part
 from jaxmlip.systems import store
 from jaxmlip.systems.checks import check_input
 from jaxmlip.systems.dataset import Frame, describe, select_index
@@ -138,7 +138,7 @@ class TrajectoryFrames(Sequence[Frame]):
         """Frames of one replica that follow one another."""
         replica, begin = int(self._replicas[numbers[0]]), int(self._frames[numbers[0]])
         with opened(self.path) as file:
-            run = _read(file, slice(begin, begin + len(numbers), 1), [replica])
+            run = read_part(file, slice(begin, begin + len(numbers), 1), [replica])
         return [self._frame(atoms, replica, int(number)) for atoms, number in zip(run, numbers, strict=True)]
 
     def _frame(self, atoms: Atoms, replica: int, number: int) -> Frame:

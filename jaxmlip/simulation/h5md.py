@@ -39,6 +39,7 @@ class Place(NamedTuple):
 PLACES = {
     "positions": Place("particles/replica{}/position", "Angstrom"),
     "numbers": Place("particles/replica{}/species", ""),
+    "velocities": Place("particles/replica{}/velocity", "Angstrom fs-1"),
     "cells": Place("particles/replica{}/box/edges", "Angstrom"),
     "potential_energy": Place("observables/replica{}/potential_energy", "eV"),
     "temperature": Place("observables/replica{}/temperature", "K"),

@@ -33,7 +33,12 @@ class Sampler:
     """Takes samples of the replicas that a driver moves; sums are taken in double precision."""
 
     def __init__(
-        self, driver: Driver, references: np.ndarray, time_constants_ps: dict[str, float] | None = None
+        self,
+        driver: Driver,
+        references: np.ndarray,
+        time_constants_ps: dict[str, float] | None = None,
+        *,
+        velocities: bool = False,
     ) -> None:
         """Sample what a driver moves.
 
@@ -41,8 +46,9 @@ class Sampler:
             driver: of the replicas.
             references: [replicas], sums of elemental reference energies, eV, in double precision.
             time_constants_ps: see `Run`.
+            velocities: whether to keep them.
         """
-        self.time_constants_ps = time_constants_ps or {}
+        self.time_constants_ps, self.velocities = time_constants_ps or {}, velocities
         self.driver, self.kind = driver, driver.kind
         self.references = references
         held = driver.fixed.sum(1)
@@ -69,6 +75,9 @@ class Sampler:
         """What `Run` holds of the present state."""
         walkers, found = self.driver.walkers, self.scalars()
         found["positions"] = self.driver.recorded_positions()
+        if self.velocities:
+            momentum, mass = map(np.asarray, jax.device_get((walkers.state.momentum, walkers.state.mass)))
+            found["velocities"] = FS * momentum / mass
         if self.kind.conserves:
             now = step * self.driver.timestep_fs * FS
             held = np.asarray(reservoirs(walkers.state, self.driver.schedules, now, kind=self.kind), np.float64)

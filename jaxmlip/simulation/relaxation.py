@@ -14,13 +14,13 @@ from jaxmlip.describing import short
 from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.potential import Potential, reference_energy, without_stress
 from jaxmlip.progress import progress_bar
-from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.safety import OUTCOMES, no_bonds
 from jaxmlip.simulation.schedules import Number, Schedule, schedule
 from jaxmlip.simulation.step import Layout
 from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.systems import cells as geometry
 from jaxmlip.systems.constraints import fixed_atoms, hold
 from jaxmlip.systems.graph import check_structure
 from jaxmlip.types import HostMatrix, HostVectors, Leaf, Vectors

@@ -16,16 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.observables.observable import Observable
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.motion import kinetic_energy
-from jaxmlip.simulation.observing import FrameState, PerFrame
+from jaxmlip.simulation.observing import Observation, look
+from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.schedules import Number, Schedule
-from jaxmlip.simulation.session import Options, make_session
-from jaxmlip.simulation.step import Room, System, current_cells, displacement, lists_of_replicas, predicted, step
+from jaxmlip.simulation.session import make_session
+from jaxmlip.simulation.step import System, current_cells, displacement, predicted, step
+from jaxmlip.systems import cells as geometry
+from jaxmlip.systems.capacity import Capacity, lists_of_replicas
 from jaxmlip.types import Leaf
-from jaxmlip.units import FS, KB
+from jaxmlip.units import FS
 
 SPARE = 1.25
 """By how much lists have more room than the start needs: they cannot grow on the way."""
@@ -51,18 +54,18 @@ class SimulationState(flax.struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
-class Capacity:
+class RolloutCapacity:
     """Static sizes of a rollout; a change compiles anew.
 
     Attributes:
-        room: for neighbour lists.
+        lists: for neighbour lists.
         skin: Å, by how much lists reach beyond the cutoff.
         steps_per_list: steps after which lists are made anew.
         numbers: atomic numbers of each replica, if all have the same; for observables.
         heights: least heights of the cells, Å; for observables.
     """
 
-    room: Room
+    lists: Capacity
     skin: float
     steps_per_list: int
     numbers: tuple[int, ...]
@@ -79,7 +82,7 @@ def prepare_rollout(
     timestep_fs: Number = 0.5,
     skin: Number = 1.0,
     steps_per_list: int = 10,
-) -> tuple[SimulationState, Capacity]:
+) -> tuple[SimulationState, RolloutCapacity]:
     """Where `simulate` would start with the same arguments, and room for a rollout from there.
 
     Args:
@@ -107,11 +110,11 @@ def prepare_rollout(
         )
     driver = session.driver
     driver.prepare()
-    room = driver.room
-    bins = room.bins and room.bins._replace(room=math.ceil(SPARE * room.bins.room))
-    larger = {name: math.ceil(SPARE * getattr(room, name)) for name in ("listed", "slots", "inner")}
-    capacity = Capacity(
-        room=dataclasses.replace(room, **larger, bins=bins),
+    found = driver.capacity
+    bins = found.bins and found.bins._replace(room=math.ceil(SPARE * found.bins.room))
+    larger = {name: math.ceil(SPARE * getattr(found, name)) for name in ("listed", "slots", "inner")}
+    capacity = RolloutCapacity(
+        lists=dataclasses.replace(found, **larger, bins=bins),
         skin=driver.skin,
         steps_per_list=steps_per_list,
         numbers=tuple(session.numbers.tolist()),
@@ -124,12 +127,12 @@ def rollout(
     potential: Potential,
     ensemble: Ensemble,
     state: SimulationState,
-    capacity: Capacity,
+    capacity: RolloutCapacity,
     *,
     steps: int,
     every: int,
     timestep_fs: Any = 0.5,
-    observe: Sequence[PerFrame] = (),
+    observe: Sequence[Observable] = (),
 ) -> tuple[SimulationState, dict[str, Any], Any]:
     """Take steps, and a sample after every so many: a pure function of its arguments.
 
@@ -146,7 +149,7 @@ def rollout(
         steps: to take; a multiple of `every`.
         every: steps between samples.
         timestep_fs: fs.
-        observe: observables of positions and cell.
+        observe: observables.
 
     Returns:
         The state at the end; samples [frames, replicas, ...] by name: `positions` (Å), `cells` (Å), `energy` (potential
@@ -202,7 +205,7 @@ class _Moving:
     kind: type[Ensemble]
     schedules: dict[str, Schedule]
     system: System
-    capacity: Capacity
+    capacity: RolloutCapacity
     dt: Any
 
     def with_forces(self, state: SimulationState) -> tuple[SimulationState, Any]:
@@ -211,7 +214,7 @@ class _Moving:
         cells = current_cells(self.system, now, self.kind)
         lists, complete = self.lists(now.position, cells)
         found, needed = predicted(
-            self.potential, self.system, now.position, cells, lists, self.capacity.room, self.kind.moves_cell
+            self.potential, self.system, now.position, cells, lists, self.capacity.lists, self.kind.moves_cell
         )
         changes = {"force": found.forces} | ({"stress": found.stress} if self.kind.moves_cell else {})
         return state.replace(dynamics=dataclasses.replace(now, **changes)), complete & self._fits(needed)
@@ -223,11 +226,11 @@ class _Moving:
         if self.kind.moves_cell:
             inverses = geometry.inverses(cells)
             narrow = (geometry.heights(cells) < self.system.lowest).any()
-        room, reach = self.capacity.room, self.potential.cutoff + self.capacity.skin
-        made, fullest = lists_of_replicas(self.system.species, positions, cells, inverses, reach, room)
-        complete = made.needed.max() <= room.listed
-        if room.bins is not None:
-            complete &= fullest <= room.bins.room
+        lists, reach = self.capacity.lists, self.potential.cutoff + self.capacity.skin
+        made, fullest = lists_of_replicas(self.system.species, positions, cells, inverses, reach, lists)
+        complete = made.needed.max() <= lists.listed
+        if lists.bins is not None:
+            complete &= fullest <= lists.bins.room
         return (made.neighbors, made.shifts), complete & ~narrow
 
     def steps(self, state: SimulationState, valid: Any, number: int) -> tuple[tuple[SimulationState, Any], Any]:
@@ -260,7 +263,7 @@ class _Moving:
                 lists,
                 (state.step + 1) * self.dt,
                 self.dt,
-                self.capacity.room,
+                self.capacity.lists,
             )
             held = self._held(origin, dynamics, needed)
             return (state.replace(dynamics=dynamics, step=state.step + 1), energy, valid & held), None
@@ -280,10 +283,10 @@ class _Moving:
 
     def _fits(self, needed: Any) -> Any:
         """Whether atoms have the slots they need, [replicas, atoms, 2]."""
-        room = self.capacity.room
-        return (needed.reshape(-1, 2).max(0) <= jnp.asarray([room.slots, room.inner])).all()
+        lists = self.capacity.lists
+        return (needed.reshape(-1, 2).max(0) <= jnp.asarray([lists.slots, lists.inner])).all()
 
-    def sample(self, state: SimulationState, energy: Any, observe: Sequence[PerFrame]) -> dict[str, Any]:
+    def sample(self, state: SimulationState, energy: Any, observe: Sequence[Observable]) -> dict[str, Any]:
         """What is kept of one time."""
         now = state.dynamics
         cells = current_cells(self.system, now, self.kind)
@@ -292,19 +295,21 @@ class _Moving:
         if not observe:
             return found
 
-        def of_one(replica: tuple[Any, Any, Any, Any, Any]) -> dict[str, Any]:
-            position, cell, mass, energy, kinetic = replica
-            degrees = self.kind.degrees_of_freedom(position.shape[0])
-            temperature = 2 * kinetic / (degrees * KB)
-            frame = FrameState(
-                position,
-                cell,
-                energy,
-                temperature,
-                mass.sum(),
-                numbers=self.capacity.numbers,
-                heights=self.capacity.heights,
-            )
-            return {each.name: each.per_frame(frame) for each in observe}
-
-        return found | jax.lax.map(of_one, (now.position, cells, now.mass, energy, kinetic))
+        replicas = len(now.position)
+        observation = Observation(
+            masses=now.mass[:, :, 0],
+            degrees=jnp.full(replicas, self.kind.degrees_of_freedom(now.position.shape[1]), now.mass.dtype),
+            kinds=jnp.zeros(replicas, jnp.int32),
+            every=1,
+            other=None,
+            observables=tuple(observe),
+            numbers=(self.capacity.numbers,),
+            heights=self.capacity.heights,
+        )
+        stress = now.stress if self.kind.moves_cell else None
+        if observation.stress and stress is None:
+            lists, _ = self.lists(now.position, cells)
+            where = self.system, now.position, cells, lists
+            stress = predicted(self.potential, *where, self.capacity.lists, True)[0].stress
+        alive = jnp.ones(replicas, bool)
+        return found | look(observation, self.system, now, energy, stress, self.kind.moves_cell, alive)[0]

@@ -8,11 +8,11 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 
-from jaxmlip.simulation import cells as geometry
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.motion import any_held, n_mobile
 from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.systems import cells as geometry
 from jaxmlip.systems.graph import periodic_cell
 from jaxmlip.systems.neighbors import neighbor_pairs
 from jaxmlip.types import Leaf

@@ -13,18 +13,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxmlip.potentials.potential import Potential, Prediction, evaluate
-from jaxmlip.simulation import cells as geometry
-from jaxmlip.simulation.cell_lists import Bins, binned_neighbors
 from jaxmlip.simulation.ensembles import Ensemble
 from jaxmlip.simulation.motion import at_rest
-from jaxmlip.simulation.neighbors import DeviceList, ImageSearch, device_neighbors, within_cutoff
 from jaxmlip.simulation.safety import Bonds
 from jaxmlip.simulation.schedules import Schedule
-from jaxmlip.systems.graph import GHOST, Graph
+from jaxmlip.systems import cells as geometry
+from jaxmlip.systems.capacity import Capacity, as_one_graph
+from jaxmlip.systems.device_lists import within_cutoff
 from jaxmlip.types import Leaf
-
-PAIRS_AT_ONCE = 2**24
-"""Pairs whose distances are held in memory at once when lists are made; replicas take turns beyond."""
 
 
 class System(flax.struct.PyTreeNode):
@@ -34,7 +30,7 @@ class System(flax.struct.PyTreeNode):
         species: [replicas, atoms]; 0 marks padding, behind the atoms of replicas that have fewer than others.
         cells: [replicas, 3, 3], those of the start, Å; zero rows where not periodic.
         inverses: [replicas, 3, 3], their pseudo-inverses, 1/Å.
-        lowest: [3], heights of cells in Å below which `Room.search` is not complete.
+        lowest: [3], heights of cells in Å below which `Capacity.search` is not complete.
         bonds: see `Bonds`.
     """
 
@@ -43,29 +39,6 @@ class System(flax.struct.PyTreeNode):
     inverses: Leaf
     lowest: Leaf
     bonds: Bonds
-
-
-@dataclasses.dataclass(frozen=True)
-class Room:
-    """Static sizes of the lists; a change compiles anew.
-
-    Attributes:
-        search: translations tried for each pair.
-        listed: neighbour slots of the lists, skin included.
-        slots: neighbour slots the potential sees.
-        inner: leading slots for the inner cutoff; 0 if the potential has none.
-        bins: of large cells, which then are looked through in place of all pairs.
-    """
-
-    search: ImageSearch
-    listed: int
-    slots: int
-    inner: int
-    bins: Bins | None = None
-
-    def fits(self, needed: Any) -> Any:
-        """Whether lists that need so many slots (listed, seen, inner) and atoms in a bin are complete."""
-        return (needed <= jnp.asarray([self.listed, self.slots, self.inner, self.bins.room if self.bins else 0])).all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +69,7 @@ def step(
     lists: tuple[Any, Any],
     time: Any,
     dt: Any,
-    room: Room,
+    capacity: Capacity,
     layout: Layout = ONE,
 ) -> tuple[Any, Any, Any]:
     """One step of all replicas: a pure function, that anything may be derived from.
@@ -110,12 +83,12 @@ def step(
         lists: neighbours and shifts, as in `DeviceList`, complete at the positions that the step leads to.
         time: at the end of the step, in the internal unit: when the schedules are asked.
         dt: length of the step, in the internal unit.
-        room: of the lists.
+        capacity: of the lists.
         layout: see there.
 
     Returns:
-        The state after the step, energies [replicas] in eV without references, and the slots that atoms need of `room`,
-        [replicas, atoms, 2]: where there are fewer, the step is wrong.
+        The state after the step, energies [replicas] in eV without references, and the slots that atoms need,
+        [replicas, atoms, 2]: where the capacity has fewer, the step is wrong.
     """
     numbers = {name: schedule.at(time) for name, schedule in schedules.items()}
     before = state
@@ -123,7 +96,7 @@ def step(
     if layout.resting:
         state = at_rest(before, state)
     cells = current_cells(system, state, kind)
-    prediction, needed = predicted(potential, system, state.position, cells, lists, room, kind.moves_cell, layout)
+    prediction, needed = predicted(potential, system, state.position, cells, lists, capacity, kind.moves_cell, layout)
     if kind.moves_cell:
         state = state.replace(stress=prediction.stress)
     state = jax.vmap(kind.finish, in_axes=(0, 0, None, 0))(state, prediction.forces, dt, numbers)
@@ -149,38 +122,13 @@ def displacement(before: tuple[Any, Any], now: tuple[Any, Any], moves_cell: bool
     return jnp.sqrt(((now[0] - positions) ** 2).sum(-1).max(-1)), strain
 
 
-def lists_of_replicas(
-    species: Any, positions: Any, cells: Any, inverses: Any, reach: Any, room: Room
-) -> tuple[DeviceList, Any]:
-    """Lists of all replicas, made for as many at once as memory allows, and the atoms in the fullest bin."""
-    replicas, atoms, _ = positions.shape
-    real = species > 0
-    if room.bins is not None:
-        bins = room.bins
-
-        def binned(replica: tuple[Any, Any, Any, Any]) -> Any:
-            real, where, cell, inverse = replica
-            return binned_neighbors(real, where, cell, inverse, reach, bins=bins, slots=room.listed)
-
-        lists, fullest = jax.lax.map(binned, (real, positions, cells, inverses))
-        return lists, fullest.max().astype(jnp.int32)
-
-    def lists_of(replica: tuple[Any, Any, Any, Any]) -> Any:
-        real, where, cell, inverse = replica
-        return device_neighbors(real, where, cell, inverse, reach, search=room.search, slots=room.listed)
-
-    pairs = atoms * atoms * len(room.search.translations)
-    at_once = max(1, min(replicas, PAIRS_AT_ONCE // pairs))
-    return jax.lax.map(lists_of, (real, positions, cells, inverses), batch_size=at_once), 0
-
-
 def predicted(
     potential: Potential,
     system: System,
     positions: Any,
     cells: Any,
     lists: tuple[Any, Any],
-    room: Room,
+    capacity: Capacity,
     stress: bool,
     layout: Layout = ONE,
 ) -> tuple[Prediction, Any]:
@@ -191,8 +139,8 @@ def predicted(
             as_one_graph(species, positions, *rest),
             potential.cutoff,
             potential.inner_cutoff,
-            slots=room.slots,
-            inner=room.inner,
+            slots=capacity.slots,
+            inner=capacity.inner,
         )
         prediction = evaluate(potential, graph, stress=stress)
         forces = prediction.forces.reshape(positions.shape)
@@ -213,18 +161,3 @@ def predicted(
 def current_cells(system: System, state: Any, kind: type[Ensemble]) -> Any:
     """Cells of all replicas now, [replicas, 3, 3]."""
     return state.cell if kind.moves_cell else system.cells
-
-
-def as_one_graph(species: Any, positions: Any, cells: Any, neighbors: Any, shifts: Any) -> Graph:
-    """All replicas as one batch, which a potential handles better than a mapped axis: it knows how to cut batches."""
-    replicas, atoms, _ = positions.shape
-    offset = (atoms * jnp.arange(replicas, dtype=jnp.int32))[:, None, None]
-    neighbors = jnp.where(neighbors == GHOST, GHOST, neighbors + offset)
-    return Graph(
-        positions=positions.reshape(-1, 3),
-        species=species.reshape(-1),
-        cell=cells,
-        neighbors=neighbors.reshape(replicas * atoms, -1),
-        shifts=shifts.reshape(replicas * atoms, -1, 3),
-        owner=jnp.where(species > 0, jnp.arange(replicas, dtype=jnp.int32)[:, None], replicas).reshape(-1),
-    )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ase.io import write
 from jaxtyping import Bool, Float, Int
 
 from jaxmlip.describing import count, short
+from jaxmlip.files import written_whole
 from jaxmlip.simulation.h5md import (
     CONSTANTS,
     MEAN,
@@ -32,6 +32,7 @@ from jaxmlip.simulation.h5md import (
 )
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.systems.constraints import hold
+from jaxmlip.units import FS
 
 FRAMES_AT_ONCE = 256
 """Frames in memory while a trajectory is exported."""
@@ -82,6 +83,7 @@ class Run:
         conserved: [replicas, frames], eV, the quantity that an exact integrator would conserve; None for ensembles
             without one. See there.
         pressure_GPa: [replicas, frames], instantaneous pressure, kinetic part included; None at constant volume.
+        velocities: [replicas, frames, atoms, 3], Å/fs, where `keep_velocities` asked for them; else None.
         observed: [replicas, frames, ...] by name, means since the frame before of what was observed on the way.
         observed_units: their units.
         fixed: [replicas, atoms], which atoms constraints have held (ASE's FixAtoms); None where none was.
@@ -103,6 +105,7 @@ class Run:
     ns_per_day: float
     conserved: Float[np.ndarray, "replicas frames"] | None = None
     pressure_GPa: Float[np.ndarray, "replicas frames"] | None = None
+    velocities: Float[np.ndarray, "replicas frames atoms 3"] | None = None
     observed: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     observed_units: dict[str, str] = dataclasses.field(default_factory=dict)
     fixed: Bool[np.ndarray, "replicas atoms"] | None = None
@@ -137,6 +140,13 @@ class Run:
     def volume(self) -> Float[np.ndarray, "replicas frames"]:
         """Volumes in Å³; 0 unless periodic in all three directions."""
         return np.abs(np.linalg.det(self.frame_cells)) * self.pbc.all()
+
+    @property
+    def momenta(self) -> Float[np.ndarray, "replicas frames atoms 3"] | None:
+        """Momenta in √(amu eV), as ASE has them; None unless velocities were kept."""
+        if self.velocities is None:
+            return None
+        return self.masses[:, None, :, None] * self.velocities.astype(np.float64) / FS
 
     @property
     def completed(self) -> Bool[np.ndarray, " replicas"]:
@@ -188,6 +198,8 @@ class Run:
             pbc=self.pbc,
             info=info,
         )
+        if self.velocities is not None:
+            atoms.set_velocities(self.velocities[replica, frame].astype(np.float64) / FS)
         hold(atoms, None if self.fixed is None else self.fixed[replica])
         return atoms
 
@@ -205,7 +217,6 @@ class Run:
     def save(self, path: str | Path) -> None:
         """Write an HDF5 file in the H5MD layout, see `h5md`; it appears under its name only when it is whole."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.saved")
         fixed = Fixed(
             numbers=self.numbers,
             pbc=self.pbc,
@@ -221,20 +232,16 @@ class Run:
         series = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         series |= prefixed(self.observed)
         status = Status([outcome.name for outcome in self.outcomes], self.lengths, self.wall_s, self.ns_per_day)
-        try:
-            with TrajectoryFile.create(partial, fixed, series) as file:
-                file.append(np.rint(self.time_fs / self.timestep_fs).astype(np.int64), series, status)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_whole(path) as draft, TrajectoryFile.create(draft, fixed, series) as file:
+            file.append(np.rint(self.time_fs / self.timestep_fs).astype(np.int64), series, status)
 
 
 def load_run(path: str | Path | Sequence[str | Path], every: int = 1) -> Run:
     """Read a trajectory, also one whose simulation is under way or was killed.
 
     Args:
-        path: a file of `Run.save` or `simulate_to_file`; or several, such as processes write that share the replicas,
-            which make one run as long as the shortest.
+        path: a file of `Run.save` or `simulate(..., to=...)`; or several, such as processes write that share the
+            replicas, which make one run as long as the shortest.
         every: read each `every`-th frame only, as `Run.frames` does.
 
     Raises:
@@ -252,7 +259,7 @@ def load_run(path: str | Path | Sequence[str | Path], every: int = 1) -> Run:
     runs = []
     for each in paths:
         with opened(each) as file:
-            runs.append(_read(file, slice(every - 1, min(lengths), every)))
+            runs.append(read_part(file, slice(every - 1, min(lengths), every)))
     return runs[0] if len(runs) == 1 else _joined(paths, runs)
 
 
@@ -280,7 +287,7 @@ def export_extxyz(path: str | Path, out: str | Path, *, every: int = 1) -> int:
     """Write the frames of a trajectory as extended XYZ, replica by replica, a piece in memory at a time.
 
     Args:
-        path: a file of `Run.save` or `simulate_to_file`.
+        path: a file of `Run.save` or `simulate(..., to=...)`.
         out: file to write; it appears under its name when it is whole.
         every: write each `every`-th frame of a replica only.
 
@@ -295,21 +302,17 @@ def export_extxyz(path: str | Path, out: str | Path, *, every: int = 1) -> int:
     out = Path(out)
     with opened(Path(path)) as file:
         lengths = read_status(file).lengths
-    partial, written = out.with_name(f".{out.name}.{os.getpid()}.partial"), 0
-    try:
-        with partial.open("w") as text:
-            for replica, length in enumerate(lengths):
-                for start in range(0, int(length), FRAMES_AT_ONCE * every):
-                    end = min(start + FRAMES_AT_ONCE * every, int(length))
-                    with opened(Path(path)) as file:
-                        frames = [*_read(file, slice(start + every - 1, end, every), [replica])]
-                    for atoms in frames:
-                        atoms.info["replica"] = replica
-                    write(text, frames, format="extxyz")
-                    written += len(frames)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    written = 0
+    with written_whole(out) as draft, draft.open("w") as text:
+        for replica, length in enumerate(lengths):
+            for start in range(0, int(length), FRAMES_AT_ONCE * every):
+                end = min(start + FRAMES_AT_ONCE * every, int(length))
+                with opened(Path(path)) as file:
+                    frames = [*read_part(file, slice(start + every - 1, end, every), [replica])]
+                for atoms in frames:
+                    atoms.info["replica"] = replica
+                write(text, frames, format="extxyz")
+                written += len(frames)
     return written
 
 
@@ -318,7 +321,7 @@ def _check_stride(every: int) -> None:
         raise ValueError(f"A stride is 1 or more, not {every}.")
 
 
-def _read(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None) -> Run:
+def read_part(file: h5py.File, frames: slice, replicas: Sequence[int] | None = None) -> Run:
     """The frames of a slice, of all replicas or of some."""
     fixed, status = read_fixed(file), read_status(file)
     chosen = list(range(len(status.outcomes)) if replicas is None else replicas)

@@ -7,16 +7,17 @@ in use is written to, and the same number says which is valid.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import h5py
 import numpy as np
 
+from jaxmlip.files import written_whole
 from jaxmlip.simulation.h5md import (
     CLOCK,
     LAYOUT,
@@ -59,7 +60,7 @@ class TrajectoryFile:
         fixed: what was said at its creation.
     """
 
-    def __init__(self, path: Path, file: h5py.File, fixed: Fixed, lock: int) -> None:
+    def __init__(self, path: Path, file: h5py.File, fixed: Fixed, lock: filelock.BaseFileLock) -> None:
         """Use `create` or `reopen`."""
         self.path, self.fixed = path, fixed
         self._file, self._lock, self._broken = file, lock, False
@@ -86,14 +87,12 @@ class TrajectoryFile:
             ValueError: if another process is writing it.
         """
         lock = _locked(path)
-        partial = _partial(path)
         try:
-            file = h5py.File(partial, "w", libver=FORMAT)
-            _lay_out(file, fixed, _with_constants(fixed, first), snapshot)
-            file.swmr_mode = True
-            os.replace(partial, path)
+            with written_whole(path) as draft:
+                file = h5py.File(draft, "w", libver=FORMAT)
+                _lay_out(file, fixed, _with_constants(fixed, first), snapshot)
+                file.swmr_mode = True
         except BaseException:
-            partial.unlink(missing_ok=True)
             _unlock(path, lock)
             raise
         return cls(path, file, fixed, lock)
@@ -318,45 +317,39 @@ def _check_room(path: Path, size: int) -> None:
 
 def _rewrite(path: Path) -> None:
     """Replace a file that HDF5 opens for reading only by one with its whole frames."""
-    partial = _partial(path)
-    try:
-        with opened(path) as old:
-            fixed, (frames, slot) = read_fixed(old), (int(n) for n in array_at(old, "parameters/progress"))
-            number = len(group_at(old, f"parameters/snapshot/{slot}"))
-            snapshot = [array_at(old, _snapshot_name(slot, place)) for place in range(number)]
+    with written_whole(path) as draft, opened(path) as old:
+        fixed, (frames, slot) = read_fixed(old), (int(n) for n in array_at(old, "parameters/progress"))
+        number = len(group_at(old, f"parameters/snapshot/{slot}"))
+        snapshot = [array_at(old, _snapshot_name(slot, place)) for place in range(number)]
 
-            def piece(start: int) -> dict[str, np.ndarray]:
-                frames_here = slice(start, start + LONGEST_CHUNK)
-                found = {name: read_series(old, name, frames_here) for name in (*PLACES, *fixed.observed)}
-                return {name: values[:, : frames - start] for name, values in found.items() if values is not None}
+        def piece(start: int) -> dict[str, np.ndarray]:
+            frames_here = slice(start, start + LONGEST_CHUNK)
+            found = {name: read_series(old, name, frames_here) for name in (*PLACES, *fixed.observed)}
+            return {name: values[:, : frames - start] for name, values in found.items() if values is not None}
 
-            with TrajectoryFile.create(partial, fixed, piece(0), snapshot) as new:
-                for start in range(0, frames, LONGEST_CHUNK):
-                    steps = read_steps(old, slice(start, min(start + LONGEST_CHUNK, frames)))
-                    new.append(steps, piece(start), read_status(old), snapshot)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        with TrajectoryFile.create(draft, fixed, piece(0), snapshot) as new:
+            for start in range(0, frames, LONGEST_CHUNK):
+                steps = read_steps(old, slice(start, min(start + LONGEST_CHUNK, frames)))
+                new.append(steps, piece(start), read_status(old), snapshot)
 
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path) -> filelock.BaseFileLock:
     """Take the lock on writing a file: HDF5's own is given up in single-writer mode."""
-    lock = os.open(_lock_of(path), os.O_CREAT | os.O_RDWR)
+    lock = filelock.FileLock(_lock_of(path), thread_local=False)  # another thread may close the file
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
         raise ValueError(f"Another process is writing {path}; wait for it, or choose another file.") from None
     return lock
 
 
-def _unlock(path: Path, lock: int) -> None:
+def _unlock(path: Path, lock: filelock.BaseFileLock) -> None:
     _lock_of(path).unlink(missing_ok=True)
-    os.close(lock)
+    lock.release()
 
 
 def _lock_of(path: Path) -> Path:

@@ -1,148 +1,15 @@
-"""What a study does, checked before anything runs: pydantic models, overrides, template and schema."""
+"""Configurations, checked before anything runs: reading, overrides, template and schema."""
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pydantic
 import yaml
 
-from jaxmlip.potentials.equivariant import Equivariant
-from jaxmlip.study.frames import FileData
-from jaxmlip.study.learning_curve_config import LearningCurve
-from jaxmlip.study.section import ConfigError, Section, told_apart
-from jaxmlip.training.labels import Labels
-from jaxmlip.training.strategies import STRATEGIES, AnyStrategy, Differential, Direct, MultiFidelity, SingleFidelity
-from jaxmlip.training.trainer import TrainingSettings
-
-
-class System(Section):
-    """The condensed phase under test."""
-
-    molecules: int = pydantic.Field(default=32, ge=16, description="molecules of ice Ih in the periodic cell")
-    density_g_cm3: float = pydantic.Field(default=0.92, gt=0, description="density of the cell, g/cm³")
-    temperature_K: float = pydantic.Field(default=250.0, gt=0, description="temperature of every simulation, K")
-
-
-class Teachers(Section):
-    """The two levels of theory."""
-
-    low: str = pydantic.Field(default="chgnet:gga", description="cheap level of theory: name or path of a potential")
-    high: str = pydantic.Field(
-        default="chgnet:r2scan", description="accurate level of theory: name or path of a potential"
-    )
-
-
-class Dynamics(Section):
-    """One NVT simulation (Langevin)."""
-
-    replicas: int = pydantic.Field(default=4, ge=1, description="independent replicas, run as one program")
-    time_ps: float = pydantic.Field(default=0.5, gt=0, description="length of each replica, ps")
-    timestep_fs: float = pydantic.Field(default=0.5, gt=0, description="time step, fs")
-    sample_every_fs: float = pydantic.Field(default=5.0, gt=0, description="time between stored frames, fs")
-    friction_per_ps: float = pydantic.Field(default=5.0, gt=0, description="Langevin friction, 1/ps")
-
-
-class Sampling(Dynamics):
-    """Simulation with the low teacher that the training structures come from."""
-
-    discard_ps: float = pydantic.Field(default=0.1, ge=0, description="start of each replica that is thrown away, ps")
-    bulk_frames: int = pydantic.Field(
-        default=24, ge=4, description="bulk frames kept as training structures and as parents"
-    )
-
-
-class Clusters(Section):
-    """Whole-molecule clusters cut from the bulk frames; the only structures with accurate labels."""
-
-    radius: float = pydantic.Field(default=4.0, gt=0, description="a cluster is every molecule with its O this near, Å")
-    number: int = pydantic.Field(default=100, ge=4, description="clusters in all")
-    validation_fraction: float = pydantic.Field(
-        default=0.2, gt=0, lt=1, description="share of clusters kept for validation"
-    )
-
-
-class Test(Section):
-    """Bulk frames of the high teacher's own simulation, on which errors are measured. Nothing is tuned on them."""
-
-    frames: int = pydantic.Field(default=16, ge=2, description="frames of the high teacher's run, evenly spaced")
-
-
-class Verdict(Section):
-    """When a student is called trustworthy."""
-
-    sigma: float = pydantic.Field(
-        default=2.0, gt=0, description="deviations below this many standard errors are not significant"
-    )
-    energy_tolerance_meV_molecule: float = pydantic.Field(
-        default=10.0, ge=0, description="deviation of the mean potential energy that does no harm, meV per molecule"
-    )
-    rdf_tolerance_A: float = pydantic.Field(
-        default=0.1, ge=0, description="RDF error beyond sampling noise that does no harm, Å"
-    )
-    force_tolerance: float = pydantic.Field(default=0.1, ge=0, description="force RMSE as a fraction of the RMS force")
-
-
-class ClustersToBulk(Section):
-    """Does a potential lifted to an accurate level of theory on clusters describe the bulk?"""
-
-    study: Literal["clusters_to_bulk"] = "clusters_to_bulk"
-    name: str = pydantic.Field(default="quick", pattern=r"^[\w.-]+$", description="results go to runs/<name>/")
-    seed: int = pydantic.Field(default=0, ge=0, description="every random number follows from this one")
-    system: System = System()
-    teachers: Teachers = Teachers()
-    sampling: Sampling = Sampling()
-    clusters: Clusters = Clusters()
-    student: Equivariant = Equivariant()
-    distillation: TrainingSettings = TrainingSettings()
-    finetuning: TrainingSettings = TrainingSettings()
-    strategies: list[AnyStrategy] = pydantic.Field(
-        default=[Direct(), Differential(), SingleFidelity(), MultiFidelity()],
-        min_length=1,
-        description="ways to lift a student",
-    )
-    labels: list[Labels] = pydantic.Field(
-        default=["energy_forces", "energy"], min_length=1, description="accurate labels that fine-tuning may see"
-    )
-    dynamics: Dynamics = Dynamics()
-    test: Test = Test()
-    verdict: Verdict = Verdict()
-
-    @pydantic.field_validator("strategies")
-    @classmethod
-    def _are_told_apart(cls, value: list[AnyStrategy]) -> list[AnyStrategy]:
-        told_apart([*value])
-        return value
-
-
-class TrainOne(Section):
-    """One potential by one strategy, from files of labelled frames."""
-
-    study: Literal["train"] = "train"
-    name: str = pydantic.Field(default="train", pattern=r"^[\w.-]+$")
-    seed: int = pydantic.Field(default=0, ge=0)
-    foundation: str | None = pydantic.Field(
-        default=None, description="path of the student to start from; none: a new one (strategy direct)"
-    )
-    student: Equivariant = Equivariant()
-    strategy: Annotated[AnyStrategy, pydantic.Field(description="how the student is lifted")] = Direct()
-    teacher: str | None = pydantic.Field(
-        default=None, description="name or path of the foundation's teacher, for differential with baseline: teacher"
-    )
-    labels: Labels = "energy_forces"
-    data: FileData
-    validation_fraction: float = pydantic.Field(default=0.1, gt=0, lt=1)
-    replay: FileData | None = pydantic.Field(
-        default=None, description="low-fidelity frames, for multi_fidelity and for references: shift"
-    )
-    training: TrainingSettings = TrainingSettings()
-
-
-STUDIES: dict[str, type[Section]] = {
-    "clusters_to_bulk": ClustersToBulk,
-    "learning_curve": LearningCurve,
-    "train": TrainOne,
-}
+from jaxmlip.study.registry import STUDIES
+from jaxmlip.study.section import ConfigError, Section
+from jaxmlip.training.strategies.registry import STRATEGIES
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Section:
@@ -189,9 +56,10 @@ def schema(kind: str = "clusters_to_bulk") -> dict:
 
 
 def _model(kind: Any, source: str) -> type[Section]:
-    if kind not in STUDIES:
-        raise ConfigError(f"{source}: study is {kind!r}; the studies are {', '.join(STUDIES)}.")
-    return STUDIES[kind]
+    study = STUDIES.find(kind)
+    if study is None:
+        raise ConfigError(f"{source}: study is {kind!r}; the studies are {', '.join(STUDIES.names())}.")
+    return study.config
 
 
 def _apply(content: dict, override: str) -> None:
@@ -251,7 +119,7 @@ def _defaults(model: Any) -> dict:
         else:
             default = field.get_default(call_default_factory=True)
             dump = pydantic.TypeAdapter(Any).dump_python
-            values[name] = dump(default, mode="json")
+            values[name] = dump(default, mode="json", context={"whole": True})
     return values
 
 
@@ -270,7 +138,7 @@ def _commented(model: Any, values: dict, indent: int = 0) -> list[str]:
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             lines.append(f"{pad}{name}:{comment}")
             for item in value:
-                first, *others = _commented(STRATEGIES[item["name"]], item, indent + 2)
+                first, *others = _commented(STRATEGIES.get(item.get("name", "")), item, indent + 2)
                 lines += [f"{pad}  - {first.strip()}", *others]
         else:
             flow = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

@@ -56,7 +56,8 @@ class FileData(Section):
         except ValueError:
             if forces_needed or self.forces_key != DEFAULT["forces"]:
                 raise
-            return open_frames(self.file(), **keys | {"forces_key": None}, index=self.index)
+            keys["forces_key"] = None
+            return open_frames(self.file(), **keys, index=self.index)
 
     def identity(self) -> dict[str, Any]:
         """What decides the labels, wherever the file lies: its content, keys and index.

@@ -1,5 +1,6 @@
 """Figures of a study. Every function draws into the axes it is given; nothing is computed here but positions of ink."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,11 +23,17 @@ STRATEGY_COLORS = {
 }
 """Colour-blind safe (Okabe and Ito); one colour per strategy, marker and line style tell the labels."""
 
-COVALENT = 1.3
-"""Å; distances below are covalent bonds of water."""
+SPARE_COLORS = ("#F0E442", "#882255", "#44AA99", "#AA4499", "#999933", "#332288")
+"""For strategies of other packages (Tol's muted scheme, but for the first)."""
 
 LABEL_MARKERS = {"energy_forces": "o", "energy": "s"}
 LABEL_LINES = {"energy_forces": "-", "energy": "--"}
+
+
+def strategy_color(strategy: str) -> str:
+    """The colour of a strategy; the same in every figure, also for those of other packages."""
+    spare = SPARE_COLORS[zlib.crc32(strategy.encode()) % len(SPARE_COLORS)]
+    return STRATEGY_COLORS.get(strategy, spare)
 
 
 def readable(name: str) -> str:
@@ -61,10 +68,17 @@ def force_parity(ax: Axes, reference: Sequence[Frame], predicted: Sequence[Frame
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=f"{title}\n{rmse}")
 
 
-def rdf(ax: Axes, teacher: Estimate, students: Mapping[str, Estimate], pair: str) -> None:
+def rdf(ax: Axes, teacher: Estimate, students: Mapping[str, Estimate], pair: str, *, bonds: float = 0.0) -> None:
     """Radial distribution functions with bands of ± 2 standard errors; the teacher's in black.
 
-    The axis ends a little above the tallest peak beyond the covalent bonds, whose own peaks are far taller.
+    The axis ends a little above the tallest peak beyond the bonds, whose own peaks are far taller.
+
+    Args:
+        ax: axes to draw into.
+        teacher: what the students should have.
+        students: by name.
+        pair: symbols of the elements, of one letter each.
+        bonds: Å; distances below are covalent bonds.
     """
     assert teacher.axis is not None
     r, value, error = teacher.axis, teacher.value, teacher.error
@@ -72,11 +86,11 @@ def rdf(ax: Axes, teacher: Estimate, students: Mapping[str, Estimate], pair: str
     ax.plot(r, value, color="black", lw=1.6)
     for name, estimate in students.items():
         strategy, _, labels = name.partition(".")
-        color, line = STRATEGY_COLORS.get(strategy), LABEL_LINES.get(labels, ":")
+        color, line = strategy_color(strategy), LABEL_LINES.get(labels, ":")
         value, error = estimate.value, estimate.error
         ax.plot(r, value, color=color, ls=line, lw=1.1, label=readable(name))
         ax.fill_between(r, value - 2 * error, value + 2 * error, color=color, alpha=0.18, lw=0)
-    tallest = 1.25 * float(teacher.value[r > COVALENT].max())
+    tallest = 1.25 * float(teacher.value[r > bonds].max())
     ax.set(xlabel="r / Å", ylabel=f"g(r), {pair[0]}–{pair[1]}", xlim=(0.8, float(r[-1])), ylim=(0, tallest))
 
 
@@ -104,7 +118,7 @@ def scatter_of_students(
             xerr=horizontal["error"],
             yerr=vertical["error"],
             fmt=LABEL_MARKERS.get(labels, "D"),
-            color=STRATEGY_COLORS.get(strategy),
+            color=strategy_color(strategy),
             mfc="white" if labels == "energy" else None,
             capsize=2,
             label=readable(name),

@@ -2,8 +2,7 @@
 
 import pydantic
 
-from jaxmlip.training.strategies import Differential
-from jaxmlip.training.strategy import Strategy
+from jaxmlip.training.strategies.base import Strategy
 
 
 class ConfigError(ValueError):
@@ -18,7 +17,7 @@ class Section(pydantic.BaseModel):
 
 def check_deployable(strategy: Strategy, teacher: str | None) -> None:
     """Raise ConfigError if what a strategy makes cannot be saved: a sum with a calculator of ASE."""
-    if isinstance(strategy, Differential) and strategy.baseline == "teacher" and (teacher or "").startswith("ase:"):
+    if strategy.deploys_teacher and (teacher or "").startswith("ase:"):
         raise ConfigError(
             f"The strategy {strategy.called} adds its student to the teacher {teacher}, and no file can hold a "
             "calculator of ASE; choose baseline: student."

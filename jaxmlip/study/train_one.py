@@ -1,21 +1,56 @@
 """One potential by one strategy, from files of labelled frames: the `jaxmlip train` command."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from jaxmlip.potentials.equivariant import EquivariantPotential
+import pydantic
+
+from jaxmlip.files import to_json, write_json
+from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, save
 from jaxmlip.processes import join_processes, writes_files
-from jaxmlip.study.config import TrainOne
-from jaxmlip.study.section import ConfigError, check_deployable
-from jaxmlip.study.workspace import write_json
+from jaxmlip.study.frames import FileData
+from jaxmlip.study.registry import register_study
+from jaxmlip.study.section import Section, check_deployable
 from jaxmlip.systems.dataset import has_stress, split
-from jaxmlip.training.strategies import Direct
-from jaxmlip.validation.errors import compare
+from jaxmlip.training.labels import Labels
+from jaxmlip.training.problem import TrainingSettings
+from jaxmlip.training.strategies.fresh import Direct
+from jaxmlip.training.strategies.registry import AnyStrategy
 from jaxmlip.versions import versions
 
 
+class TrainOne(Section):
+    """One potential by one strategy, from files of labelled frames."""
+
+    study: Literal["train"] = "train"
+    name: str = pydantic.Field(default="train", pattern=r"^[\w.-]+$")
+    seed: int = pydantic.Field(default=0, ge=0)
+    foundation: str | None = pydantic.Field(
+        default=None, description="path of the student to start from; none: a new one (strategy direct)"
+    )
+    student: Equivariant = Equivariant()
+    strategy: Annotated[AnyStrategy, pydantic.Field(description="how the student is lifted")] = Direct()
+    teacher: str | None = pydantic.Field(
+        default=None, description="name or path of the foundation's teacher, for differential with baseline: teacher"
+    )
+    labels: Labels = "energy_forces"
+    data: FileData
+    validation_fraction: float = pydantic.Field(default=0.1, gt=0, lt=1)
+    replay: FileData | None = pydantic.Field(
+        default=None, description="low-fidelity frames, for multi_fidelity and for references: shift"
+    )
+    training: TrainingSettings = TrainingSettings()
+
+
+def told(result: dict[str, Any], folder: Path) -> str:
+    """What the command line says of a training."""
+    return f"{to_json(result)}\nWrote {folder / 'potential.jaxmlip'}."
+
+
+@register_study(TrainOne, told=told, command="train")
 def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Train, write `potential.jaxmlip`, `history.json` and `errors.json`, and return the validation errors.
 
@@ -25,7 +60,7 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     names a group of processes (see `join_processes`), they share the work, and one of them writes.
 
     Raises:
-        ConfigError: if the strategy needs a foundation and none is given, or the foundation is not a student.
+        ValueError: if the strategy needs a foundation and none is given, or the foundation cannot be trained.
         FileNotFoundError: if a file of labels or the foundation is missing.
         KeyError: if a label is missing.
     """
@@ -37,15 +72,9 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
     strategy, settings = config.strategy, config.strategy.adjusted(config.training)
     seen: dict[str, Any] = {"validation": validation, "labels": config.labels, "settings": settings}
     if config.foundation is None:
-        if not isinstance(strategy, Direct):
-            raise ConfigError(f"The strategy {strategy.name} starts from a foundation; give its path as foundation.")
         problem = strategy.from_labels(config.student, training, **seen)
     else:
         foundation = load(config.foundation)
-        if not isinstance(foundation, EquivariantPotential):
-            raise ConfigError(
-                f"The foundation {config.foundation} is not a student of ours, so it cannot be fine-tuned."
-            )
         check_deployable(strategy, config.teacher)
         teacher = load(config.teacher) if config.teacher else None
         problem = strategy.problem(foundation, training, low=low, teacher=teacher, **seen)

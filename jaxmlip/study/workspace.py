@@ -2,11 +2,8 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
+
+from jaxmlip.files import plain, write_json
 from jaxmlip.versions import versions
 
 RESUMABLE = "training"
@@ -78,12 +78,12 @@ class Workspace:
         """
         locks = self.folder / ".locks"
         locks.mkdir(exist_ok=True)
-        with (locks / part).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
+        try:
+            held = filelock.FileLock(locks / part).acquire(blocking=wait)
+        except filelock.Timeout:
+            yield False
+            return
+        with held:
             yield True
 
     def stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Stage:
@@ -107,7 +107,8 @@ class Workspace:
         start = time.perf_counter()
         build(partial)
         wall_s = time.perf_counter() - start
-        write_json(partial / "stage.json", {"key": key, "wall_s": wall_s, "inputs": inputs, "versions": versions()})
+        made = {"key": key, "wall_s": wall_s, "inputs": inputs, "versions": versions()}
+        write_json(partial / "stage.json", made, default=_plain)
         (partial / KEY).unlink()
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -138,33 +139,6 @@ def _clear(partial: Path, key: str) -> None:
     (partial / KEY).write_text(key)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, to_json(content) + "\n")
-
-
-def to_json(content: Any, indent: int | None = 1) -> str:
-    """JSON that every reader takes: numbers that are not finite become null."""
-    return json.dumps(_finite(content), indent=indent, default=_plain, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def seed_for(seed: int, purpose: str) -> int:
     """An independent 32-bit seed for each purpose, from the one seed of a study."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:4], "little")
@@ -177,10 +151,4 @@ def content_digest(content: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """What JSON writes for our own types: a stage stands for its key, a model for its fields."""
-    if isinstance(value, Stage):
-        return value.key
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
+    return value.key if isinstance(value, Stage) else plain(value)

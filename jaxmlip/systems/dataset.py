@@ -1,7 +1,6 @@
 """Labelled structures: what every stage hands to the next."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ase.utils import string2index
 from jaxtyping import Float, Int
 
 from jaxmlip.describing import short
+from jaxmlip.files import written_whole
 from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
 from jaxmlip.systems.extxyz import extxyz_text, read_extxyz
 from jaxmlip.systems.graph import Graph, graph_from_atoms
@@ -140,15 +140,9 @@ def write_frames(path: str | Path, frames: Sequence[Frame], *, prefix: str = "")
     Warns:
         UserWarning: for a constraint that the format cannot hold.
     """
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w") as file:
-            for frame in frames:
-                file.write(_text(frame, prefix))
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with written_whole(path) as draft, draft.open("w") as file:
+        for frame in frames:
+            file.write(_text(frame, prefix))
 
 
 def check_writable(path: str | Path) -> None:

@@ -149,8 +149,10 @@ def count_graphs(graphs: Iterable[Graph]) -> Counts:
 
 def join_counts(parts: list[Counts]) -> Counts:
     """The counts of samples that follow one another."""
-    levels = max(part.crowded.shape[1] for part in parts)
-    wide = [np.pad(part.crowded, [(0, 0), (0, int(levels) - part.crowded.shape[1])]) for part in parts]
+    levels = max(int(part.crowded.shape[1]) for part in parts)
+    wide = [np.zeros((len(part.crowded), levels), part.crowded.dtype) for part in parts]
+    for table, part in zip(wide, parts, strict=True):
+        table[:, : part.crowded.shape[1]] = part.crowded
     columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("atoms", "slots", "inner")]
     return Counts(*columns, crowded=np.concatenate(wide))
 

@@ -25,6 +25,7 @@ from ase.data import atomic_masses
 from jaxtyping import Int
 
 from jaxmlip.describing import count, short
+from jaxmlip.files import written_whole
 from jaxmlip.systems.dataset import ORIGIN, Frame, describe, frame_graph, read_frames, said_of, select_index
 from jaxmlip.systems.extxyz import plain
 from jaxmlip.systems.plan import Counts, count_graphs
@@ -67,25 +68,20 @@ def write_store(path: str | Path, frames: Iterable[Frame], *, keys: dict[str, st
         ValueError: if there are no frames, or the `info` of one cannot be written as JSON.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(draft, "w") as file:
-            number = _fill(file, frames)
-            if not number:
-                raise ValueError(f"There are no frames to write to {path}.")
-            versions = {name: importlib.metadata.version(name) for name in ("jaxmlip", "ase", "h5py", "numpy")}
-            file.attrs.update(
-                {
-                    "format": FORMAT,
-                    "layout": LAYOUT,
-                    "id": uuid.uuid4().hex,
-                    "versions": json.dumps(versions),
-                    "keys": json.dumps(keys or {}),
-                }
-            )
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with written_whole(path) as draft, h5py.File(draft, "w") as file:
+        number = _fill(file, frames)
+        if not number:
+            raise ValueError(f"There are no frames to write to {path}.")
+        versions = {name: importlib.metadata.version(name) for name in ("jaxmlip", "ase", "h5py", "numpy")}
+        file.attrs.update(
+            {
+                "format": FORMAT,
+                "layout": LAYOUT,
+                "id": uuid.uuid4().hex,
+                "versions": json.dumps(versions),
+                "keys": json.dumps(keys or {}),
+            }
+        )
     return number
 
 
@@ -199,11 +195,8 @@ class FrameStore(Sequence[Frame]):
             counts = count_graphs(
                 frame_graph(frame, number, cutoff, inner_cutoff) for number, frame in enumerate(everything)
             )
-            with contextlib.suppress(OSError):
-                draft = kept.with_name(f".{kept.name}.{os.getpid()}")
-                with draft.open("wb") as file:
-                    np.savez(file, id=self.id, **dataclasses.asdict(counts))
-                draft.replace(kept)
+            with contextlib.suppress(OSError), written_whole(kept) as draft, draft.open("wb") as file:
+                np.savez(file, id=self.id, **dataclasses.asdict(counts))
         return counts.of(self._which)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -197,6 +197,9 @@ def fingerprint(problems: Sequence[TrainingProblem], settings: Sequence[Training
     for problem, mine in zip(problems, settings, strict=True):
         leaves, structure = jax.tree.flatten((problem.potential, problem.rates))
         parts += [re.sub(r" at 0x[0-9a-f]+", "", str(structure)), problem.terms, problem.selection, problem.l2_sp]
+        if problem.objective:
+            leaves, structure = jax.tree.flatten(problem.objective)
+            parts += [str(structure), *map(np.asarray, leaves)]
         parts += [mine.model_dump_json(exclude=set(HARMLESS_SETTINGS)), *map(np.asarray, leaves)]
         for samples in (problem.train, problem.validation):
             if id(samples) not in known:

@@ -1,7 +1,9 @@
 """Distillation: a new student that imitates a teacher's energies and forces."""
 
+import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -12,10 +14,12 @@ from jaxmlip.potentials.equivariant import Equivariant, average_neighbors
 from jaxmlip.potentials.evaluation import Teacher, label
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.references import elements_of, fit_references
+from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample, make_samples
 from jaxmlip.systems.dataset import Frame, describe, split
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.trainer import DEFAULT_SETTINGS, TrainingProblem, TrainingSettings, check_frames, train
+from jaxmlip.training.problem import DEFAULT_SETTINGS, TrainingProblem, TrainingSettings, check_frames
+from jaxmlip.training.trainer import train
 from jaxmlip.training.weighting import demanded, terms_of
 from jaxmlip.types import AnyArray
 
@@ -115,49 +119,79 @@ def distillation_problem(
         ValueError: see `check_frames`.
     """
     terms = terms_of(settings, frames)
-    return fresh_problem(model, frames, validation, references, settings=settings, terms=terms)
+    start = of_architecture(model, frames)
+    return fresh_problem(start, frames, validation, references, settings=settings, terms=terms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a new potential comes from.
+
+    Attributes:
+        make: gives it for samples (of the training) and the arguments of `Trainable.fresh`.
+        species: atomic numbers it will know.
+        cutoff: Å, its cutoff.
+        inner_cutoff: Å, its inner cutoff.
+    """
+
+    make: Callable[..., Trainable]
+    species: Sequence[int]
+    cutoff: float
+    inner_cutoff: float = 0.0
+
+
+def of_architecture(model: Equivariant, frames: Sequence[Frame]) -> Start:
+    """A student for the elements of training frames, with their mean number of neighbours."""
+    species = elements_of(frames)
+
+    def make(samples: Sequence[Sample], **new: Any) -> Trainable:
+        neighbors = average_neighbors([sample.graph for sample in samples])
+        return model.build(tuple(species), average_neighbors=neighbors, **new)
+
+    return Start(make, species, model.cutoff)
+
+
+def of_foundation(foundation: Trainable) -> Start:
+    """A new potential of a foundation's architecture, for its elements."""
+
+    def make(samples: Sequence[Sample], **new: Any) -> Trainable:
+        del samples
+        return foundation.fresh(**new)
+
+    return Start(make, foundation.species, foundation.cutoff, foundation.inner_cutoff)
 
 
 def fresh_problem(
-    model: Equivariant,
+    start: Start,
     frames: Sequence[Frame],
     validation: Sequence[Frame],
     references: Float[AnyArray, " 119"] | None = None,
     *,
     settings: TrainingSettings,
     terms: Terms,
-    species: Sequence[int] | None = None,
-    neighbors: float | None = None,
 ) -> TrainingProblem:
     """The problem of fitting new parameters, with scale and shift from the labels that `terms` allow to be seen.
 
     Args:
-        model: architecture.
+        start: where the new potential comes from.
         frames: training frames.
         validation: validation frames.
         references: [119], eV; if None, fitted by least squares, or 0 where energies are neither trained on nor there.
         settings: for the seed of the parameters.
         terms: of training loss and selection.
-        species: atomic numbers the potential shall know; by default those of the training frames.
-        neighbors: mean number of neighbours, by which the network divides; by default that of the training frames.
 
     Raises:
         ValueError: see `check_frames`.
     """
-    if species is None:
-        species = elements_of(frames)
-    check_frames(species, frames, validation, terms, demanded(terms, settings))
+    check_frames(start.species, frames, validation, terms, demanded(terms, settings))
     if references is None:
         nothing_to_fit = not terms.energy and all(np.isnan(frame.energy) for frame in frames)
         references = np.zeros(N_SPECIES) if nothing_to_fit else fit_references(frames)
-    samples = make_samples(frames, model.cutoff, 0.0, references)
-    held_out = make_samples(validation, model.cutoff, 0.0, references)
-    if neighbors is None:
-        neighbors = average_neighbors([sample.graph for sample in samples])
+    samples = make_samples(frames, start.cutoff, start.inner_cutoff, references)
+    held_out = make_samples(validation, start.cutoff, start.inner_cutoff, references)
     scale, shift = scale_and_shift(samples, terms)
-    potential = model.build(
-        tuple(species),
-        average_neighbors=neighbors,
+    potential = start.make(
+        samples,
         references=np.asarray(references, np.float64),
         scale=scale,
         shift=shift,

@@ -1,4 +1,4 @@
-"""What training minimises: errors of energy per atom, forces and stress, over the labels that are there."""
+"""What labels ask for: errors of energy per atom, forces and stress, over the labels that are there."""
 
 import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from jaxmlip.potentials.potential import Potential, Prediction, evaluate
 from jaxmlip.systems.batches import Batch
 from jaxmlip.systems.graph import Graph, strained
+from jaxmlip.training.objective import Objective, Term, TermSums
 from jaxmlip.types import AnyArray, Leaf, Matrices, PerAtom, PerGraph, Vectors
 
 LossKind: TypeAlias = Literal["huber", "mse"]
@@ -43,22 +44,6 @@ class Weights(flax.struct.PyTreeNode):
     huber_delta: Leaf = 0.01
 
 
-class TermSums(NamedTuple):
-    """One term's sums over the components of each graph of a batch, [graphs].
-
-    Sums of graphs and batches may be added; means are taken last.
-
-    Attributes:
-        loss: Σ (sample weight) × (loss of a component).
-        squared: Σ (error of a component)², without sample weights; its unit squared.
-        count: number of components with a label.
-    """
-
-    loss: Any
-    squared: Any
-    count: Any
-
-
 def loss(
     potential: Potential, batch: Batch, weights: Weights, *, terms: Terms = DEFAULT_TERMS, kind: LossKind = "huber"
 ) -> tuple[Float[AnyArray, ""], dict[str, TermSums]]:
@@ -80,19 +65,37 @@ def loss(
     Returns:
         The loss, and each term's sums for `total` and `rmse`.
     """
-    sums = {}
-    for name, (error, present, weight) in errors(potential, batch, terms).items():
-        by_graph = batch.graph.sum_over_atoms if name == "forces" else lambda of_graphs: of_graphs
-        components = (weight * _penalty(error, weights.huber_delta, kind), error**2, present.astype(error.dtype))
-        sums[name] = TermSums(*(by_graph(part.sum(tuple(range(1, part.ndim)))) for part in components))
-    return total(sums, weights), sums
+    objective = Objective((LabelErrors(weights, terms, kind),))
+    sums = objective.sums(potential, batch)
+    return objective.total(sums), sums
 
 
-def total(sums: dict[str, TermSums], weights: Weights) -> Any:
-    """The loss from its terms' sums, over one batch or many."""
-    return sum(
-        getattr(weights, name) * jnp.sum(term.loss) / jnp.maximum(jnp.sum(term.count), 1) for name, term in sums.items()
-    )
+class LabelErrors(Term):
+    """The term of an objective that every training has: errors of energy per atom, forces and stress.
+
+    Attributes:
+        numbers: weights, and Huber's δ.
+        labels: which of them are compared (static).
+        kind: of penalty (static), see `loss`.
+    """
+
+    numbers: Weights
+    labels: Terms = flax.struct.field(pytree_node=False, default=DEFAULT_TERMS)
+    kind: LossKind = flax.struct.field(pytree_node=False, default="huber")
+
+    def __call__(self, potential: Potential, batch: Batch) -> dict[str, TermSums]:
+        """Sums of each label, [graphs]."""
+        sums = {}
+        for name, (error, present, weight) in errors(potential, batch, self.labels).items():
+            by_graph = batch.graph.sum_over_atoms if name == "forces" else lambda of_graphs: of_graphs
+            penalty = weight * _penalty(error, self.numbers.huber_delta, self.kind)
+            components = (penalty, error**2, present.astype(error.dtype))
+            sums[name] = TermSums(*(by_graph(part.sum(tuple(range(1, part.ndim)))) for part in components))
+        return sums
+
+    def weights(self) -> dict[str, Any]:
+        """Of energy, forces and stress."""
+        return {name: getattr(self.numbers, name) for name, compared in self.labels._asdict().items() if compared}
 
 
 def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[AnyArray, AnyArray, AnyArray]]:
@@ -105,7 +108,7 @@ def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[
     if terms.forces or terms.stress:
         prediction: Prediction = predicted(potential, batch.head, graph, terms.stress)  # pyright: ignore
     else:
-        prediction = Prediction(energy=_Headed(potential, batch.head).energy(graph), forces=None)
+        prediction = Prediction(energy=Headed(potential, batch.head).energy(graph), forces=None)
 
     found = {}
     if terms.energy:
@@ -142,14 +145,14 @@ def predicted(potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph
             a compiled program that does not use it.
         stress: see `evaluate`.
     """
-    return evaluate(_Headed(potential, head), graph, stress=stress)
+    return evaluate(Headed(potential, head), graph, stress=stress)
 
 
 def _predicted_forward(
     potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph, stress: bool
 ) -> tuple[Prediction, tuple]:
     # Not `predicted` itself: a custom rule within a custom rule has no forward derivative.
-    return evaluate(_Headed(potential, head), graph, stress=stress), (potential, head, graph)
+    return evaluate(Headed(potential, head), graph, stress=stress), (potential, head, graph)
 
 
 def _predicted_backward(stress: bool, kept: tuple, by_prediction: Prediction) -> tuple[Any, None, Any]:
@@ -163,7 +166,7 @@ def _predicted_backward(stress: bool, kept: tuple, by_prediction: Prediction) ->
 
         def energies(at: tuple[Vectors, Matrices]) -> PerGraph:
             placed = strained(graph, *at) if stress else graph.replace(positions=at[0])
-            return _Headed(potential, head).energy(placed)
+            return Headed(potential, head).energy(placed)
 
         here = (graph.positions, jnp.zeros_like(graph.cell))
         energy, slope = jax.jvp(energies, (here,), ((-by_prediction.forces, strain),))
@@ -190,8 +193,13 @@ def _penalty(error: AnyArray, delta: AnyArray | float, kind: LossKind) -> AnyArr
 
 
 @flax.struct.dataclass
-class _Headed(Potential):
-    """A potential that answers for each graph with the readout of that graph's fidelity."""
+class Headed(Potential):
+    """A potential that answers for each graph with the readout of that graph's fidelity.
+
+    Attributes:
+        potential: with any number of readouts.
+        head: [graphs], which readout answers.
+    """
 
     potential: Potential
     head: Leaf

@@ -4,16 +4,16 @@ import csv
 import io
 import json
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
+from jaxmlip.files import to_json, write_text
 from jaxmlip.systems.batches import Sample
-from jaxmlip.training.loss import TermSums
+from jaxmlip.training.objective import TermSums
 from jaxmlip.training.problem import Record
 from jaxmlip.units import GPA
 
@@ -38,6 +38,10 @@ COLUMNS = (
     *(n for n, _ in UNITS.values()),
 )
 """Of metrics.csv: for each validated epoch a row of each set, fidelity and type, and one of each whole set ("all")."""
+
+
+OF_ALL = "all"
+"""Under which a tally keeps quantities that are not of single samples."""
 
 
 class Kinds(Sequence):
@@ -67,14 +71,21 @@ class Kinds(Sequence):
 
 
 class Tally:
-    """Sums over samples by fidelity (head) and type, in float64; means are taken last, so batching does not matter."""
+    """Sums over samples by fidelity (head) and type, in float64; means are taken last, so batching does not matter.
+
+    Quantities of an objective that are not of single samples are summed over all batches.
+    """
 
     def __init__(self, cells: dict[str, dict[str, list[float]]] | None = None) -> None:
         """Start at nothing, or with what `to_json` gave."""
         self._cells: dict[tuple[int, str], dict[str, list[float]]] = {}
+        self._of_all: dict[str, list[float]] = {}
         for key, cell in (cells or {}).items():
             head, _, kind = key.partition(" ")
-            self._cells[int(head), kind] = cell
+            if key == OF_ALL:
+                self._of_all = cell
+            else:
+                self._cells[int(head), kind] = cell
 
     def add(
         self,
@@ -84,23 +95,25 @@ class Tally:
         kinds: Kinds,
     ) -> None:
         """Add a batch: the sums of its graphs, which samples they are (−1: padding), and their heads."""
+        for term in [name for name, parts in sums.items() if np.ndim(parts.loss) == 0]:
+            _add(self._of_all, term, sums[term])
+        sums = {name: parts for name, parts in sums.items() if np.ndim(parts.loss)}
         for graph, (sample, fidelity) in enumerate(zip(index.tolist(), head.tolist(), strict=True)):
             if sample < 0:
                 continue
             cell = self._cells.setdefault((fidelity, kinds.name(sample)), {})
             for term, parts in sums.items():
-                known = cell.setdefault(term, [0.0, 0.0, 0.0])
-                for place, part in enumerate(parts):
-                    known[place] += float(part[graph])
+                _add(cell, term, [part[graph] for part in parts])
 
     def sums(self, group: tuple[int, str] | None = None) -> dict[str, TermSums]:
         """Each term's sums over a fidelity and type, or all."""
         chosen = [cell for key, cell in sorted(self._cells.items()) if group in (None, key)]
         terms = list(dict.fromkeys(term for cell in chosen for term in cell))
-        return {
+        found = {
             term: TermSums(*(sum(parts) for parts in zip(*(cell[term] for cell in chosen), strict=True)))
             for term in terms
         }
+        return found | {term: TermSums(*parts) for term, parts in self._of_all.items() if group is None}
 
     def groups(self) -> list[tuple[int, str]]:
         """Fidelities and types there are."""
@@ -108,7 +121,14 @@ class Tally:
 
     def to_json(self) -> dict[str, dict[str, list[float]]]:
         """As plain data."""
-        return {f"{head} {kind}": cell for (head, kind), cell in self._cells.items()}
+        cells = {f"{head} {kind}": cell for (head, kind), cell in self._cells.items()}
+        return cells | ({OF_ALL: self._of_all} if self._of_all else {})
+
+
+def _add(cell: dict[str, list[float]], term: str, parts: Iterable[Any]) -> None:
+    known = cell.setdefault(term, [0.0, 0.0, 0.0])
+    for place, part in enumerate(parts):
+        known[place] += float(part)
 
 
 def rmse(sums: dict[str, TermSums], term: str) -> float:
@@ -148,10 +168,10 @@ class Metrics:
             with (folder / "metrics.csv").open(newline="") as file:
                 rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS)]
             rows = [row for row in rows if row[0].isdecimal() and int(row[0]) <= last_epoch]
-        _write(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
+        write_text(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
-        _write(folder / "metrics.csv", table.getvalue())
+        write_text(folder / "metrics.csv", table.getvalue())
 
     def write(self, record: Record, step: int, tallies: dict[str, Tally]) -> None:
         """Append what is known of a validated epoch.
@@ -177,7 +197,7 @@ class Metrics:
             csv.writer(file, lineterminator="\n").writerows([_cell(row[column]) for column in COLUMNS] for row in rows)
         errors = [{column: row[column] for column in COLUMNS[4:]} for row in rows]
         with (self._folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(_without_nan(dict(record) | {"step": step, "errors": errors})) + "\n")
+            file.write(to_json(dict(record) | {"step": step, "errors": errors}, indent=None) + "\n")
         if self._service is not None:
             self._service.write(step, head["learning_rate"], errors)
 
@@ -244,20 +264,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.9g}"
     return value
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return value
-
-
-def _write(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -12,7 +12,9 @@ from jaxmlip.describing import count, short
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.dataset import Frame, describe
-from jaxmlip.training.loss import LossKind, Terms, Weights
+from jaxmlip.training.loss import LabelErrors, LossKind, Terms, Weights
+from jaxmlip.training.objective import Objective, Term
+from jaxmlip.training.optimizers import DEFAULT_CHOICE, Optimizer
 
 LONG_TRAINING = 600
 """Steps after which the tiers (see `Graph.tiers`) have saved more time than compiling for them takes."""
@@ -32,7 +34,12 @@ class TrainingSettings(pydantic.BaseModel):
     warmup: float = pydantic.Field(
         default=0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly"
     )
-    weight_decay: float = pydantic.Field(default=5e-7, ge=0, description="of AdamW")
+    optimizer: Optimizer = pydantic.Field(
+        default=Optimizer(),
+        description="name and arguments of an optimiser of optax (adam, lion, muon …); learning rate and decay are "
+        "settings",
+    )
+    weight_decay: float = pydantic.Field(default=5e-7, ge=0, description="decoupled, of the optimiser")
     clip_norm: float = pydantic.Field(default=10.0, gt=0, description="largest norm of a gradient")
     ema_decay: float = pydantic.Field(
         default=0.99, ge=0, lt=1, description="of the moving average of parameters; 0: none"
@@ -81,6 +88,14 @@ class TrainingSettings(pydantic.BaseModel):
             )
         return self
 
+    @pydantic.model_serializer(mode="wrap")
+    def _as_before_optimizers(self, handler: Any, info: Any) -> Any:
+        """Without the optimiser if it is the default: digests of earlier versions, in folders of studies, still fit."""
+        content = handler(self)
+        if self.optimizer.choice() == DEFAULT_CHOICE and not (info.context or {}).get("whole"):
+            content.pop("optimizer", None)
+        return content
+
     def terms(self, *, stress: bool = False) -> Terms:
         """The terms with a weight; `stress` says whether there is one where `stress_weight` leaves it open."""
         stress = stress if self.stress_weight is None else self.stress_weight > 0
@@ -98,7 +113,7 @@ class TrainingSettings(pydantic.BaseModel):
 
 DEFAULT_SETTINGS = TrainingSettings()
 
-SHARED_SETTINGS = ("epochs", "batch_size", "loss", "tiers", "validation_every", "data_parallel")
+SHARED_SETTINGS = ("epochs", "batch_size", "loss", "optimizer", "tiers", "validation_every", "data_parallel")
 """Settings in which the models of a stack must agree: they decide its shapes, its program, or its course."""
 
 HARMLESS_SETTINGS = ("data_parallel", "checkpoint_minutes", "log")
@@ -120,12 +135,13 @@ class TrainingProblem:
         selection: terms of the loss on the validation samples.
         names: what messages call the training samples, in the order of `train`.
         rates: pytree like `potential.params` of factors of the learning rate: 0 (stays) to 1; None if all are 1. A
-            factor is a number, or an array for each entry of a leaf. It scales AdamW's updates, decay included;
+            factor is a number, or an array for each entry of a leaf. It scales the optimiser's updates, decay included;
             clipping sees the gradient of what moves.
         l2_sp: strength of the penalty ½ · l2_sp · Σ (θ − θ₀)² over the parameters that move, θ₀ being those of
             `potential`, in the loss that is minimised (L2-SP: Li, Grandvalet, Davoine, ICML 2018). The losses in the
             history are without it.
         baseline: the potential whose predictions were subtracted from the labels, if any.
+        objective: terms of the loss besides the labels', in training and validation.
     """
 
     potential: Potential
@@ -137,6 +153,19 @@ class TrainingProblem:
     rates: Any = None
     l2_sp: float = 0.0
     baseline: Potential | None = None
+    objective: tuple[Term, ...] = ()
+
+    def minimised(self, settings: TrainingSettings) -> Objective:
+        """The loss of the training samples."""
+        return self._of_labels(self.terms, settings)
+
+    def validated(self, settings: TrainingSettings) -> Objective:
+        """The loss of the validation samples."""
+        return self._of_labels(self.selection, settings)
+
+    def _of_labels(self, terms: Terms, settings: TrainingSettings) -> Objective:
+        weights = Weights(**{name: float(value) for name, value in dataclasses.asdict(settings.weights()).items()})
+        return Objective((LabelErrors(weights, terms, settings.loss), *self.objective))
 
     def __repr__(self) -> str:
         """Sizes, terms and the potential."""

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from jaxmlip.potentials.potential import Potential, stack
+from jaxmlip.potentials.trainable import without_params
 from jaxmlip.training.feed import Feed
-from jaxmlip.training.loss import Weights
-from jaxmlip.training.problem import SHARED_SETTINGS, TrainingProblem, TrainingSettings
+from jaxmlip.training.objective import Objective
+from jaxmlip.training.problem import DEFAULT_SETTINGS, SHARED_SETTINGS, TrainingProblem, TrainingSettings
 from jaxmlip.training.step import Controls, TrainState, initial_state
 
 
@@ -42,6 +43,9 @@ def check_stack(problems: Sequence[TrainingProblem], settings: Sequence[Training
         if model is not None:
             refuse(model, f"their losses have different {name} ({_words(problems, name, 0, model)})")
     for model in range(1, len(problems)):
+        structures = [jax.tree.structure(problems[k].objective) for k in (0, model)]
+        if structures[0] != structures[1]:
+            refuse(model, f"their objectives have different further terms ({structures[0]} and {structures[1]})")
         difference = _difference(problems[0].potential, problems[model].potential)
         if difference is not None:
             refuse(model, f"their potentials differ in {difference}")
@@ -72,12 +76,18 @@ def check_feed(feed: Feed, what: str) -> None:
 
 def stacked_potentials(problems: Sequence[TrainingProblem]) -> Potential:
     """The potentials without their parameters: structure, scale, shift."""
-    return stack([problem.potential.replace(params=None) for problem in problems])
+    return stack([without_params(problem.potential) for problem in problems])
 
 
-def stacked_states(problems: Sequence[TrainingProblem]) -> TrainState:
-    """The states before the first step."""
-    return jax.tree.map(_stack, *(initial_state(problem.potential) for problem in problems))
+def stacked_states(problems: Sequence[TrainingProblem], settings: TrainingSettings = DEFAULT_SETTINGS) -> TrainState:
+    """The states before the first step of the optimiser that the settings of all of them name."""
+    choice = settings.optimizer.choice()
+    return jax.tree.map(_stack, *(initial_state(problem.potential, choice) for problem in problems))
+
+
+def stacked_validation(problems: Sequence[TrainingProblem], settings: Sequence[TrainingSettings]) -> Objective:
+    """What is measured on validation samples."""
+    return jax.tree.map(_stack, *(problem.validated(mine) for problem, mine in zip(problems, settings, strict=True)))
 
 
 def stacked_controls(problems: Sequence[TrainingProblem], settings: Sequence[TrainingSettings]) -> Controls:
@@ -93,10 +103,11 @@ def stacked_controls(problems: Sequence[TrainingProblem], settings: Sequence[Tra
             weight_decay=mine.weight_decay,
             clip_norm=mine.clip_norm,
             ema_decay=mine.ema_decay,
-            weights=Weights(**{name: float(value) for name, value in dataclasses.asdict(mine.weights()).items()}),
+            objective=problem.minimised(mine),
             rates=rates,
             l2_sp=problem.l2_sp,
             start=start,
+            optimizer=mine.optimizer.choice(),
         )
 
     return jax.tree.map(_stack, *map(of_one, problems, settings))

@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.batches import Batch
-from jaxmlip.training.loss import LossKind, Terms, TermSums, Weights, loss, total
+from jaxmlip.training.objective import Objective, TermSums
+from jaxmlip.training.optimizers import DEFAULT_CHOICE, Choice, transformation
 from jaxmlip.training.parallel import DATA
 from jaxmlip.training.problem import TrainingSettings
 from jaxmlip.types import Leaf
@@ -56,24 +57,26 @@ class Controls(flax.struct.PyTreeNode):
     """The numbers of one step; traced, so that settings share a compiled step.
 
     Attributes:
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
+        learning_rate: of the optimiser.
+        weight_decay: of the optimiser.
         clip_norm: largest norm of the gradient.
         ema_decay: of the moving average.
-        weights: of the loss.
+        objective: what is minimised.
         rates: pytree like the parameters of factors of the learning rate.
         l2_sp: strength of the penalty on the distance from `start`.
         start: the initial parameters.
+        optimizer: which one (static).
     """
 
     learning_rate: Leaf
     weight_decay: Leaf
     clip_norm: Leaf
     ema_decay: Leaf
-    weights: Weights
+    objective: Objective
     rates: Leaf
     l2_sp: Leaf
     start: Leaf
+    optimizer: Choice = flax.struct.field(pytree_node=False, default=DEFAULT_CHOICE)
 
 
 class Report(NamedTuple):
@@ -82,7 +85,7 @@ class Report(NamedTuple):
     Attributes:
         loss: of the batch, before the step; NaN if it or its gradient is not finite.
         alive: whether the model goes on.
-        sums: of each graph of the batch, by term.
+        sums: of each quantity of the objective, see `TermSums`.
         index: [graphs], see `Batch.index`.
         head: [graphs], see `Batch.head`.
     """
@@ -94,48 +97,39 @@ class Report(NamedTuple):
     head: Any
 
 
-@functools.partial(jax.jit, static_argnames=("terms", "kind", "mesh"))
+@functools.partial(jax.jit, static_argnames="mesh")
 def update(
-    potential: Potential,
-    state: TrainState,
-    batch: Batch,
-    controls: Controls,
-    *,
-    terms: Terms,
-    kind: LossKind,
-    mesh: Mesh | None = None,
+    potential: Potential, state: TrainState, batch: Batch, controls: Controls, *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Report]:
     """One step of every model of a stack: all leaves have a leading axis of models.
 
-    Compiled once for potentials of equal structure, batches of equal shape, and number of models.
+    Compiled once for potentials and objectives of equal structure, batches of equal shape, and number of models.
 
     Args:
         potential: without `params`: they travel in the state, and the potential lends structure, scale and shift.
         state: before the step.
         batch: with a mesh, its leaves have a second axis, of the devices' parts.
         controls: see there.
-        terms: of the loss.
-        kind: of the loss.
         mesh: devices that share the batch; the loss is that of the whole batch.
 
     Returns:
         The state after the step, and a report. If the loss or its gradient is not finite, or the loss has exploded
         (`EXPLOSION`, `PATIENCE`), a model is no longer alive, and its state stays.
     """
-    step = functools.partial(_step, terms=terms, kind=kind, mesh=mesh)
+    step = functools.partial(_step, mesh=mesh)
     return _whole(_over_models(step, potential, state, batch, controls), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("terms", "kind", "mesh"))
+@functools.partial(jax.jit, static_argnames="mesh")
 def measure(
-    potential: Potential, batch: Batch, weights: Weights, *, terms: Terms, kind: LossKind, mesh: Mesh | None = None
+    potential: Potential, batch: Batch, objective: Objective, *, mesh: Mesh | None = None
 ) -> tuple[dict[str, TermSums], Any, Any]:
-    """Each term's sums for every model and graph, and `index` and `head` of the batch; see `update`."""
+    """The sums of every quantity for every model, and `index` and `head` of the batch; see `update`."""
 
-    def of_one(potential: Potential, batch: Batch, weights: Weights) -> tuple[dict[str, TermSums], Any, Any]:
-        return _sums(potential, batch, weights, terms, kind, mesh), batch.index.ravel(), batch.head.ravel()
+    def of_one(potential: Potential, batch: Batch, objective: Objective) -> tuple[dict[str, TermSums], Any, Any]:
+        return _sums(potential, batch, objective, mesh), batch.index.ravel(), batch.head.ravel()
 
-    return _whole(_over_models(of_one, potential, batch, weights), mesh)
+    return _whole(_over_models(of_one, potential, batch, objective), mesh)
 
 
 @jax.jit
@@ -144,21 +138,18 @@ def choose(better: Any, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
-def optimiser(controls: Controls) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, ICLR 2019) behind clipping by the global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(controls.clip_norm),
-        optax.adamw(controls.learning_rate, weight_decay=controls.weight_decay),
-    )
+def optimiser(choice: Choice, learning_rate: Any, weight_decay: Any, clip_norm: Any) -> optax.GradientTransformation:
+    """The chosen optimiser behind clipping by the global norm."""
+    clip = optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, transformation(choice, learning_rate, weight_decay))
 
 
-def initial_state(potential: Potential) -> TrainState:
+def initial_state(potential: Potential, choice: Choice = DEFAULT_CHOICE) -> TrainState:
     """The state of one model before the first step; the moving average starts at the parameters."""
     params = jax.tree.map(jnp.asarray, potential.params)
-    controls = Controls(0.0, 0.0, 1.0, 0.0, Weights(), None, 0.0, None)  # the structure does not depend on numbers
     return TrainState(
         params=params,
-        opt_state=optimiser(controls).init(params),
+        opt_state=optimiser(choice, 0.0, 0.0, 1.0).init(params),  # its structure does not depend on numbers
         ema=params,
         step=jnp.zeros((), jnp.int32),
         alive=jnp.ones((), bool),
@@ -182,22 +173,20 @@ def schedule(settings: TrainingSettings, steps_per_epoch: int) -> Float[np.ndarr
 
 
 def _step(
-    potential: Potential,
-    state: TrainState,
-    batch: Batch,
-    controls: Controls,
-    *,
-    terms: Terms,
-    kind: LossKind,
-    mesh: Mesh | None,
+    potential: Potential, state: TrainState, batch: Batch, controls: Controls, *, mesh: Mesh | None
 ) -> tuple[TrainState, Report]:
-    """One step of one model."""
+    """One step of one model.
 
-    def objective(params: Any) -> tuple[Any, dict[str, TermSums]]:
-        sums = _sums(potential.replace(params=params), batch, controls.weights, terms, kind, mesh)
-        return total(sums, controls.weights), sums
+    Rates of parameters are numbers, not `optax.partition` or `masked`, so that strategies that move other parameters
+    share a program; and a model that is not finite stops as a whole, moving average and all, where
+    `optax.apply_if_finite` would skip updates and, after so many, make them nevertheless.
+    """
 
-    (value, sums), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    def loss(params: Any) -> tuple[Any, dict[str, TermSums]]:
+        sums = _sums(potential.with_params(params), batch, controls.objective, mesh)
+        return controls.objective.total(sums), sums
+
+    (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
     gradient = jax.tree.map(
         lambda slope, now, start, rate: jnp.where(rate != 0, slope + controls.l2_sp * (now - start), 0.0),
@@ -206,7 +195,8 @@ def _step(
         controls.start,
         controls.rates,
     )
-    updates, opt_state = optimiser(controls).update(gradient, state.opt_state, state.params)
+    chain = optimiser(controls.optimizer, controls.learning_rate, controls.weight_decay, controls.clip_norm)
+    updates, opt_state = chain.update(gradient, state.opt_state, state.params)
     updates = jax.tree.map(lambda update, rate: update * rate, updates, controls.rates)
     params: Any = optax.apply_updates(state.params, updates)
     # The average forgets its first steps sooner, as in TensorFlow's ExponentialMovingAverage: short runs profit.
@@ -221,27 +211,28 @@ def _step(
 
     after = TrainState(params, opt_state, ema, state.step + 1, goes_on, recent, exploding)
     after = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old).astype(old.dtype), after, state)
-    loss = jnp.where(finite, value, jnp.nan)
-    return after.replace(alive=goes_on), Report(loss, goes_on, sums, batch.index.ravel(), batch.head.ravel())
+    known_value = jnp.where(finite, value, jnp.nan)
+    return after.replace(alive=goes_on), Report(known_value, goes_on, sums, batch.index.ravel(), batch.head.ravel())
 
 
-def _sums(
-    potential: Potential, batch: Batch, weights: Weights, terms: Terms, kind: LossKind, mesh: Mesh | None
-) -> dict[str, TermSums]:
-    """The sums of every graph of a batch; with a mesh, each device computes those of its part."""
+def _sums(potential: Potential, batch: Batch, objective: Objective, mesh: Mesh | None) -> dict[str, TermSums]:
+    """The objective's sums over a batch; with a mesh, each device computes those of its part."""
     if mesh is None:
-        return loss(potential, batch, weights, terms=terms, kind=kind)[1]
+        return jax.tree.map(jnp.asarray, objective.sums(potential, batch))
+    of_all: set[str] = set()  # quantities that are not of single structures; known once the part is traced
 
-    def of_part(potential: Potential, batch: Batch, weights: Weights) -> dict[str, TermSums]:
-        mine = jax.tree.map(lambda leaf: leaf[0], batch)
-        return loss(potential, mine, weights, terms=terms, kind=kind)[1]
+    def of_part(potential: Potential, batch: Batch, objective: Objective) -> dict[str, TermSums]:
+        sums = objective.sums(potential, jax.tree.map(lambda leaf: leaf[0], batch))
+        of_all.update(name for name, term in sums.items() if jnp.ndim(term.loss) == 0)
+        return jax.tree.map(jnp.atleast_1d, sums)
 
     everywhere, split = PartitionSpec(), PartitionSpec(DATA)
     # Nothing is summed over devices inside, so that there is nothing to check.
     shared = jax.shard_map(
         of_part, mesh=mesh, in_specs=(everywhere, split, everywhere), out_specs=split, check_vma=False
     )
-    return shared(potential, batch, weights)
+    sums = shared(potential, batch, objective)
+    return {name: TermSums(*map(jnp.sum, term)) if name in of_all else term for name, term in sums.items()}
 
 
 def _over_models(function: Callable, *stacked: Any) -> Any:

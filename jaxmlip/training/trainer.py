@@ -1,8 +1,7 @@
-"""The one trainer, of one model or many: AdamW, warm-up and cosine, clipping, moving average, best-validation."""
+"""The one trainer, of one model or many: warm-up and cosine, clipping, optimiser, moving average, best-validation."""
 
 import collections
 import contextlib
-import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -18,8 +17,8 @@ from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.plan import Hand
 from jaxmlip.training.feed import Feed, make_feed
-from jaxmlip.training.loss import Terms, TermSums, total
-from jaxmlip.training.metrics import Tally, rmse
+from jaxmlip.training.metrics import UNITS, Tally, rmse
+from jaxmlip.training.objective import Objective, TermSums, total
 from jaxmlip.training.parallel import dealt, make_mesh, on_host, replicated
 from jaxmlip.training.problem import (
     DEFAULT_SETTINGS,
@@ -30,9 +29,15 @@ from jaxmlip.training.problem import (
     TrainingProblem,
     TrainingSettings,
 )
-from jaxmlip.training.problem import check_frames as check_frames
 from jaxmlip.training.runs import Model, Run, kept
-from jaxmlip.training.stacking import check_feed, check_stack, stacked_controls, stacked_potentials, stacked_states
+from jaxmlip.training.stacking import (
+    check_feed,
+    check_stack,
+    stacked_controls,
+    stacked_potentials,
+    stacked_states,
+    stacked_validation,
+)
 from jaxmlip.training.step import EXPLOSION, PATIENCE, Report, choose, measure, schedule, update
 from jaxmlip.training.weighting import resolved
 
@@ -132,8 +137,8 @@ def _train_stack(
     rates = np.stack([schedule(mine, feed.steps) for mine in settings])
     lenders = replicated(stacked_potentials(problems), mesh)
     controls = replicated(stacked_controls(problems, settings), mesh)
-    states = replicated(stacked_states(problems), mesh)
-    step = functools.partial(update, terms=problems[0].terms, kind=common.loss, mesh=mesh)
+    objective = replicated(stacked_validation(problems, settings), mesh)
+    states = replicated(stacked_states(problems, common), mesh)
     run = Run(states, states.ema, [Model() for _ in problems])
 
     with kept(run, folder, problems, settings, mesh) as keeper, _bar(run, common, feed.steps, progress) as bar:
@@ -146,7 +151,7 @@ def _train_stack(
                 with contextlib.closing(feed.batches(hands)) as batches:
                     for hand, batch in zip(hands, batches, strict=True):
                         numbers = controls.replace(learning_rate=rates[:, run.epoch - 1, run.position])
-                        run.states, report = step(lenders, run.states, dealt(batch, mesh), numbers)
+                        run.states, report = update(lenders, run.states, dealt(batch, mesh), numbers, mesh=mesh)
                         run.position += 1
                         notes.take(hand, report)
                         bar.update()
@@ -163,11 +168,11 @@ def _train_stack(
             if any(recorded):
                 run.wall_s = time.perf_counter() - started
                 rate = rates[:, run.epoch - 1, -1] if run.epoch else np.zeros(len(problems))
-                tallies = _validate(problems, common, lenders.replace(params=run.states.ema), held_out, controls, mesh)
+                tallies = _validate(lenders.with_params(run.states.ema), held_out, objective, mesh, len(problems))
                 better = np.zeros(len(problems), bool)
                 for number in np.flatnonzero(recorded).tolist():
                     model, tally = run.models[number], tallies[number]
-                    record = _record(run, model, tally, settings[number], float(rate[number]), problems[0].terms)
+                    record = _record(run, model, tally, settings[number], float(rate[number]), problems[number])
                     model.history.append(record)
                     better[number] = record["validation_loss"] < model.lowest
                     if better[number]:
@@ -191,7 +196,7 @@ def _train_stack(
     best = on_host(run.best)
     return [
         Trained(
-            problem.potential.replace(params=jax.tree.map(lambda leaf, number=number: leaf[number], best)).having_seen(
+            problem.potential.with_params(jax.tree.map(lambda leaf, number=number: leaf[number], best)).having_seen(
                 label for label, seen in problem.terms._asdict().items() if seen
             ),
             model.history,
@@ -283,17 +288,12 @@ def _feeds(
 
 
 def _validate(
-    problems: Sequence[TrainingProblem],
-    common: TrainingSettings,
-    potentials: Potential,
-    held_out: Callable[[], Iterable],
-    controls: Any,
-    mesh: Mesh | None,
+    potentials: Potential, held_out: Callable[[], Iterable], objective: Objective, mesh: Mesh | None, models: int
 ) -> list[Tally]:
     """Errors of every model on its validation samples."""
-    tallies = [Tally() for _ in problems]
+    tallies = [Tally() for _ in range(models)]
     for feed, batch in held_out():
-        found = measure(potentials, batch, controls.weights, terms=problems[0].selection, kind=common.loss, mesh=mesh)
+        found = measure(potentials, batch, objective, mesh=mesh)
         sums, index, head = on_host(found)
         for number, tally in enumerate(tallies):
             mine = jax.tree.map(lambda leaf, number=number: leaf[number], sums)
@@ -301,20 +301,24 @@ def _validate(
     return tallies
 
 
-def _record(run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float, terms: Terms) -> Record:
+def _record(
+    run: Run, model: Model, validation: Tally, settings: TrainingSettings, rate: float, problem: TrainingProblem
+) -> Record:
     """What the history says of an epoch."""
-    stress = {"stress_weight": settings.weights().stress} if terms.stress else {}
+    stress = {"stress_weight": settings.weights().stress} if problem.terms.stress else {}
     sums: dict[str, TermSums] = validation.sums()
+    names = sorted(sums.keys() - UNITS.keys())
+    further = {f"validation_{name}_loss": float(total({name: sums[name]}, {name: 1.0})) for name in names}
     return {
         "epoch": run.epoch,
         "train_loss": float(np.mean(model.losses)) if model.losses else np.nan,
-        "validation_loss": float(total(sums, settings.weights())),
+        "validation_loss": float(problem.validated(settings).total(sums)),
         "validation_energy_rmse_meV_atom": rmse(sums, "energy"),
         "validation_force_rmse_meV_A": rmse(sums, "forces"),
         "validation_stress_rmse_GPa": rmse(sums, "stress"),
         "learning_rate": rate,
         "wall_s": run.wall_s,
-    } | stress
+    } | (stress | further)
 
 
 def _bar(run: Run, settings: TrainingSettings, steps: int, progress: bool) -> Any:

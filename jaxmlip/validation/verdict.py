@@ -11,11 +11,12 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from jaxmlip.observables.estimate import Estimate, Status, worst
-from jaxmlip.observables.observable import Observable, average
+from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.structure import RDF, rdf_error
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
+from jaxmlip.potentials.errors import ErrorReport
 from jaxmlip.simulation.trajectory import Outcome, Run
-from jaxmlip.validation.errors import ErrorReport
+from jaxmlip.validation.averages import average, observe
 
 Level = Literal[
     "unstable",
@@ -208,7 +209,7 @@ def _stretch(run: Run, observable: Observable) -> Estimate:
     """Mean over the later half of a run; replicas are independent, whatever they are on their way to."""
     known = _remembered(run, observable, average)
     first = run.n_frames // 2
-    replicas = observable.over(run, first).mean(axis=1)
+    replicas = observe(run, observable, first).mean(axis=1)
     error = replicas.std(axis=0, ddof=1) / np.sqrt(len(replicas))
     return dataclasses.replace(
         known,

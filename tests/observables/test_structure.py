@@ -9,39 +9,17 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.data import atomic_masses
+from made_runs import as_run
 
 from jaxmlip.observables.estimate import Estimate, Status
-from jaxmlip.observables.observable import average
+from jaxmlip.observables.frame import FrameState
 from jaxmlip.observables.structure import RDF, rdf_error
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
-from jaxmlip.simulation.neighbors import cell_heights
-from jaxmlip.simulation.observing import FrameState
 from jaxmlip.simulation.trajectory import Outcome, Run
+from jaxmlip.systems.device_lists import cell_heights
+from jaxmlip.validation.averages import average
 
 TRICLINIC = np.array([[9.0, 0.0, 0.0], [2.0, 8.0, 0.0], [-1.5, 2.5, 8.5]])
-
-
-def as_run(positions: np.ndarray, numbers: np.ndarray, cell: np.ndarray, **changes) -> Run:
-    """Positions [replicas, frames, atoms, 3] as a Run."""
-    replicas, frames = positions.shape[:2]
-    rng = np.random.default_rng(0)
-    run = Run(
-        numbers=numbers,
-        positions=positions.astype(np.float32),
-        cells=np.repeat(cell[None], replicas, axis=0),
-        pbc=np.array([True, True, True]),
-        masses=np.repeat(atomic_masses[numbers][None], replicas, axis=0),
-        potential_energy=rng.normal(size=(replicas, frames)),
-        temperature=rng.normal(300.0, 10.0, size=(replicas, frames)),
-        time_fs=10.0 * np.arange(1, frames + 1),
-        timestep_fs=0.5,
-        outcomes=(Outcome.COMPLETED,) * replicas,
-        lengths=np.full(replicas, frames),
-        wall_s=1.0,
-        ns_per_day=1.0,
-    )
-    return dataclasses.replace(run, **changes)
 
 
 def as_frame(atoms: Atoms) -> FrameState:
@@ -49,9 +27,7 @@ def as_frame(atoms: Atoms) -> FrameState:
     return FrameState(
         positions=atoms.positions.astype(np.float32),
         cell=cell.astype(np.float32),
-        potential_energy=0.0,
-        temperature=0.0,
-        mass=atoms.get_masses().sum(),
+        masses=atoms.get_masses().astype(np.float32),
         numbers=tuple(atoms.numbers.tolist()),
         heights=tuple(cell_heights(cell).tolist()),
     )
@@ -184,7 +160,7 @@ def test_error_and_noise_floor_are_calibrated(gap: float) -> None:
     truth = gap * np.cos(rdf.r)
 
     def estimate(offset):
-        return rdf.reduce(offset + rng.normal(size=(4, 100, 40)) @ mixing)
+        return rdf.estimate(offset + rng.normal(size=(4, 100, 40)) @ mixing)
 
     errors = [rdf_error(estimate(1 + truth), estimate(1.0)) for _ in range(150)]
     values = np.array([e.value for e in errors])
@@ -223,9 +199,9 @@ def test_senseless_rdfs(arguments: dict, sentence: str) -> None:
 
 
 def test_runs_without_a_meaning(gas: Run) -> None:
-    with pytest.raises(ValueError, match="g_ON: the run holds no N"):
+    with pytest.raises(ValueError, match="g_ON: the frames hold no N"):
         average(gas, RDF("O", "N"))
-    with pytest.raises(ValueError, match="periodic in three directions"):
+    with pytest.raises(ValueError, match="periodic in all three directions"):
         average(dataclasses.replace(gas, pbc=np.array([True, True, False])), RDF("O", "O"))
     with pytest.raises(ValueError, match=r"Discarding 99 ps leaves nothing of a run of 2\.5 ps"):
         average(gas, Temperature(), equilibration=99)

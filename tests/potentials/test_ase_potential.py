@@ -31,9 +31,10 @@ from jaxmlip.potentials.potential import evaluate, fingerprint, stack
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.driver import SimulationError
 from jaxmlip.simulation.ensembles import NVE, NVT
+from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.relaxation import relax
-from jaxmlip.simulation.replicas import simulate
-from jaxmlip.simulation.session import Options, make_session
+from jaxmlip.simulation.session import make_session
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Outcome, load_run
 from jaxmlip.systems.graph import batch_graphs, graph_from_atoms
 from jaxmlip.training.distill import teacher_references

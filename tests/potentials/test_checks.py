@@ -24,7 +24,7 @@ from jaxmlip.potentials.pairs import PairPotential
 from jaxmlip.potentials.potential import Potential, stack
 from jaxmlip.simulation.ensembles import NVE, NVT
 from jaxmlip.simulation.relaxation import relax
-from jaxmlip.simulation.replicas import simulate, simulate_models, simulate_to_file
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.systems.graph import Graph
 from jaxmlip.types import Leaf, PerAtom
 
@@ -101,8 +101,8 @@ USES: dict[str, Callable[[Any, Path], Any]] = {
     "Calculator": lambda potential, _: Calculator(potential),
     "relax": lambda potential, _: relax(potential, WATER),
     "save": lambda potential, folder: save(potential, folder / "a.jaxmlip"),
-    "simulate ": lambda potential, folder: simulate_to_file(folder / "a.h5", potential, WATER, NVE(10.0), steps=20),
-    "simulate  ": lambda potential, _: simulate_models([potential], WATER, NVE(10.0), steps=20),
+    "simulate ": lambda potential, folder: simulate(potential, WATER, NVE(10.0), to=folder / "a.h5", steps=20),
+    "simulate  ": lambda potential, _: simulate([potential], WATER, NVE(10.0), steps=20),
 }
 
 

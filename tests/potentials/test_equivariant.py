@@ -19,8 +19,6 @@ from jaxmlip.potentials.equivariant import (
     Equivariant,
     EquivariantPotential,
     average_neighbors,
-    select_head,
-    with_heads,
 )
 from jaxmlip.potentials.equivariant_layers import Interaction, paths
 from jaxmlip.potentials.potential import Prediction, evaluate, stack
@@ -261,7 +259,7 @@ def test_compiled_once_for_all_potentials_of_a_specification(x64: None) -> None:
     tiny = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=CUTOFF, radial_mlp=(4,))
     graph = padded(crystal())
     first, second = (traced(build(tiny, seed), graph) for seed in (0, 1))
-    third = traced(select_head(with_heads(build(Equivariant(**tiny.model_dump())), 2), 1), graph)
+    third = traced(build(Equivariant(**tiny.model_dump())).with_heads(2).select_head(1), graph)
     assert traces == 1
     assert float(first[0]) != float(second[0])
     close(third, first)
@@ -275,7 +273,7 @@ def test_stacked_potentials_are_an_ensemble(x64: None) -> None:
 
 def test_heads(x64: None) -> None:
     potential, graph = build(), padded(crystal())
-    two = with_heads(potential, 2)
+    two = potential.with_heads(2)
     change = np.array([0.0, 0.5])
     two = two.replace(
         params={**two.params, "readout_1": jax.tree.map(lambda x: x + 0.3 * x[:1] * _rows(x), two.params["readout_1"])},
@@ -285,7 +283,7 @@ def test_heads(x64: None) -> None:
     assert readouts.shape == (ATOMS, 2)
     assert not readouts[6:].any()
     for head in (0, 1):
-        alone = select_head(two, head)
+        alone = two.select_head(head)
         assert jax.tree.structure(alone) == jax.tree.structure(potential)
         close(predict(alone, graph).energy[0], readouts[:, head].sum())
     close(readouts[:, 0].sum(), predict(potential, graph).energy[0])
@@ -293,11 +291,11 @@ def test_heads(x64: None) -> None:
     with pytest.raises(ValueError, match="has 2 readouts"):
         two.atomic_energies(graph)
     with pytest.raises(ValueError, match="no head 2: the potential has 2"):
-        select_head(two, 2)
+        two.select_head(2)
     with pytest.raises(ValueError, match="2 readouts already"):
-        with_heads(two, 3)
+        two.with_heads(3)
     with pytest.raises(ValueError, match="heads is 0"):
-        with_heads(potential, 0)
+        potential.with_heads(0)
 
 
 def _rows(leaf: jax.Array) -> jax.Array:

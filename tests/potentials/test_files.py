@@ -12,7 +12,7 @@ from ase.build import bulk
 from morse import Morse, morse
 
 from jaxmlip.potentials import files
-from jaxmlip.potentials.equivariant import Equivariant, with_heads
+from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict
 from jaxmlip.potentials.files import ARRAYS, HEADER, PotentialFileError, load, load_potential, read_header, save
 from jaxmlip.potentials.kinds import KINDS, Kind
@@ -132,7 +132,7 @@ class TestRoundTrip:
         np.testing.assert_array_equal(before.forces, after.forces)
 
     def test_double_precision_and_several_heads(self, small, tmp_path, x64):
-        double = with_heads(small, 3).replace(scale=np.array([1.0, 1 / 3, 0.7]))
+        double = small.with_heads(3).replace(scale=np.array([1.0, 1 / 3, 0.7]))
         double = double.replace(params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) / 3, double.params))
         save(double, tmp_path / "a.jaxmlip")
         assert_identical(double, load(tmp_path / "a.jaxmlip"))

@@ -55,8 +55,8 @@ SPRINGS = '''
 @pytest.fixture
 def registries(monkeypatch):
     """Changes to the registries that end with the test."""
-    monkeypatch.setattr(kinds, "KINDS", dict(KINDS))
-    monkeypatch.setattr(kinds, "NAMES", dict(NAMES))
+    monkeypatch.setattr(kinds, "KINDS", KINDS.copy())
+    monkeypatch.setattr(kinds, "NAMES", NAMES.copy())
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +130,12 @@ def test_mistakes(registries):
         register_potential("sum")(Morse)
     with pytest.raises(ValueError, match="needs both encode and decode"):
         register_potential("morse", encode=lambda potential: ({}, {}))
-    with pytest.raises(ValueError, match="begin with chgnet: are those of jaxmlip"):
+    with pytest.raises(ValueError, match="prefix 'chgnet' is that of jaxmlip"):
         register_names("chgnet")(lambda rest: morse())
 
 
 def test_a_broken_package_is_named(registries, monkeypatch):
     point = importlib.metadata.EntryPoint("torn", "torn_package.potentials", kinds.ENTRY_POINTS)
-    monkeypatch.setattr(kinds.importlib.metadata, "entry_points", lambda **_: [point])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [point])
     with pytest.raises(ImportError, match=r"'torn' is announced by .* torn_package\.potentials, which cannot be imp"):
         load("torn:any")

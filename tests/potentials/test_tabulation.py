@@ -34,7 +34,10 @@ def ice(dtype: type = np.float64) -> Graph:
     return graph_from_atoms(atoms, CUTOFF, dtype=dtype)
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
+SLOW = [pytest.param(tolerance, marks=pytest.mark.slow) for tolerance in (1e-3, 1e-7)]
+
+
+@pytest.mark.parametrize("tolerance", [1e-5, *SLOW])
 def test_error_is_what_was_asked_for(tolerance: float, x64: None) -> None:
     """Energy, forces and stress of ice differ by some tens of the tolerance at most, relative to the largest."""
     potential, graph = build(), ice()

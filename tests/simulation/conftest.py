@@ -1,5 +1,6 @@
 """One fluid and one compiled engine for most tests of the dynamics."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from ase.build import bulk
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, lennard_jones
 
 from jaxmlip.simulation.ensembles import NVT, Ensemble
-from jaxmlip.simulation.replicas import simulate
 from jaxmlip.simulation.schedules import Ramp
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run
+from jaxmlip.systems.capacity import Capacity
 
 DT = 0.005 * REDUCED_TIME_FS
 FLUID = NVT(temperature_K=REDUCED_K, friction_per_ps=1000.0 / REDUCED_TIME_FS)
@@ -46,3 +48,25 @@ def fcc(repeats: int, rattle: float = 0.1, density: float = 0.75) -> Atoms:
 def small_fluid() -> Atoms:
     """32 atoms in a cell of 3.5 σ, narrower than two cutoffs."""
     return fcc(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """A capacity that had to grow, and what for: cells of these heights, lists of this reach."""
+
+    capacity: Capacity
+    heights: np.ndarray
+    reach: float
+
+
+@pytest.fixture
+def grown(monkeypatch: pytest.MonkeyPatch) -> list[Growth]:
+    """How the capacities of the test's simulations grew, as it came."""
+    found, grow = [], Capacity.grown
+
+    def noted(self: Capacity, needs: Any, heights: np.ndarray, reach: float, atoms: int) -> Capacity:
+        found.append(Growth(grow(self, needs, heights, reach, atoms), heights, reach))
+        return found[-1].capacity
+
+    monkeypatch.setattr(Capacity, "grown", noted)
+    return found

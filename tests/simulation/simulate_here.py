@@ -10,9 +10,8 @@ from simple_potentials import REDUCED_K, lennard_jones
 from jaxmlip.observables.structure import RDF
 from jaxmlip.processes import join_processes
 from jaxmlip.simulation.barostats import NPT
-from jaxmlip.simulation.buckets import simulate_each
 from jaxmlip.simulation.recording import Recorded
-from jaxmlip.simulation.replicas import simulate, simulate_to_file
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import GPA
 
@@ -38,13 +37,13 @@ def simulated(devices: int | None = None, out: Path | None = None) -> Run | Reco
     options = options_for(devices, 4)
     if out is None:
         return simulate(lennard_jones(), fcc(2), barostat, **options)
-    return simulate_to_file(out, lennard_jones(), fcc(2), barostat, **options)
+    return simulate(lennard_jones(), fcc(2), barostat, to=out, **options)
 
 
 def simulated_each(devices: int | None = None) -> list[Run]:
     """Two replicas each of 28 and 32 atoms; two processes have one size each."""
     barostat = NPT(REDUCED_K, 0.5 / GPA, friction_per_ps=FLUID.friction_per_ps)
-    return simulate_each(lennard_jones(), [fcc(2)[:28], fcc(2)], barostat, **options_for(devices, 2))
+    return simulate(lennard_jones(), [fcc(2)[:28], fcc(2)], barostat, **options_for(devices, 2))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from conftest import fcc, run_fluid
+from conftest import DT, FLUID, Growth, fcc, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, lennard_jones
-from test_device_neighbors import _as_sets
+from test_device_lists import _as_sets
 
-from jaxmlip.simulation import cell_lists, driver
 from jaxmlip.simulation.barostats import NPT
-from jaxmlip.simulation.cell_lists import Bins, binned_neighbors, bins_for, fullest_bin
-from jaxmlip.simulation.driver import Driver
-from jaxmlip.simulation.neighbors import cell_heights, pseudo_inverse
+from jaxmlip.simulation.ensembles import Ensemble
+from jaxmlip.systems import capacity, cell_lists
+from jaxmlip.systems.cell_lists import Bins, binned_neighbors, bins_for, fullest_bin
+from jaxmlip.systems.device_lists import cell_heights, pseudo_inverse
 from jaxmlip.systems.neighbors import dense_neighbors
 from jaxmlip.units import GPA
 
@@ -96,26 +96,26 @@ def large_fluid(monkeypatch: pytest.MonkeyPatch) -> Atoms:
     return fcc(6)
 
 
-def test_the_same_trajectory(large_fluid: Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With bins, with bins that are too small at first, and without; also where the cell moves."""
-    for ensemble in (None, NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCED_TIME_FS)):
-        options = {"ensemble": ensemble} if ensemble else {}
-        rooms = []
+FLEXIBLE = NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCED_TIME_FS)
 
-        def spy(self, *needed, make_room=Driver._make_room, rooms=rooms):
-            make_room(self, *needed)
-            rooms.append(self.room.bins)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(driver, "fullest_bin", lambda *_: 2)
-            patch.setattr(Driver, "_make_room", spy)
-            cramped = run_fluid(large_fluid, lennard_jones(), steps=20, **options)
-        assert rooms
-        assert rooms[0].room > 3
-        binned = run_fluid(large_fluid, lennard_jones(), steps=20, **options)
-        monkeypatch.setattr(cell_lists, "BINNED_FROM", 10**6)
-        pairs = run_fluid(large_fluid, lennard_jones(), steps=20, **options)
-        monkeypatch.setattr(cell_lists, "BINNED_FROM", 400)
-        for other in (cramped, binned):
-            np.testing.assert_allclose(other.positions, pairs.positions, atol=3e-5)
-            np.testing.assert_allclose(other.potential_energy, pairs.potential_energy, rtol=1e-5)
+@pytest.mark.parametrize(
+    "ensemble", [pytest.param(FLUID, id="NVT", marks=pytest.mark.slow), pytest.param(FLEXIBLE, id="NPT")]
+)
+def test_the_same_trajectory(
+    large_fluid: Atoms, ensemble: Ensemble, grown: list[Growth], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With bins, with bins that are too small at first, and without."""
+    options = {"ensemble": ensemble, "steps": 10, "sample_every_fs": 5 * DT}
+    with monkeypatch.context() as patch:
+        patch.setattr(capacity, "fullest_bin", lambda *_: 2)
+        cramped = run_fluid(large_fluid, lennard_jones(), **options)
+    assert grown
+    assert grown[0].capacity.bins is not None
+    assert grown[0].capacity.bins.room > 3
+    binned = run_fluid(large_fluid, lennard_jones(), **options)
+    monkeypatch.setattr(cell_lists, "BINNED_FROM", 10**6)
+    pairs = run_fluid(large_fluid, lennard_jones(), **options)
+    for other in (cramped, binned):
+        np.testing.assert_allclose(other.positions, pairs.positions, atol=3e-5)
+        np.testing.assert_allclose(other.potential_energy, pairs.potential_energy, rtol=1e-5)

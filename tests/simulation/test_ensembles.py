@@ -9,7 +9,7 @@ from simple_potentials import Wells
 
 from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.simulation.ensembles import NVT, Ensemble
-from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.units import FS, KB
 
 NO_CELL = jnp.zeros((3, 3), jnp.float32)

@@ -10,7 +10,7 @@ from jaxmlip.potentials.files import load
 from jaxmlip.potentials.potential import Potential, evaluate
 from jaxmlip.simulation.ensembles import NVE
 from jaxmlip.simulation.relaxation import relax
-from jaxmlip.simulation.replicas import simulate
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.graph import graph_from_atoms
 from jaxmlip.systems.ice import ice_ih
@@ -51,6 +51,7 @@ def slopes(run: Run) -> np.ndarray:
     return np.polyfit(run.time_fs[first:] / 1000.0, run.conserved[:, first:].T / len(run.numbers), 1)[0]
 
 
+@pytest.mark.slow
 def test_energy_is_conserved(student: Potential, crystal: Atoms) -> None:
     """Fluctuations are of second order in the timestep, and the energy does not drift."""
     coarse, fine = (energies(student, crystal, timestep_fs, 0.5) for timestep_fs in (0.5, 0.25))

@@ -16,10 +16,11 @@ from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble
 from jaxmlip.simulation.relaxation import relax
-from jaxmlip.simulation.replicas import simulate, simulate_to_file
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import load_run
 from jaxmlip.systems import origin
 from jaxmlip.units import GPA
+from jaxmlip.validation.averages import observe
 
 FAR = 5e4 * np.array([0.77, -0.39, 0.51])
 FLEXIBLE = NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCED_TIME_FS)
@@ -71,7 +72,7 @@ def test_periodic_fluid(small_fluid: Atoms, ensemble: Ensemble) -> None:
     np.testing.assert_allclose(far.positions - strained, here.positions, atol=1e-4 if not ensemble.moves_cell else 5e-3)
     # Frames have the values that were observed: they are not rounded on the way to where they are looked at.
     stored = dataclasses.replace(far, observed={})
-    np.testing.assert_allclose(rdf.over(stored), far.observed["g_ArAr"], atol=1e-2)
+    np.testing.assert_allclose(observe(stored, rdf), far.observed["g_ArAr"], atol=1e-2)
 
 
 def test_energy_is_conserved_by_a_far_cluster(cluster: Atoms) -> None:
@@ -115,8 +116,8 @@ def test_stopped_and_resumed_is_undisturbed(
     path, far = tmp_path / "run.h5", [moved(small_fluid, FAR), small_fluid]
     undisturbed = run_fluid(far, ensemble=ensemble)
     assert sum(restless) > 0
-    simulate_to_file(path, lennard_jones(), far, ensemble, **fluid_options(steps=20))
-    resumed = simulate_to_file(path, lennard_jones(), far, ensemble, **fluid_options(skin=0.4))
+    simulate(lennard_jones(), far, ensemble, to=path, **fluid_options(steps=20))
+    resumed = simulate(lennard_jones(), far, ensemble, to=path, **fluid_options(skin=0.4))
     assert (resumed.frames, resumed.resumed) == (4, 2)
     run = load_run(path)
     np.testing.assert_array_equal(run.positions, undisturbed.positions)
@@ -128,13 +129,13 @@ def test_stopped_and_resumed_is_undisturbed(
 def test_goes_on_with_a_file_that_knows_no_offsets(small_fluid: Atoms, tmp_path: Path) -> None:
     """As versions wrote that had none."""
     path = tmp_path / "run.h5"
-    simulate_to_file(path, lennard_jones(), small_fluid, FLUID, **fluid_options(steps=20))
+    simulate(lennard_jones(), small_fluid, FLUID, to=path, **fluid_options(steps=20))
     with h5py.File(path, "r+") as file:
         for slot in (0, 1):
             numbers = file[f"parameters/snapshot/{slot}/001"]
             assert isinstance(numbers, h5py.Dataset)
             numbers.resize((min(8, len(numbers)),))
-    simulate_to_file(path, lennard_jones(), small_fluid, FLUID, **fluid_options())
+    simulate(lennard_jones(), small_fluid, FLUID, to=path, **fluid_options())
     np.testing.assert_array_equal(load_run(path).positions, run_fluid(small_fluid).positions)
 
 
@@ -151,7 +152,7 @@ def test_bonds_across_a_face_of_the_cell(restless: list[int], tmp_path: Path) ->
     assert sum(restless) > 0
     path = tmp_path / "run.h5"
     for steps in (30, 80):
-        simulate_to_file(path, bonded, pair, ensemble, steps=steps, replicas=2, **options)
+        simulate(bonded, pair, ensemble, to=path, steps=steps, replicas=2, **options)
     np.testing.assert_array_equal(load_run(path).positions, run.positions)
 
 
@@ -166,7 +167,7 @@ def test_relaxation_far_away(cluster: Atoms) -> None:
 def test_single_precision_suffices_near_the_origin(small_fluid: Atoms, tmp_path: Path) -> None:
     """In memory; what a file has in double comes back in single."""
     run = run_fluid(small_fluid)
-    simulate_to_file(tmp_path / "run.h5", lennard_jones(), small_fluid, FLUID, **fluid_options())
+    simulate(lennard_jones(), small_fluid, FLUID, to=tmp_path / "run.h5", **fluid_options())
     for each in (run, load_run(tmp_path / "run.h5")):
         assert each.positions.dtype == np.float32
         assert each.fixed is None

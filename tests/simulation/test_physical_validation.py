@@ -21,7 +21,7 @@ from jaxmlip.simulation.ensembles import NVT, Ensemble, NVTNoseHoover, NVTVeloci
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import KB
 
-pytestmark = pytest.mark.physics
+pytestmark = [pytest.mark.physics, pytest.mark.slow]
 
 REPLICAS = 16
 """At each of the two states."""

@@ -19,9 +19,10 @@ from jaxmlip.potentials.files import load_potential
 from jaxmlip.potentials.potential import Potential, stack
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.ensembles import NVE, NVT, Ensemble, NVTNoseHoover, NVTVelocityRescaling
-from jaxmlip.simulation.replicas import simulate
-from jaxmlip.simulation.rollout import Capacity, SimulationState, checkpointed_scan, prepare_rollout, rollout
+from jaxmlip.simulation.rollout import RolloutCapacity, SimulationState, checkpointed_scan, prepare_rollout, rollout
 from jaxmlip.simulation.schedules import Ramp
+from jaxmlip.simulation.simulate import simulate
+from jaxmlip.systems.capacity import Capacity
 from jaxmlip.systems.ice import ice_ih
 
 STUDENT = Path(__file__).parent / "data" / "ice_student.jaxmlip"
@@ -34,7 +35,9 @@ def in_double(potential: Any) -> Any:
     return potential.replace(params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), potential.params))
 
 
-def rolled(potential: Potential, ensemble: Ensemble, begin: tuple[SimulationState, Capacity], **how: Any) -> tuple:
+def rolled(
+    potential: Potential, ensemble: Ensemble, begin: tuple[SimulationState, RolloutCapacity], **how: Any
+) -> tuple:
     """One compiled rollout."""
     state, capacity = begin
     return jax.jit(lambda p, s: rollout(p, ensemble, s, capacity, **how))(potential, state)
@@ -183,27 +186,32 @@ def test_derivative_by_all_parameters_of_a_student(student: str, dtype: type, to
     np.testing.assert_allclose(slope, (8 * (up - down) - (far_up - far_down)) / (12 * step), rtol=tolerance)
 
 
-def test_stacked_potentials_are_mapped(x64: None) -> None:
+@pytest.mark.parametrize("kind", ["pairs", pytest.param("students", marks=pytest.mark.slow)])
+def test_stacked_potentials_are_mapped(kind: str, x64: None) -> None:
     """value_and_grad of a rollout, mapped over four potentials, equals four single ones."""
-    potentials: list[Potential] = [
-        LennardJones({"epsilon": jnp.asarray(1.0 + 0.02 * n), "sigma": jnp.asarray(1.0 - 0.002 * n)}) for n in range(4)
-    ]
-    rdf = RDF("Ar", "Ar", r_max=1.5)
-    state, capacity = prepare_rollout(
-        potentials[0], fcc(2), NVT(COLD), seed=2, timestep_fs=DT, skin=0.8, steps_per_list=5
-    )
+    if kind == "pairs":
+        parameters = [{"epsilon": jnp.asarray(1.0 + 0.02 * n), "sigma": jnp.asarray(1.0 - 0.002 * n)} for n in range(4)]
+        potentials: list[Potential] = [LennardJones(each) for each in parameters]
+        rdf, atoms, how = RDF("Ar", "Ar", r_max=1.5, smearing=0.05), fcc(2), {"timestep_fs": DT}
+        ensemble, lists = NVT(COLD), {"skin": 0.8, "steps_per_list": 5}
+    else:
+        potentials = [in_double(SMALL.build([1, 8], average_neighbors=9.0, scale=0.1, seed=n)) for n in range(4)]
+        rdf, atoms, how = RDF("O", "O", r_max=3.0, smearing=0.05), ice_ih(molecules=16, seed=0), {"timestep_fs": 0.5}
+        ensemble, lists = NVT(150.0), {"skin": 1.0, "steps_per_list": 10}
+    state, capacity = prepare_rollout(potentials[0], atoms, ensemble, seed=2, **how, **lists)
 
-    def value(potential: Any) -> Any:
-        how = {"steps": 20, "every": 10, "timestep_fs": DT, "observe": [rdf]}
-        _, samples, valid = rollout(potential, NVT(COLD), state, capacity, **how)
+    def value(params: Any) -> Any:
+        mine = potentials[0].replace(params=params)
+        _, samples, valid = rollout(mine, ensemble, state, capacity, steps=20, every=10, observe=[rdf], **how)
         return jnp.where(valid, samples["energy"].mean() + samples[rdf.name].sum(), jnp.nan)
 
-    single = jax.jit(jax.value_and_grad(lambda params: value(LennardJones(params))))
-    both = jax.jit(jax.vmap(jax.value_and_grad(lambda params: value(LennardJones(params)))))
+    single, both = jax.jit(jax.value_and_grad(value)), jax.jit(jax.vmap(jax.value_and_grad(value)))
     mapped = both(stack(potentials).params)
     for place, potential in enumerate(potentials):
         here = jax.tree.map(lambda leaf, place=place: leaf[place], mapped)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), here, single(potential.params))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), here, single(potential.params)
+        )
 
 
 def test_what_is_not_valid_is_told(x64: None) -> None:
@@ -213,8 +221,8 @@ def test_what_is_not_valid_is_told(x64: None) -> None:
     thin = prepare_rollout(potential, fcc(2), ensemble, skin=0.01, steps_per_list=40, **how)
     assert not bool(rolled(potential, ensemble, thin, steps=40, every=40, timestep_fs=DT)[2])
     state, capacity = prepare_rollout(potential, fcc(2), ensemble, skin=0.8, steps_per_list=5, **how)
-    small = capacity.room.__class__(capacity.room.search, 8, 8, 0)
-    tight = Capacity(small, 0.8, 5, capacity.numbers, capacity.heights)
+    small = Capacity(capacity.lists.search, 8, 8, 0)
+    tight = RolloutCapacity(small, 0.8, 5, capacity.numbers, capacity.heights)
     assert not bool(rolled(potential, ensemble, (state, tight), steps=5, every=5, timestep_fs=DT)[2])
     assert bool(rolled(potential, ensemble, (state, capacity), steps=5, every=5, timestep_fs=DT)[2])
 
@@ -223,6 +231,8 @@ def test_refusals() -> None:
     state, capacity = prepare_rollout(lennard_jones(), fcc(2), NVT(COLD), timestep_fs=DT, skin=0.8)
     with pytest.raises(ValueError, match="multiple of every=7"):
         rollout(lennard_jones(), NVT(COLD), state, capacity, steps=10, every=7)
+    with pytest.raises(ValueError, match=r"Structure 1 \(Ar31.*differs from structure 0 \(Ar32"):
+        prepare_rollout(lennard_jones(), [fcc(2), fcc(2)[:-1]], NVT(COLD))
     held = fcc(2)
     held.set_constraint(FixAtoms([0]))
     with pytest.raises(ValueError, match="moves all atoms"):

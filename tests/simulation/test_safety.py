@@ -8,9 +8,9 @@ from simple_potentials import Wells
 from jaxmlip.simulation.driver import SimulationError
 from jaxmlip.simulation.engine import advance
 from jaxmlip.simulation.ensembles import NVT
-from jaxmlip.simulation.replicas import simulate
 from jaxmlip.simulation.safety import bonds_of_hydrogen
 from jaxmlip.simulation.schedules import Ramp
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.systems.ice import ice_ih
 

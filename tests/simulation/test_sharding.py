@@ -11,7 +11,7 @@ from conftest import DT, FLUID, run_fluid
 from several_processes import ended, group_of, started, with_devices
 from simple_potentials import LennardJones
 
-from jaxmlip.simulation.replicas import simulate_models
+from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Outcome, Run, load_run
 
 
@@ -41,6 +41,7 @@ def test_four_devices(alone: Run, tmp_path: Path) -> None:
     assert_same(load_run(tmp_path / "four.h5"), alone)
 
 
+@pytest.mark.slow
 def test_two_processes(alone: Run, tmp_path: Path) -> None:
     """Of two devices each; both return the whole run, and each writes a file of its own replicas."""
     ended(
@@ -66,7 +67,7 @@ def test_models_are_simulated_as_if_alone(small_fluid: Atoms) -> None:
     """Each with its own references, from the same random numbers."""
     models = [LennardJones({"epsilon": np.float32(e), "sigma": np.float32(1.0)}, np.full(119, e)) for e in (0.9, 1.1)]
     options = {"steps": 40, "timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
-    runs = simulate_models(models, small_fluid, FLUID, replicas=2, against=models[0], **options)
+    runs = simulate(models, small_fluid, FLUID, replicas=2, against=models[0], **options)
     assert len(runs) == 2
     for model, run in zip(models, runs, strict=True):
         single = run_fluid(small_fluid, model, replicas=2, against=models[0])
@@ -79,11 +80,12 @@ def test_models_are_simulated_as_if_alone(small_fluid: Atoms) -> None:
     np.testing.assert_array_equal(runs[0].positions[:, 0] == runs[1].positions[:, 0], False)
 
 
+@pytest.mark.slow
 def test_a_model_that_fails_leaves_the_others(small_fluid: Atoms) -> None:
     broken = LennardJones({"epsilon": np.float32(np.nan), "sigma": np.float32(1.0)})
     sound = LennardJones({"epsilon": np.float32(1.0), "sigma": np.float32(1.0)})
     options = {"steps": 40, "timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
-    runs = simulate_models([broken, sound], small_fluid, FLUID, **options)
+    runs = simulate([broken, sound], small_fluid, FLUID, **options)
     assert runs[0].outcomes == (Outcome.NOT_FINITE,)
     assert np.isnan(runs[0].positions).all()
     np.testing.assert_allclose(runs[1].positions, run_fluid(small_fluid, sound).positions, atol=2e-5)
@@ -92,8 +94,8 @@ def test_a_model_that_fails_leaves_the_others(small_fluid: Atoms) -> None:
 def test_refuses_what_cannot_be_shared(small_fluid: Atoms) -> None:
     one, other = (LennardJones({"epsilon": np.float32(1.0), "sigma": np.float32(1.0)}, range_=r) for r in (2.5, 3.0))
     with pytest.raises(ValueError, match="Potentials 0 and 1 cannot be simulated by one program"):
-        simulate_models([one, other], small_fluid, FLUID, steps=1, sample_every_fs=0.5)
+        simulate([one, other], small_fluid, FLUID, steps=1, sample_every_fs=0.5)
     with pytest.raises(ValueError, match="There are no potentials"):
-        simulate_models([], small_fluid, FLUID, steps=1, sample_every_fs=0.5)
+        simulate([], small_fluid, FLUID, steps=1, sample_every_fs=0.5)
     with pytest.raises(ValueError, match="devices is 9, but there are 1 devices"):
         run_fluid(small_fluid, devices=9)

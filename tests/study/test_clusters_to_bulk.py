@@ -8,9 +8,10 @@ import pytest
 
 from jaxmlip.potentials.files import load_potential, read_header
 from jaxmlip.simulation.trajectory import load_run
-from jaxmlip.study import clusters_to_bulk
-from jaxmlip.study.config import ClustersToBulk, resolve
-from jaxmlip.study.run import run_study
+from jaxmlip.study.clusters_to_bulk import stages
+from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
+from jaxmlip.study.clusters_to_bulk.run import run_study
+from jaxmlip.study.config import resolve
 
 MINIATURE = {
     "name": "miniature",
@@ -104,7 +105,7 @@ def test_second_run_does_no_work(summary, config, folder, capsys):
 @pytest.mark.parametrize("fatal_call", [2, 4])
 def test_interrupted_run_ends_with_the_same_numbers(summary, config, tmp_path, monkeypatch, fatal_call):
     """Killed in the second (or fourth) simulation, then run again."""
-    simulate, calls = clusters_to_bulk.simulate, []
+    simulate, calls = stages.simulate, []
 
     def dies(*arguments, **options):
         calls.append(1)
@@ -112,7 +113,7 @@ def test_interrupted_run_ends_with_the_same_numbers(summary, config, tmp_path, m
             raise KeyboardInterrupt
         return simulate(*arguments, **options)
 
-    monkeypatch.setattr(clusters_to_bulk, "simulate", dies)
+    monkeypatch.setattr(stages, "simulate", dies)
     with pytest.raises(KeyboardInterrupt):
         run_study(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -5,8 +5,13 @@ import json
 import pytest
 import yaml
 
-from jaxmlip.study.config import ClustersToBulk, ConfigError, TrainOne, load_config, schema, template
-from jaxmlip.training.strategies import Differential, Direct, MultiFidelity, SingleFidelity
+from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
+from jaxmlip.study.config import load_config, schema, template
+from jaxmlip.study.section import ConfigError
+from jaxmlip.study.train_one import TrainOne
+from jaxmlip.training.strategies.continued import SingleFidelity
+from jaxmlip.training.strategies.fresh import Differential, Direct
+from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
 
 
 @pytest.fixture

@@ -11,17 +11,19 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from ase import Atoms
 
+from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential
-from jaxmlip.study.config import ConfigError, LearningCurve, resolve
-from jaxmlip.study.learning_curve import run_learning_curve
-from jaxmlip.study.learning_curve_config import Schedule
-from jaxmlip.study.learning_curve_report import summarise, table
+from jaxmlip.study.config import resolve
+from jaxmlip.study.learning_curve.config import LearningCurve, Schedule
+from jaxmlip.study.learning_curve.report import measures, summarise, table
+from jaxmlip.study.learning_curve.run import formula_unit, run_learning_curve
+from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workspace import Workspace
-from jaxmlip.systems.dataset import read_frames
+from jaxmlip.systems.dataset import Frame, read_frames
 from jaxmlip.training.checkpoints import Checkpoints
-from jaxmlip.validation.errors import compare
 
 LOW = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
 LABELS = ("energy_forces", "energy")
@@ -244,6 +246,24 @@ def test_seeds_are_averaged():
     assert "3 (1 diverged)" in table(summarise(runs))
 
 
+def test_units_of_energies_come_from_the_composition():
+    """Per formula unit where there is one; nothing knows of water."""
+
+    def frames(*symbols: str) -> list[Frame]:
+        return [Frame(Atoms(each), 0.0, np.zeros((len(Atoms(each)), 3))) for each in symbols]
+
+    assert formula_unit(frames("H2O", "H4O2")) == ("H2O", 3)
+    assert formula_unit(frames("Na4Cl4", "NaCl")) == ("ClNa", 2)
+    for mixed in (("H2O", "CO2"), ("Si8", "Si2")):
+        assert formula_unit(frames(*mixed)) == ("atom", 1)
+    record = {"force_rmse_meV_A": 1, "energy_std_meV_atom": 1, "energy_std_meV_ClNa": 1, "energy_mean_meV_ClNa": 1}
+    assert measures([{"energy_mean_meV_atom": 1}])[-1] == "energy_mean_meV_atom"
+    assert measures([record]) == [*record]
+    arm = {"strategy": "direct", "labels": "energy", "size": 5, "seeds": 1, "wall_s": 1.0, "diverged": 0}
+    arm |= {name: {"value": 1.0, "error_seeds": None, "error_frames": 0.1} for name in record}
+    assert "| the same, meV/ClNa | mean energy error meV/ClNa |" in table([arm])
+
+
 def test_length_of_a_training_is_given_in_steps():
     schedule = Schedule(steps=1200, validations=12, batch_size=5)
     assert [schedule.settings(size, seed=1).epochs for size in (50, 100, 400)] == [120, 60, 15]
@@ -262,7 +282,7 @@ def test_mistakes_are_named_before_any_work(files, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"sizes asks for 900 frames, but .* has 800; leave that size out"):
         run_learning_curve(configured(*files, sizes=[4, 900]), tmp_path / "run", progress=False)
     assert not list((tmp_path / "run" / "stages").iterdir())
-    with pytest.raises(ConfigError, match="pair_difference: strategies in closed form learn from energies alone"):
+    with pytest.raises(ConfigError, match="pair_difference: these strategies learn from energy alone, which"):
         configured(*files, strategies=["pair_difference"], labels=["energy_forces"])
     with pytest.raises(ConfigError, match="neither a potential nor data to distil"):
         configured(*files, foundation={})

@@ -3,10 +3,9 @@
 import json
 import multiprocessing
 
-import numpy as np
 import pytest
 
-from jaxmlip.study.workspace import Workspace, seed_for, write_json
+from jaxmlip.study.workspace import Workspace, seed_for
 
 
 def write(text):
@@ -108,9 +107,3 @@ def test_seeds_differ_by_purpose_and_seed():
     seeds = {seed_for(seed, purpose) for seed in (0, 1) for purpose in ("ice", "training")}
     assert len(seeds) == 4
     assert all(0 <= seed < 2**32 for seed in seeds)
-
-
-def test_json_that_every_reader_takes(tmp_path):
-    """NaN and infinities are no JSON."""
-    write_json(tmp_path / "x.json", {"error": float("nan"), "history": [(1.5, np.float64("inf"))], "n": np.arange(2)})
-    assert json.loads((tmp_path / "x.json").read_text()) == {"error": None, "history": [[1.5, None]], "n": [0, 1]}

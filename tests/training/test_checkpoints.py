@@ -20,7 +20,8 @@ import train_here
 
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.systems.dataset import read_frames, write_frames
-from jaxmlip.training.trainer import Trained, TrainingProblem, TrainingSettings, train, train_many
+from jaxmlip.training.problem import Trained, TrainingProblem, TrainingSettings
+from jaxmlip.training.trainer import train, train_many
 
 SETTINGS = TrainingSettings(epochs=30, batch_size=4, learning_rate=0.02, ema_decay=0.9, checkpoint_minutes=0)
 SHORT = SETTINGS.model_copy(update={"epochs": 3})

@@ -15,7 +15,8 @@ from jaxmlip.potentials.potential import evaluate
 from jaxmlip.systems.batches import Batch, make_batches, make_samples
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training import loss as loss_module
-from jaxmlip.training.loss import Terms, Weights, loss, total
+from jaxmlip.training.loss import LabelErrors, Terms, Weights, loss
+from jaxmlip.training.objective import Objective
 
 compiled = jax.jit(loss, static_argnames=("terms", "kind"))
 """Few shapes and few terms: most tests share a compilation."""
@@ -105,7 +106,7 @@ def small_student(x64, solids) -> tuple[Any, Batch]:
 
 def plainly(potential: Any, head: Any, graph: Any, stress: bool) -> Any:
     """`predicted` without its custom rule."""
-    return evaluate(loss_module._Headed(potential, head), graph, stress=stress)
+    return evaluate(loss_module.Headed(potential, head), graph, stress=stress)
 
 
 def test_gradient_equals_plain_automatic_differentiation(small_student, monkeypatch):
@@ -225,7 +226,8 @@ def test_padding_and_batching_change_nothing(high):
 
     three, all_at_once = summed(3), summed(7)
     assert three["forces"].count == all_at_once["forces"].count == 3 * sum(len(f.atoms) for f in high[:7])
-    np.testing.assert_allclose(total(three, WEIGHTS), total(all_at_once, WEIGHTS), rtol=1e-5)
+    objective = Objective((LabelErrors(WEIGHTS, NO_STRESS),))
+    np.testing.assert_allclose(objective.total(three), objective.total(all_at_once), rtol=1e-5)
 
 
 def test_each_graph_is_judged_by_its_own_head(high, low):

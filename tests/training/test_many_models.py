@@ -12,8 +12,9 @@ from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.systems.batches import make_samples
 from jaxmlip.training.distill import distillation_problem
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.trainer import Trained, TrainingDiverged, TrainingProblem, TrainingSettings, train, train_many
-from jaxmlip.training.trainer import update as compiled_update
+from jaxmlip.training.problem import Trained, TrainingDiverged, TrainingProblem, TrainingSettings
+from jaxmlip.training.step import update as compiled_update
+from jaxmlip.training.trainer import train, train_many
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=4, learning_rate=0.02, ema_decay=0.9)
 DIFFERENT = [

@@ -6,13 +6,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from water_pairs import LOW
 
-from jaxmlip.potentials.adapters import TrainableReferences, low_rank, plain, trainable_references
-from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, with_heads
+from jaxmlip.potentials.adapters import TrainableReferences, low_rank, trainable_references
+from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
 from jaxmlip.potentials.evaluation import predict
-from jaxmlip.training.moving import adapted
-from jaxmlip.training.strategies import SingleFidelity
-from jaxmlip.training.strategy import Continued
-from jaxmlip.training.trainer import Trained, TrainingSettings, train
+from jaxmlip.potentials.trainable import Trainable
+from jaxmlip.training.problem import Trained, TrainingSettings
+from jaxmlip.training.strategies.continued import Continued, SingleFidelity
+from jaxmlip.training.strategies.moving import adapted
+from jaxmlip.training.trainer import train
 
 MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
 SETTINGS = TrainingSettings(epochs=10, batch_size=8, learning_rate=5e-4, ema_decay=0.9)
@@ -62,7 +63,8 @@ def test_low_rank_updates_and_references_that_move(foundation, high):
     """They start from the foundation bit for bit; matrices change by their rank, references by the offsets, no more."""
     strategy = SingleFidelity(references="trainable", moves="low_rank", rank=2)
     result = trained(strategy, foundation, high)
-    start = plain(result.problem.potential, 0)
+    assert isinstance(result.problem.potential, Trainable)
+    start = result.problem.potential.select_head(0)
     jax.tree.map(np.testing.assert_array_equal, start.params, foundation.params)
     assert isinstance(result.potential, TrainableReferences)
 
@@ -88,19 +90,17 @@ def test_low_rank_updates_and_references_that_move(foundation, high):
 
 
 def test_offsets_are_those_of_the_chosen_head(foundation, high):
-    two = trainable_references(with_heads(foundation, 2))
+    two = trainable_references(foundation.with_heads(2))
     offsets = np.array([[0.5, -1.0], [2.0, 3.0]], np.float32)
     two = two.replace(params=two.params | {"offsets": offsets})
     structures = [frame.atoms for frame in high[:2]]
     before = predict(foundation, structures)
     for head in (0, 1):
-        for old, new in zip(before, predict(plain(two, head), structures), strict=True):
+        for old, new in zip(before, predict(two.select_head(head), structures), strict=True):
             added = sum(offsets[{1: 0, 8: 1}[z], head] for z in old.atoms.numbers)
             np.testing.assert_allclose(new.energy - old.energy, added, atol=1e-6)
     with pytest.raises(ValueError, match="has 2 readouts"):
         predict(two, structures)
-    with pytest.raises(TypeError, match="WaterPairs is no equivariant potential"):
-        plain(LOW, 0)
 
 
 def test_rates_fall_with_depth():

@@ -11,10 +11,10 @@ from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, save
 from jaxmlip.systems.dataset import Frame, read_frames
-from jaxmlip.training.closed_form import spread
-from jaxmlip.training.pair_difference import PairDifference, PairPosterior
-from jaxmlip.training.strategies import finetune
-from jaxmlip.training.trainer import TrainingProblem
+from jaxmlip.training.finetune import finetune
+from jaxmlip.training.problem import TrainingProblem
+from jaxmlip.training.strategies.closed_form import spread
+from jaxmlip.training.strategies.pair_difference import PairDifference, PairPosterior
 
 MODEL = Equivariant(channels=2, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(4,))
 STRATEGY = PairDifference(cutoffs=(4.0,))

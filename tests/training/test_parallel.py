@@ -15,7 +15,8 @@ from jaxmlip.systems.batches import count, plan_batches
 from jaxmlip.systems.dataset import read_frames, write_frames
 from jaxmlip.training.feed import deal, part_shapes
 from jaxmlip.training.parallel import make_mesh
-from jaxmlip.training.trainer import TrainingSettings, train
+from jaxmlip.training.problem import TrainingSettings
+from jaxmlip.training.trainer import train
 
 SETTINGS = TrainingSettings(epochs=4, batch_size=6, learning_rate=0.01, ema_decay=0.9)
 LOSSES = ("train_loss", "validation_loss", "validation_force_rmse_meV_A")

@@ -10,25 +10,23 @@ import pydantic
 import pytest
 from water_pairs import HIGH, LOW
 
-from jaxmlip.potentials.adapters import low_rank, plain, trainable_references
-from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential, select_head
+from jaxmlip.potentials.adapters import low_rank, trainable_references
+from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import LABELS, Potential, without_stress
 from jaxmlip.systems.dataset import Frame, describe
-from jaxmlip.training.closed_form import ClosedForm
 from jaxmlip.training.distill import distil, distillation_problem, scale_and_shift, split_validation
+from jaxmlip.training.finetune import finetune
 from jaxmlip.training.labels import Labels, lifted_references, without_forces
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.strategies import (
-    STRATEGIES,
-    AnyStrategy,
-    Differential,
-    Direct,
-    MultiFidelity,
-    SingleFidelity,
-    finetune,
-)
-from jaxmlip.training.trainer import Trained, TrainingSettings, train, update
+from jaxmlip.training.problem import Trained, TrainingSettings
+from jaxmlip.training.step import update
+from jaxmlip.training.strategies.closed_form import ClosedForm
+from jaxmlip.training.strategies.continued import SingleFidelity
+from jaxmlip.training.strategies.fresh import Differential, Direct
+from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
+from jaxmlip.training.strategies.registry import STRATEGIES, AnyStrategy
+from jaxmlip.training.trainer import train
 
 MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
 SETTINGS = TrainingSettings(epochs=25, batch_size=4, learning_rate=0.02, ema_decay=0.95)
@@ -117,10 +115,10 @@ def test_potentials_say_what_they_were_trained_on(distillation, lifted):
             fresh = strategy.name == "direct" and labels == "energy"
             assert deployed.trained_on == (("energy",) if fresh else ("energy", "forces")), strategy.name
     adapter = trainable_references(low_rank(foundation, 2, seed=0)).having_seen(("stress",))
-    assert plain(adapter, 0).trained_on == LABELS
-    assert without_stress(plain(adapter, 0)) is None
+    assert adapter.select_head(0).trained_on == LABELS
+    assert without_stress(adapter.select_head(0)) is None
     assert (foundation + LOW).trained_on is None
-    assert jax.tree.structure(plain(adapter, 0)) == jax.tree.structure(foundation)
+    assert jax.tree.structure(adapter.select_head(0)) == jax.tree.structure(foundation)
 
 
 def test_hidden_forces_never_speak(lifted):
@@ -216,9 +214,9 @@ def test_readouts_start_warm_or_fresh(foundation, high, low):
     assert (warm.potential.heads, fresh.potential.heads) == (3, 2)
     assert [sample.head for sample in warm.train] == [2] * 8 + [0] * 4 + [1] * 4
     for head in range(3):
-        jax.tree.map(np.testing.assert_array_equal, select_head(warm.potential, head).params, foundation.params)
-    jax.tree.map(np.testing.assert_array_equal, select_head(fresh.potential, 0).params, foundation.params)
-    last = select_head(fresh.potential, 1).params
+        jax.tree.map(np.testing.assert_array_equal, warm.potential.select_head(head).params, foundation.params)
+    jax.tree.map(np.testing.assert_array_equal, fresh.potential.select_head(0).params, foundation.params)
+    last = fresh.potential.select_head(1).params
     for name, tree in last.items():
         same = [
             (np.asarray(a) == np.asarray(b)).all()
@@ -253,7 +251,7 @@ def test_direct_needs_no_foundation(high):
 def test_multi_fidelity_shares_a_trunk(lifted, foundation, low, high):
     """One trunk, two readouts: the first still speaks for the low level, the second for the high one."""
     potential = lifted["multi_fidelity", "energy_forces"].potential
-    heads = [select_head(potential, head) for head in (0, 1)]
+    heads = [potential.select_head(head) for head in (0, 1)]
     for name in heads[0].params:
         same = [
             bool((np.asarray(a) == np.asarray(b)).all())
@@ -386,7 +384,7 @@ def test_mistakes_are_named(foundation, high, low):
     no_energy = [dataclasses.replace(frame, energy=float("nan")) for frame in high[:8]]
     with pytest.raises(ValueError, match="needs energy, but no training frame"):
         Differential().problem(foundation, no_energy, labels="energy", **arguments)
-    with pytest.raises(ValueError, match="direct lifts an EquivariantPotential, not a WaterPairs; distil it"):
+    with pytest.raises(ValueError, match="direct lifts a potential that can be trained, and a WaterPairs is none"):
         Direct().problem(HIGH, high[:8], **arguments)
     blind = TrainingSettings(epochs=1, energy_weight=0.0)
     with pytest.raises(ValueError, match="labels is energy, but energy_weight is 0"):

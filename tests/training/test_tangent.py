@@ -14,11 +14,12 @@ from jaxmlip.potentials.potential import evaluate
 from jaxmlip.systems.batches import make_samples
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.systems.graph import graph_from_atoms
-from jaxmlip.training.closed_form import spread, without_errors
 from jaxmlip.training.distill import distillation_problem
-from jaxmlip.training.strategies import TangentKernel, finetune
-from jaxmlip.training.tangent import TangentPosterior, tangent_posterior
-from jaxmlip.training.trainer import TrainingProblem, TrainingSettings, train
+from jaxmlip.training.finetune import finetune
+from jaxmlip.training.problem import TrainingProblem, TrainingSettings
+from jaxmlip.training.strategies.closed_form import spread, without_errors
+from jaxmlip.training.strategies.tangent import TangentKernel, TangentPosterior, tangent_posterior
+from jaxmlip.training.trainer import train
 
 MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
 SETTINGS = TrainingSettings(epochs=10, batch_size=4, learning_rate=0.02, ema_decay=0.95)

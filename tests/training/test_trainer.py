@@ -14,18 +14,10 @@ from jaxmlip.potentials.evaluation import label, predict
 from jaxmlip.systems.batches import LazySamples, Recipe, make_batches, make_samples
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.loss import Terms, loss
+from jaxmlip.training.problem import Trained, TrainingDiverged, TrainingProblem, TrainingSettings, check_frames
 from jaxmlip.training.stacking import stacked_controls, stacked_potentials, stacked_states
-from jaxmlip.training.step import TrainState
-from jaxmlip.training.trainer import (
-    Trained,
-    TrainingDiverged,
-    TrainingProblem,
-    TrainingSettings,
-    check_frames,
-    schedule,
-    train,
-    update,
-)
+from jaxmlip.training.step import TrainState, schedule, update
+from jaxmlip.training.trainer import train
 
 TERMS = Terms(True, True, False)
 RATE = np.array([0.02])
@@ -105,8 +97,6 @@ def steps(
             stacked,
             jax.tree.map(lambda leaf: leaf[None], batch),
             controls.replace(learning_rate=np.array([rate])),
-            terms=given.terms,
-            kind=settings.loss,
         )
         losses.append(float(report.loss[0]))
     return jax.tree.map(lambda leaf: leaf[0], stacked), losses

@@ -18,8 +18,12 @@ from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.distill import _labels_stress, distillation_problem
 from jaxmlip.training.labels import lifted_references
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.strategies import Differential, Direct, MultiFidelity, SingleFidelity
-from jaxmlip.training.trainer import TrainingProblem, TrainingSettings, train, train_many, update
+from jaxmlip.training.problem import TrainingProblem, TrainingSettings
+from jaxmlip.training.step import update
+from jaxmlip.training.strategies.continued import SingleFidelity
+from jaxmlip.training.strategies.fresh import Differential, Direct
+from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
+from jaxmlip.training.trainer import train, train_many
 from jaxmlip.training.weighting import LEAST_SPREAD, resolved, stress_weight, terms_of
 from jaxmlip.units import GPA
 

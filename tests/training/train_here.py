@@ -12,7 +12,8 @@ from jaxmlip.processes import join_processes, writes_files
 from jaxmlip.systems.batches import make_samples
 from jaxmlip.systems.dataset import Frame, describe, read_frames
 from jaxmlip.training.loss import Terms
-from jaxmlip.training.trainer import TrainingProblem, TrainingSettings, train
+from jaxmlip.training.problem import TrainingProblem, TrainingSettings
+from jaxmlip.training.trainer import train
 
 TERMS = Terms(True, True, False)
 

@@ -8,9 +8,9 @@ import pytest
 from ase.data import atomic_masses
 
 from jaxmlip.observables.structure import RDF
+from jaxmlip.potentials.errors import ErrorReport, compare
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.systems.dataset import Frame
-from jaxmlip.validation.errors import ErrorReport, compare
 from jaxmlip.validation.verdict import Tolerances, comparable, verdict
 
 ATOMS, FRAMES, REPLICAS = 16, 400, 8
