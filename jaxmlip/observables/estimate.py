@@ -23,7 +23,10 @@ class Status(enum.Enum):
     REPLICA_FAILED = "at least one replica failed and was left out"
     UNRESOLVED = "no error can be given: one replica as short as its own correlation time; run longer, or more replicas"
     NOT_EQUILIBRATED = "no error can be given: still equilibrating in what was kept; run longer"
-    TOO_SHORT = "no error can be given: the run is shorter than thermostat, barostat, ramp or motion need; run longer"
+    TOO_SHORT = (
+        "no error can be given: the run is shorter than its thermostat, barostat, ramp or slowest motion seen needs; "
+        "run longer"
+    )
     NO_DATA = "no replica ran to the end"
 
     @property
