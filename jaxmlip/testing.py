@@ -1,4 +1,4 @@
-"""Conformance tests for potentials of one's own: what the package relies on, checked in double precision.
+"""Conformance tests for classes of one's own: what the package relies on, checked in double precision.
 
 Each function raises an AssertionError that says which law is broken and by how much, and returns nothing otherwise, so
 that one line in a test suffices: `check_potential(MyPotential(...))`. The package's own classes are held to the same.
@@ -14,6 +14,8 @@ from ase import Atoms
 from ase.data import covalent_radii
 from scipy.spatial.transform import Rotation
 
+from jaxmlip.conformance.ensembles import check_ensemble as check_ensemble
+from jaxmlip.conformance.observables import check_observable as check_observable
 from jaxmlip.potentials.evaluation import compiled_evaluate, round_up
 from jaxmlip.potentials.potential import Potential, Prediction, stack
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
