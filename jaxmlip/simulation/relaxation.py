@@ -82,10 +82,11 @@ def relax(
 ) -> Relaxed:
     """Relax positions, and the whole cell if `stress_GPa` is given, by FIRE.
 
-    Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), as in ASE: the velocity before the step is mixed, and one step
-    moves all coordinates together by at most 0.2 Å. The cell follows symmetric strains ε; as in ASE's UnitCellFilter
-    its coordinates are N ε for N atoms, with forces −V (σ + P 1)/N. Atoms held by `FixAtoms` stay where they are, in a
-    cell that does not move.
+    Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), as in ASE: the velocity before the step is mixed. One step moves
+    no atom by more than 0.2 Å, and strains the cell by 0.02 at most. The cell follows symmetric strains ε with forces
+    −V (σ + P 1) by ε; its coordinates are L ε with L = V^⅓ N^⅙ for N atoms (Sheppard et al., J. Chem. Phys. 136, 074103
+    (2012)), which are as stiff in a large cell as in a small one; those of ASE's filters, N ε, grow soft with N. Atoms
+    held by `FixAtoms` stay where they are, in a cell that does not move.
 
     Args:
         potential: any Potential.

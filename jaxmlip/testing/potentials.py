@@ -13,6 +13,8 @@ from scipy.spatial.transform import Rotation
 from jaxmlip.potentials.evaluation import compiled_evaluate, round_up
 from jaxmlip.potentials.potential import Potential, Prediction, stack
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
+from jaxmlip.testing.ensembles import check_ensemble as check_ensemble
+from jaxmlip.testing.observables import check_observable as check_observable
 
 STEP = 1e-4
 """Å (and strain): of finite differences, whose error is of fourth order in it."""

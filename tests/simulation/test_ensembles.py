@@ -9,7 +9,9 @@ from conftest import dynamics_of
 from simple_potentials import Wells
 
 from jaxmlip.observables.statistics import correlated_mean
+from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.ensembles import NVT
+from jaxmlip.simulation.schedules import Ramp
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.units import FS, KB
 
@@ -111,3 +113,18 @@ def test_kinetic_temperature_has_the_error_of_baoab(wells_run, agrees) -> None:
     mean = correlated_mean(run.temperature[:, 30:] / temperature)
     assert mean.error < 0.004
     agrees("harmonic wells, BAOAB at ωh = 0.8: ⟨p²⟩/mkT", mean.value, mean.error, 1 - 0.8**2 / 4)
+
+
+def test_descriptions_are_pytrees() -> None:
+    """Of their numbers, ramps and lists of them included, with words apart; jax may put anything in their place."""
+    described = NPT([250.0, Ramp(250.0, 300.0, time_ps=1.0)], 0.0, "flexible")
+    assert jax.tree.leaves(described) == [250.0, 250.0, 300.0, 1.0, 0.0, 1.0, 0.12, 2.0]
+    assert jax.tree.map(lambda number: number, described) == described
+    assert jax.tree.map(lambda _: None, described).cell == "flexible"
+
+    def kT(ensemble: NVT) -> jax.Array:
+        return ensemble.dynamics(1).at(0.0).kT[0]
+
+    assert float(jax.grad(kT)(NVT(300.0)).temperature_K) == pytest.approx(KB)
+    several = jax.jit(jax.vmap(kT))(NVT(jnp.asarray([300.0, 400.0]), friction_per_ps=jnp.ones(2)))
+    np.testing.assert_allclose(several, [300.0 * KB, 400.0 * KB], rtol=1e-6)

@@ -1,19 +1,25 @@
 """Relaxation against lattice sums."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixBondLength
+from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE
 from scipy.optimize import minimize_scalar
-from simple_potentials import lennard_jones
+from simple_potentials import RockSalt, lennard_jones
 
 from jaxmlip.potentials.ase import Calculator
+from jaxmlip.potentials.ase_potential import from_ase
+from jaxmlip.potentials.files import load_potential
 from jaxmlip.simulation.relaxation import Relaxed, relax
 from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.systems.ice import ice_ih
 from jaxmlip.units import GPA
 
 RANGE = 2.58
@@ -65,6 +71,55 @@ def test_cell_and_positions(rattled: Atoms, pressure: float) -> None:
     assert relaxed.stress is not None
     np.testing.assert_allclose(relaxed.stress, -pressure * np.eye(3), atol=0.011)
     assert np.linalg.norm(relaxed.forces, axis=1).max() < 0.003
+
+
+def test_steps_do_not_depend_on_the_size_of_the_cell(rattled: Atoms) -> None:
+    """Eight cells at once, each atom rattled in its own way, take about as many steps as one."""
+    many = rattled.repeat(2)
+    many.rattle(0.03, seed=5)
+    one, eight = (run(each, stress_GPa=0.05 / GPA) for each in (rattled, many))
+    assert one.converged
+    assert eight.converged
+    assert eight.steps < 1.5 * one.steps < 200
+    assert eight.energy / 8 == pytest.approx(one.energy, abs=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("molecules", "most"), [(16, 200), (96, 300)])
+def test_cell_of_ice(molecules: int, most: int) -> None:
+    """Stiff bonds in a soft crystal, to 0.05 GPa."""
+    student = load_potential(Path(__file__).parent / "data" / "ice_student.jaxmlip")
+    relaxed = relax(student, ice_ih(molecules=molecules, seed=0), 0.01, 0.05)
+    assert relaxed.converged, relaxed.summary()
+    assert relaxed.steps < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crystal", ["rock salt", "copper"])
+def test_cells_are_those_of_ase(crystal: str) -> None:
+    """ASE's FIRE with its FrechetCellFilter, in no more steps; the same energy and volume."""
+    reduced = {"epsilon": np.float32(1.0), "sigma": np.float32(1.0)}
+    of_copper = crystal == "copper"
+    potential = from_ase(EMT()) if of_copper else RockSalt(reduced, range_=3.0)
+    atoms = bulk("Cu", "fcc", a=3.6, cubic=True) if of_copper else bulk("NaCl", "rocksalt", a=2.1, cubic=True)
+    strain = np.array([[1.03, 0.02, 0.0], [0.0, 1.01, -0.01], [0.0, 0.0, 0.99]])
+    atoms = atoms.repeat(2)
+    atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+    atoms.rattle(0.05, seed=1)
+    limits = (0.01, 0.05) if of_copper else (0.01, 0.5)
+    relaxed = relax(potential, atoms, *limits)
+    assert relaxed.converged, relaxed.summary()
+    theirs = atoms.copy()
+    theirs.calc = EMT() if of_copper else Calculator(potential)
+    steps = 0
+    for _ in FIRE(FrechetCellFilter(theirs), logfile=None).irun(fmax=1e-12, steps=1000):
+        longest = np.linalg.norm(theirs.get_forces(), axis=1).max()
+        if longest < limits[0] and np.abs(theirs.get_stress()).max() < limits[1] * GPA:
+            break
+        steps += 1
+    assert relaxed.steps <= 1.1 * steps
+    assert relaxed.energy == pytest.approx(theirs.get_potential_energy(), abs=2e-3)
+    assert relaxed.atoms.get_volume() == pytest.approx(theirs.get_volume(), rel=2e-3)
 
 
 def test_positions_alone(rattled: Atoms) -> None:
