@@ -26,9 +26,11 @@ from jaxmlip.potentials.potential import N_SPECIES
 from jaxmlip.testing import check_observable
 
 SALT = Atoms(
-    "HOHO", [[0, 0, 0], [1.3, 1.4, 0.1], [1.2, 0, 1.3], [0.1, 1.3, 1.5]], cell=[[2.7, 0.1, 0], [0, 2.8, 0], [0.2, 0, 2.6]],
+    "HOHO",
+    [[0, 0, 0], [1.3, 1.4, 0.1], [1.2, 0, 1.3], [0.1, 1.3, 1.5]],
+    cell=[[2.7, 0.1, 0], [0, 2.8, 0], [0.2, 0, 2.6]],
     pbc=True,
-)  # fmt: skip
+)
 """Four atoms, so that little is computed."""
 
 
