@@ -407,6 +407,7 @@ def test_many_elements_equal_few(monkeypatch: pytest.MonkeyPatch, x64: None) -> 
     close(many.forces, few.forces)
 
 
+@pytest.mark.slow
 def test_learned_radial_scale(x64: None) -> None:
     """It starts at the plain potential, a scale stretches what an element sees, and forces remain derivatives."""
     plain, scaled = build(), build(SMALL.model_copy(update={"learned_radial_scale": True}))

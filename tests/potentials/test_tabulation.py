@@ -74,6 +74,7 @@ def test_forces_and_stress_are_derivatives_of_the_energy(x64: None) -> None:
     assert slope == pytest.approx(float(np.sum(prediction.stress * strain) * graph.volume()[0]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(x64: None) -> None:
     potential, graph = tabulate(build(), 1e-4), ice()
     single = predict(potential, graph)
@@ -84,6 +85,7 @@ def test_padding_changes_nothing(x64: None) -> None:
     assert np.all(np.asarray(batch.forces)[96:] == 0)
 
 
+@pytest.mark.slow
 def test_travels_as_a_file(tmp_path: Path) -> None:
     potential, graph = tabulate(build()), ice(np.float32)
     save(potential, tmp_path / "p.jaxmlip")

@@ -102,7 +102,7 @@ def test_second_run_does_no_work(summary, config, folder, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-@pytest.mark.parametrize("fatal_call", [2, 4])
+@pytest.mark.parametrize("fatal_call", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_interrupted_run_ends_with_the_same_numbers(summary, config, tmp_path, monkeypatch, fatal_call):
     """Killed in the second (or fourth) simulation, then run again."""
     simulate, calls = stages.simulate, []

@@ -150,6 +150,7 @@ def test_results_of_other_trainings_are_left_out(results, files, folder, tmp_pat
     assert [arm["size"] for arm in third["arms"]] == [None, 3, 4]
 
 
+@pytest.mark.slow
 def test_killed_within_a_training_it_ends_with_the_same_bits(files, folder, tmp_path, monkeypatch):
     """Kill -9 while a potential of the grid is trained; the same command goes on from the last checkpoint."""
     foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
@@ -205,6 +206,7 @@ def test_closed_forms_run_once_with_energies(files, folder, tmp_path):
     assert [(run.get("labels"), run.get("seed")) for run in results["runs"]] == [(None, None), ("energy", 0)]
 
 
+@pytest.mark.slow
 def test_stacked_seeds_are_those_of_single_runs(files, folder, tmp_path):
     foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
     common = {"foundation": foundation, "strategies": ["direct"], "labels": ["energy"], "seeds": [0, 1]}

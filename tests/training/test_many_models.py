@@ -78,6 +78,7 @@ def test_by_vmap_the_numbers_are_those_of_single_runs(problems, alone):
     assert compilations() == before + 1
 
 
+@pytest.mark.slow
 def test_networks_are_stacked_alike(high):
     """The student itself, of two seeds: one step's gradients under vmap are those of single steps."""
     model = Equivariant(channels=4, l_max=1, correlation=2, radial_mlp=(8,), cutoff=4.0)

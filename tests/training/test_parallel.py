@@ -79,6 +79,7 @@ def test_two_processes(labelled, on_one_device, tmp_path):
         np.testing.assert_array_equal(found.potential.params[name], np.array(leaf, np.float32))
 
 
+@pytest.mark.slow
 def test_two_processes_end_together(labelled, tmp_path):
     """One of them gets SIGTERM; both end after a checkpoint of the same step, and go on from there."""
     settings = SETTINGS.model_copy(update={"epochs": 30, "checkpoint_minutes": 1000.0})
