@@ -45,11 +45,12 @@ def assert_same(run: Run, alone: Run) -> None:
 @pytest.mark.parametrize(
     "ensemble",
     [
-        pytest.param(FLUID, id="NVT", marks=pytest.mark.slow),
-        pytest.param(NVTVelocityRescaling(REDUCED_K, 0.01), id="velocity rescaling", marks=pytest.mark.slow),
+        pytest.param(FLUID, id="NVT"),
+        pytest.param(NVTVelocityRescaling(REDUCED_K, 0.01), id="velocity rescaling"),
         pytest.param(NPT(REDUCED_K, 0.5 / GPA, cell="flexible"), id="NPT"),
     ],
 )
+@pytest.mark.slow
 def test_padding_changes_nothing(small_fluid: Atoms, ensemble: Ensemble) -> None:
     """32, 28 and 28 atoms, one of them another, in one program; replicas 0, 1 and 2 of those that are alone."""
     fewer = small_fluid[:28]

@@ -126,5 +126,5 @@ def test_descriptions_are_pytrees() -> None:
         return ensemble.dynamics(1).at(0.0).kT[0]
 
     assert float(jax.grad(kT)(NVT(300.0)).temperature_K) == pytest.approx(KB)
-    several = jax.jit(jax.vmap(kT))(NVT(jnp.asarray([300.0, 400.0]), friction_per_ps=jnp.ones(2)))
+    several = jax.jit(jax.vmap(kT))(jax.tree.map(lambda *each: jnp.asarray(each), NVT(300.0), NVT(400.0)))
     np.testing.assert_allclose(several, [300.0 * KB, 400.0 * KB], rtol=1e-6)
