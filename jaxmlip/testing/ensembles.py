@@ -202,7 +202,7 @@ def _check_state(bench: _Bench) -> None:
     if bench.ensemble.moves_cell:
         shapes |= {"cell": (bench.replicas, 3, 3), "stress": (bench.replicas, 3, 3)}
     for name, shape in shapes.items():
-        found = np.shape(getattr(state, name, None))
+        found = getattr(getattr(state, name, None), "shape", ())
         assert found == shape, f"states have a {name}: its shape is {found} instead of {shape}."
     assert hasattr(state, "set"), "states have a method set, as jax-md's have: derive from states.BasicState."
 

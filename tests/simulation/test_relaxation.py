@@ -112,7 +112,8 @@ def test_cells_are_those_of_ase(crystal: str) -> None:
     theirs = atoms.copy()
     theirs.calc = EMT() if of_copper else Calculator(potential)
     steps = 0
-    for _ in FIRE(FrechetCellFilter(theirs), logfile=None).irun(fmax=1e-12, steps=1000):
+    optimizer: Any = FIRE
+    for _ in optimizer(FrechetCellFilter(theirs), logfile=None).irun(fmax=1e-12, steps=1000):
         longest = np.linalg.norm(theirs.get_forces(), axis=1).max()
         if longest < limits[0] and np.abs(theirs.get_stress()).max() < limits[1] * GPA:
             break
