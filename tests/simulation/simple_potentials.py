@@ -101,7 +101,7 @@ REDUCED_TIME_FS = 10.180505710774743
 
 @flax.struct.dataclass
 class RockSalt(LennardJones):
-    """Unlike pairs as `SmoothLennardJones` has them, like pairs that only repel: a crystal of rock salt."""
+    """Unlike pairs as `SmoothLennardJones`, like pairs that repel ten times as much: rock salt is their crystal."""
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Half the pair energies times (1 − (r / cutoff)²)³, eV."""
@@ -112,5 +112,5 @@ class RockSalt(LennardJones):
         sixth = (self.params["sigma"] ** 2 / squared) ** 3
         species = jnp.asarray(graph.species)
         like = species[graph.neighbors] == species[:, None]
-        pair = 4.0 * self.params["epsilon"] * jnp.where(like, sixth**2, sixth**2 - sixth)
+        pair = 4.0 * self.params["epsilon"] * jnp.where(like, 10.0 * sixth**2, sixth**2 - sixth)
         return 0.5 * jnp.where(near, pair * (1.0 - squared / self.range_**2) ** 3, 0.0).sum(-1)

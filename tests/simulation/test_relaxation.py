@@ -101,7 +101,7 @@ def test_cells_are_those_of_ase(crystal: str) -> None:
     reduced = {"epsilon": np.float32(1.0), "sigma": np.float32(1.0)}
     of_copper = crystal == "copper"
     potential = from_ase(EMT()) if of_copper else RockSalt(reduced, range_=3.0)
-    atoms = bulk("Cu", "fcc", a=3.6, cubic=True) if of_copper else bulk("NaCl", "rocksalt", a=2.1, cubic=True)
+    atoms = bulk("Cu", "fcc", a=3.6, cubic=True) if of_copper else bulk("NaCl", "rocksalt", a=2.35, cubic=True)
     strain = np.array([[1.03, 0.02, 0.0], [0.0, 1.01, -0.01], [0.0, 0.0, 0.99]])
     atoms = atoms.repeat(2)
     atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
