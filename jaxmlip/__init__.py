@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from jaxmlip.observables.estimate import Estimate as Estimate
     from jaxmlip.observables.estimate import Status as Status
     from jaxmlip.observables.frame import FrameState as FrameState
+    from jaxmlip.observables.names import observable_from_text as observable_from_text
+    from jaxmlip.observables.names import register_observable as register_observable
     from jaxmlip.observables.observable import Observable as Observable
     from jaxmlip.observables.structure import RDF as RDF
     from jaxmlip.observables.structure import rdf_error as rdf_error
@@ -87,6 +89,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Observable": "observables.observable",
+    "observable_from_text": "observables.names",
+    "register_observable": "observables.names",
     "average": "validation.averages",
     "Estimate": "observables.estimate",
     "Status": "observables.estimate",

@@ -11,12 +11,14 @@ from jaxtyping import Float
 
 from jaxmlip.observables.estimate import Estimate, welch_satterthwaite, worst
 from jaxmlip.observables.frame import FrameState
+from jaxmlip.observables.names import register_observable
 from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.thermodynamics import check_periodic
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.device_lists import image_search, squared_distances
 
 
+@register_observable("rdf", elements=2)
 @dataclasses.dataclass(frozen=True)
 class RDF(Observable):
     """Partial radial distribution function g_ab(r) of a cell periodic in three directions.
