@@ -33,8 +33,9 @@ class NamedObservable:
 
     @property
     def fields(self) -> dict[str, dataclasses.Field]:
-        """What may be set, by name: the fields of the dataclass."""
-        return {field.name: field for field in dataclasses.fields(self.make) if field.init}  # type: ignore[arg-type]
+        """What may be set, by name: the fields of the dataclass, but those whose metadata say {"text": False}."""
+        every = dataclasses.fields(self.make)  # type: ignore[arg-type]
+        return {field.name: field for field in every if field.init and field.metadata.get("text", True)}
 
     def spelling(self, name: str) -> str:
         """How it is asked for: "rdf:A-B"."""
@@ -54,6 +55,12 @@ OBSERVABLES: Registry[NamedObservable] = Registry(
         "squared_force_error": f"{_HERE}.thermodynamics",
         "energy_difference": f"{_HERE}.thermodynamics",
         "rdf": f"{_HERE}.structure",
+        "adf": f"{_HERE}.angular",
+        "tetrahedral": f"{_HERE}.angular",
+        "tetrahedral_distribution": f"{_HERE}.angular",
+        "coordination": f"{_HERE}.coordination",
+        "bond": f"{_HERE}.molecular",
+        "angle": f"{_HERE}.molecular",
     },
 )
 """Observables by name. Those of this package are imported when the first is asked for, others by an entry point of the
