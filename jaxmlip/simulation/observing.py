@@ -181,6 +181,12 @@ def make_observation(
     always += [Density(), Pressure()] if ensemble.moves_cell else []
     always += [SquaredForceError(), EnergyDifference()] if other is not None else []
     check_names(observables)
+    for observable in observables:
+        if observable.of_fluctuations:
+            raise ValueError(
+                f"The {observable.name} is that of fluctuations, which means over several frames no longer show: leave "
+                "it out of observables=, and average it over the frames of the run."
+            )
     known = {observable.name for observable in always}
     chosen = (*always, *(observable for observable in observables if observable.name not in known))
     kinds: dict[tuple[int, ...], int] = {}
