@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from jaxmlip.observables.fluctuations import FluctuationObservable as FluctuationObservable
     from jaxmlip.observables.fluctuations import HeatCapacity as HeatCapacity
     from jaxmlip.observables.fluctuations import ThermalExpansion as ThermalExpansion
+    from jaxmlip.observables.force_errors import ElementForceError as ElementForceError
+    from jaxmlip.observables.force_errors import MolecularForceError as MolecularForceError
+    from jaxmlip.observables.force_errors import SquaredStressError as SquaredStressError
     from jaxmlip.observables.frame import FrameState as FrameState
     from jaxmlip.observables.molecular import BondAngle as BondAngle
     from jaxmlip.observables.molecular import BondLength as BondLength
@@ -119,6 +122,9 @@ _HOME = {
     "FluctuationObservable": "observables.fluctuations",
     "HeatCapacity": "observables.fluctuations",
     "ThermalExpansion": "observables.fluctuations",
+    "ElementForceError": "observables.force_errors",
+    "MolecularForceError": "observables.force_errors",
+    "SquaredStressError": "observables.force_errors",
     "observable_from_text": "observables.names",
     "register_observable": "observables.names",
     "average": "validation.averages",

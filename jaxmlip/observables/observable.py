@@ -41,12 +41,14 @@ class Observable(abc.ABC):
     Attributes:
         recorded: attribute of a `Run` that has the values already, in double precision; empty if none has.
         needs_stress: whether the frame must know its stress if no potential is given.
+        needs_other_stress: whether the prediction of a potential that is compared with must have a stress.
         of_fluctuations: whether `mean` is more than a mean of values: then means over several frames cannot take the
             place of these, and it cannot be observed on the way of a simulation.
     """
 
     recorded: ClassVar[str] = ""
     needs_stress: ClassVar[bool] = False
+    needs_other_stress: ClassVar[bool] = False
     of_fluctuations: ClassVar[bool] = False
 
     @property

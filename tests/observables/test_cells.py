@@ -37,6 +37,7 @@ def test_enthalpies() -> None:
     with pytest.raises(ValueError, match="needs velocities: simulate with keep_velocities=True"):
         observe(run, Enthalpy(2.0, kinetic=True))
     moving = dataclasses.replace(run, velocities=0.01 * rng.normal(size=run.positions.shape))
+    assert moving.velocities is not None
     kinetic = 0.5 * (run.masses[:, None, :, None] * (moving.velocities / FS) ** 2).sum((2, 3))
     np.testing.assert_allclose(observe(moving, Enthalpy(2.0, kinetic=True)) - wanted, kinetic, rtol=1e-6)
     with pytest.raises(ValueError, match="enthalpy needs a cell"):

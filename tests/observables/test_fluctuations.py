@@ -131,7 +131,7 @@ def test_of_a_plain_mean_it_is_the_plain_estimate() -> None:
         assert float(found.error) == pytest.approx(float(plain.error))
         assert found.status is plain.status
         # A weighted mean is a ratio, and has a bias.
-        tolerance = 1e-12 if weights is None else 0.1 * plain.error
+        tolerance = 1e-12 if weights is None else 0.1 * float(plain.error)
         assert float(found.value) == pytest.approx(float(plain.value), abs=tolerance)
 
 
