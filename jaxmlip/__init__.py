@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from jaxmlip.observables.cells import Enthalpy as Enthalpy
     from jaxmlip.observables.cells import Volume as Volume
     from jaxmlip.observables.coordination import CoordinationNumber as CoordinationNumber
+    from jaxmlip.observables.dynamics import DebyeWallerFactor as DebyeWallerFactor
+    from jaxmlip.observables.dynamics import DiffusionConstant as DiffusionConstant
+    from jaxmlip.observables.dynamics import MeanSquaredDisplacement as MeanSquaredDisplacement
+    from jaxmlip.observables.dynamics import VelocityAutocorrelation as VelocityAutocorrelation
+    from jaxmlip.observables.dynamics import VibrationalDensityOfStates as VibrationalDensityOfStates
     from jaxmlip.observables.estimate import Estimate as Estimate
     from jaxmlip.observables.estimate import Status as Status
     from jaxmlip.observables.fluctuations import Compressibility as Compressibility
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from jaxmlip.observables.thermodynamics import PressureTensor as PressureTensor
     from jaxmlip.observables.thermodynamics import SquaredForceError as SquaredForceError
     from jaxmlip.observables.thermodynamics import Temperature as Temperature
+    from jaxmlip.observables.time_observable import TimeObservable as TimeObservable
     from jaxmlip.potentials.ase import Calculator as Calculator
     from jaxmlip.potentials.ase_potential import AsePotential as AsePotential
     from jaxmlip.potentials.ase_potential import from_ase as from_ase
@@ -125,6 +131,12 @@ _HOME = {
     "ElementForceError": "observables.force_errors",
     "MolecularForceError": "observables.force_errors",
     "SquaredStressError": "observables.force_errors",
+    "DebyeWallerFactor": "observables.dynamics",
+    "DiffusionConstant": "observables.dynamics",
+    "MeanSquaredDisplacement": "observables.dynamics",
+    "VelocityAutocorrelation": "observables.dynamics",
+    "VibrationalDensityOfStates": "observables.dynamics",
+    "TimeObservable": "observables.time_observable",
     "observable_from_text": "observables.names",
     "register_observable": "observables.names",
     "average": "validation.averages",

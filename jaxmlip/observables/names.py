@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import yaml
 
 from jaxmlip.observables.observable import Observable
+from jaxmlip.observables.time_observable import TimeObservable
 from jaxmlip.registry import Registry
 
-Class = TypeVar("Class", bound=type[Observable])
+Class = TypeVar("Class", bound=type[Observable] | type[TimeObservable])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class NamedObservable:
         elements: how many of its fields, the first, are symbols of elements.
     """
 
-    make: type[Observable]
+    make: type[Observable] | type[TimeObservable]
     elements: int
 
     @property
@@ -65,6 +66,11 @@ OBSERVABLES: Registry[NamedObservable] = Registry(
         "force_error": f"{_HERE}.force_errors",
         "force_error_by_motion": f"{_HERE}.force_errors",
         "stress_error": f"{_HERE}.force_errors",
+        "msd": f"{_HERE}.dynamics",
+        "diffusion": f"{_HERE}.dynamics",
+        "vacf": f"{_HERE}.dynamics",
+        "vdos": f"{_HERE}.dynamics",
+        "debye_waller": f"{_HERE}.dynamics",
         "rdf": f"{_HERE}.structure",
         "adf": f"{_HERE}.angular",
         "tetrahedral": f"{_HERE}.angular",
@@ -108,7 +114,7 @@ def register_observable(name: str, *, elements: int = 0) -> Callable[[Class], Cl
 
 def observable_from_text(
     text: str, *, temperature_K: float | int | None = None, pressure_GPa: float | int | None = None
-) -> Observable:
+) -> Observable | TimeObservable:
     """The observable that a text asks for: its name, elements, and what differs from the defaults.
 
     `rdf:O-H`, `potential_energy`, `rdf:O-O:r_max=5:smearing=0.05`, `heat_capacity:temperature_K=250`.

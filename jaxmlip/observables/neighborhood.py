@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from jaxmlip.observables.frame import FrameState
 from jaxmlip.observables.observable import Observable
+from jaxmlip.observables.time_observable import TimeObservable
 from jaxmlip.systems.device_lists import image_search, nearest_pairs, squared_distances
 from jaxmlip.types import AnyArray
 
@@ -22,7 +23,7 @@ def check_symbols(*symbols: str) -> None:
             raise ValueError(f"{symbol!r} is not the symbol of an element.")
 
 
-def check_elements(observable: Observable, frame: FrameState, *symbols: str) -> None:
+def check_elements(observable: Observable | TimeObservable, frame: FrameState, *symbols: str) -> None:
     """Raise ValueError if frames lack one of the elements."""
     for symbol in symbols:
         if atomic_numbers[symbol] not in frame.numbers:

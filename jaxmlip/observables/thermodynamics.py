@@ -9,6 +9,7 @@ import numpy as np
 from jaxmlip.observables.frame import FrameState
 from jaxmlip.observables.names import register_observable
 from jaxmlip.observables.observable import Observable, References
+from jaxmlip.observables.time_observable import TimeObservable
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.units import G_PER_CM3, GPA
 
@@ -194,7 +195,7 @@ class EnergyDifference(Observable):
         return values + ((references.own - references.other) / references.atoms).reshape(shape)
 
 
-def check_periodic(observable: Observable, frame: FrameState) -> None:
+def check_periodic(observable: Observable | TimeObservable, frame: FrameState) -> None:
     """Raise ValueError unless frames are periodic in three directions."""
     if not frame.periodic:
         raise ValueError(

@@ -17,6 +17,7 @@ from jaxmlip.observables.frame import FrameState
 from jaxmlip.observables.observable import Observable, References
 from jaxmlip.observables.spectrum import seen_lengths
 from jaxmlip.observables.statistics import drifts, equilibration_frames
+from jaxmlip.observables.time_observable import TimeObservable
 from jaxmlip.potentials.potential import Potential, reference_energy
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.capacity import Capacity, graph_of_replicas, needs_of
@@ -107,6 +108,15 @@ def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None
     return frames if potential is None else frames.replace(capacity=_capacity(frames, potential))
 
 
+def trajectory_states(run: Run, first: int = 0) -> FrameState:
+    """As `frame_states`, with positions unwrapped: differences in time are displacements."""
+    frames = frame_states(run, first)
+    if run.positions.dtype == np.float32:
+        return frames
+    moved = run.positions[run.completed, first:] - run.positions[run.completed, first : first + 1]
+    return frames.replace(positions=frames.positions[:, :1] + moved.astype(np.float32))
+
+
 def _near_origin(positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Positions in single precision; those of a run that needed double are translated first (see `FrameState`)."""
     if positions.dtype == np.float32:
@@ -160,7 +170,9 @@ def _map_frames(observable: Observable, frames: FrameState, potential: Potential
     return jax.lax.map(lambda frame: observable.per_frame(frame, potential), frames, batch_size=FRAMES_AT_ONCE)
 
 
-def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] | float | int = "auto") -> Estimate:
+def average(
+    run: Run, observable: Observable | TimeObservable, *, equilibration: Literal["auto"] | float | int = "auto"
+) -> Estimate:
     """Mean of an observable over the frames and replicas of a run, with its standard error.
 
     Replicas that failed are left out, and the status says so. The estimate has no error where the run is not yet in
@@ -172,7 +184,7 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
 
     Args:
         run: from `simulate`.
-        observable: for example `RDF("O", "O")`.
+        observable: for example `RDF("O", "O")`, or of its course in time, `MeanSquaredDisplacement("O")`.
         equilibration: time in ps to discard at the start, or "auto": what the slowest of temperature, energy and
             volume takes (`equilibration_frames`), at least any ramp and `DISCARDED` time constants after it, and at
             most half of the run.
@@ -187,7 +199,10 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
             f"Replica 0: {run.outcomes[0].value}."
         )
     first, status = _settled(run, equilibration)
-    estimate = observable.estimate(observe(run, observable, first))
+    if isinstance(observable, TimeObservable):
+        estimate = _over_time(run, observable, first)
+    else:
+        estimate = observable.estimate(observe(run, observable, first))
     failed = [] if kept.all() else [Status.REPLICA_FAILED]
     status = worst(status, estimate.status, *failed)
     if not status.has_error:
@@ -201,6 +216,16 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
         source=(zlib.crc32(energies.tobytes()), energies.shape, first),
         discarded_fs=float(run.time_fs[first - 1]) if first else 0.0,
     )
+
+
+def _over_time(run: Run, observable: TimeObservable, first: int) -> Estimate:
+    """Estimate of what depends on the order of frames; ValueError if they are not equally spaced."""
+    intervals = np.diff(run.time_fs[first:])
+    if not (len(intervals) and np.allclose(intervals, intervals[0], rtol=1e-6)):
+        raise ValueError(f"The {observable.name} needs at least two frames, equally spaced in time.")
+    frames = trajectory_states(run, first)
+    observable.check(frames)
+    return observable.estimate(frames, float(np.round(intervals[0], 9)))
 
 
 def _settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[int, Status]:

@@ -8,7 +8,6 @@ from made_runs import as_run
 from test_structure import as_frame
 
 from jaxmlip.observables.molecular import BondAngle, BondLength
-from jaxmlip.observables.names import observable_from_text
 from jaxmlip.systems.clusters import molecules_of
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.testing import check_observable
@@ -46,7 +45,7 @@ def test_averages_find_the_molecules() -> None:
     away = ice.get_distance(oxygen, hydrogen, mic=True, vector=True)
     positions[:, 20:, hydrogen] += 2.0 * away
     run = as_run(positions, ice.numbers, ice.cell.array)
-    values = observe(run, observable_from_text("bond:O-H"))
+    values = observe(run, BondLength("O", "H"))
     np.testing.assert_allclose(values[0, 30] - values[0, 0], 2.0 * np.linalg.norm(away) / 32, rtol=1e-3)
     found = average(run, BondAngle("H", "O", "H"), equilibration=0)
     assert float(found.value) == pytest.approx(109.5, abs=5.0)
