@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jaxmlip.observables.dynamics import MeanSquaredDisplacement as MeanSquaredDisplacement
     from jaxmlip.observables.dynamics import VelocityAutocorrelation as VelocityAutocorrelation
     from jaxmlip.observables.dynamics import VibrationalDensityOfStates as VibrationalDensityOfStates
+    from jaxmlip.observables.elastic import ElasticFromStrain as ElasticFromStrain
+    from jaxmlip.observables.elastic import ElasticFromStress as ElasticFromStress
     from jaxmlip.observables.estimate import Estimate as Estimate
     from jaxmlip.observables.estimate import Status as Status
     from jaxmlip.observables.fluctuations import Compressibility as Compressibility
@@ -137,6 +139,8 @@ _HOME = {
     "VelocityAutocorrelation": "observables.dynamics",
     "VibrationalDensityOfStates": "observables.dynamics",
     "TimeObservable": "observables.time_observable",
+    "ElasticFromStrain": "observables.elastic",
+    "ElasticFromStress": "observables.elastic",
     "observable_from_text": "observables.names",
     "register_observable": "observables.names",
     "average": "validation.averages",

@@ -83,7 +83,7 @@ class HeatCapacity(FluctuationObservable):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed."""
-        _check_temperature(self, self.temperature_K)
+        check_temperature(self, self.temperature_K)
 
     @property
     def name(self) -> str:
@@ -138,7 +138,7 @@ class Compressibility(FluctuationObservable):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed."""
-        _check_temperature(self, self.temperature_K)
+        check_temperature(self, self.temperature_K)
 
     @property
     def name(self) -> str:
@@ -183,7 +183,7 @@ class ThermalExpansion(FluctuationObservable):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed."""
-        _check_temperature(self, self.temperature_K)
+        check_temperature(self, self.temperature_K)
 
     @property
     def name(self) -> str:
@@ -234,7 +234,7 @@ class EnergySpread(FluctuationObservable):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed."""
-        _check_temperature(self, self.temperature_K)
+        check_temperature(self, self.temperature_K)
 
     @property
     def name(self) -> str:
@@ -261,6 +261,7 @@ def _centred(energies: np.ndarray) -> np.ndarray:
     return energies - np.nanmean(energies)
 
 
-def _check_temperature(observable: Observable, temperature_K: float | int) -> None:
+def check_temperature(observable: Observable, temperature_K: float | int) -> None:
+    """Raise ValueError unless a temperature is positive."""
     if not 0 < temperature_K < math.inf:
         raise ValueError(f"The {observable.name} needs a positive temperature_K, not {temperature_K!r}.")

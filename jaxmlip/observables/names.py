@@ -71,6 +71,8 @@ OBSERVABLES: Registry[NamedObservable] = Registry(
         "vacf": f"{_HERE}.dynamics",
         "vdos": f"{_HERE}.dynamics",
         "debye_waller": f"{_HERE}.dynamics",
+        "elastic_stress": f"{_HERE}.elastic",
+        "elastic_strain": f"{_HERE}.elastic",
         "rdf": f"{_HERE}.structure",
         "adf": f"{_HERE}.angular",
         "tetrahedral": f"{_HERE}.angular",
