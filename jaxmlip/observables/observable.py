@@ -1,6 +1,7 @@
 """What an observable is: a function of a frame, and how its values over many frames become an Estimate."""
 
 import abc
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -91,6 +92,6 @@ class Observable(abc.ABC):
 
 def check_names(observables: Sequence[Observable]) -> None:
     """Raise ValueError if two observables have one name."""
-    names = [observable.name for observable in observables]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Observables need names of their own, but there are {', '.join(names)}.")
+    number = Counter(observable.name for observable in observables)
+    if shared := [name for name, times in number.items() if times > 1]:
+        raise ValueError(f"Observables need names of their own, but several are called {', '.join(shared)}.")

@@ -77,7 +77,7 @@ def observe(
     if potential is None:
         return values
     sums = np.full(len(values), reference_energy(potential, run.numbers))
-    return observable.completed(values, References(sums, sums, np.full(len(values), len(run.numbers))))
+    return observable.completed(values, References(sums, None, np.full(len(values), len(run.numbers))))
 
 
 def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None) -> FrameState:
@@ -94,7 +94,9 @@ def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None
     lowest = cell_heights(np.where(run.pbc[:, None], run.cells[kept], 0.0)).reshape(-1, 3).min(axis=0)
     heights = np.floor(10.0 * lowest) / 10.0
     shape = cells.shape[:2]
-    momenta = None if run.momenta is None else run.momenta[kept, first:].astype(np.float32)
+    momenta = run.momenta
+    if momenta is not None:
+        momenta = momenta[kept, first:].astype(np.float32)
     frames = FrameState(
         positions=_near_origin(run.positions[kept, first:], cells),
         cell=cells.astype(np.float32),
