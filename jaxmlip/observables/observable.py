@@ -40,10 +40,12 @@ class Observable(abc.ABC):
     Attributes:
         recorded: attribute of a `Run` that has the values already, in double precision; empty if none has.
         needs_stress: whether the frame must know its stress if no potential is given.
+        depends_on_potential: whether values depend on the potential, given the frame.
     """
 
     recorded: ClassVar[str] = ""
     needs_stress: ClassVar[bool] = False
+    depends_on_potential: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

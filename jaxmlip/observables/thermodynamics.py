@@ -20,6 +20,7 @@ class PotentialEnergy(Observable):
     """
 
     recorded: ClassVar[str] = "potential_energy"
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -93,6 +94,7 @@ class PressureTensor(Observable):
     """
 
     needs_stress: ClassVar[bool] = True
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -121,6 +123,7 @@ class Pressure(Observable):
 
     recorded: ClassVar[str] = "pressure_GPa"
     needs_stress: ClassVar[bool] = True
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -145,6 +148,8 @@ class Pressure(Observable):
 class SquaredForceError(Observable):
     """Mean squared difference of a force component to that of another potential, eV²/Å²."""
 
+    depends_on_potential: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """Name for tables and plots."""
@@ -163,6 +168,8 @@ class SquaredForceError(Observable):
 @dataclasses.dataclass(frozen=True)
 class EnergyDifference(Observable):
     """Energy per atom minus that of another potential, elemental references included, eV."""
+
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
