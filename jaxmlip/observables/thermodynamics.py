@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.observables.frame import FrameState
+from jaxmlip.observables.names import register_observable
 from jaxmlip.observables.observable import Observable, References
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.units import G_PER_CM3, GPA
 
 
+@register_observable("potential_energy")
 @dataclasses.dataclass(frozen=True)
 class PotentialEnergy(Observable):
     """Total potential energy in eV, elemental references included.
@@ -41,6 +43,7 @@ class PotentialEnergy(Observable):
         return values + references.own.reshape(-1, *[1] * (values.ndim - 1))
 
 
+@register_observable("temperature")
 @dataclasses.dataclass(frozen=True)
 class Temperature(Observable):
     """Kinetic temperature 2K/3Nk in K; see `Run.temperature` on its error at finite timesteps."""
@@ -62,6 +65,7 @@ class Temperature(Observable):
         return frame.temperature
 
 
+@register_observable("density")
 @dataclasses.dataclass(frozen=True)
 class Density(Observable):
     """Mass density in g/cm³, with the masses of the simulation."""
@@ -85,6 +89,7 @@ class Density(Observable):
         return frame.masses.sum() / (G_PER_CM3 * frame.volume)
 
 
+@register_observable("pressure_tensor")
 @dataclasses.dataclass(frozen=True)
 class PressureTensor(Observable):
     """The pressure tensor Σ p pᵀ/m / V − σ in GPa, kinetic part included, whether the cell moves or not.
@@ -117,6 +122,7 @@ class PressureTensor(Observable):
         return (velocities.T @ frame.known_momenta / volume - stress) / GPA
 
 
+@register_observable("pressure")
 @dataclasses.dataclass(frozen=True)
 class Pressure(Observable):
     """The pressure in GPa, a third of the trace of `PressureTensor`."""
@@ -144,6 +150,7 @@ class Pressure(Observable):
         return jnp.trace(PressureTensor().per_frame(frame, potential)) / 3.0
 
 
+@register_observable("squared_force_error")
 @dataclasses.dataclass(frozen=True)
 class SquaredForceError(Observable):
     """Mean squared difference of a force component to that of another potential, eV²/Å²."""
@@ -165,6 +172,7 @@ class SquaredForceError(Observable):
         return ((frame.predicted(potential).forces - frame.known_forces) ** 2).mean()
 
 
+@register_observable("energy_difference")
 @dataclasses.dataclass(frozen=True)
 class EnergyDifference(Observable):
     """Energy per atom minus that of another potential, elemental references included, eV."""

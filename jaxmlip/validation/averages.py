@@ -60,10 +60,10 @@ def observe(
     kept = run.completed
     if potential is None and observable.name in run.observed:
         return run.observed[observable.name][kept, first:]
-    if potential is None and observable.recorded:
-        values = getattr(run, observable.recorded)
-        if values is not None:
-            return values[kept, first:]
+    recorded = observable.recorded_in(run) if potential is None else None
+    if recorded is not None:
+        return recorded[kept, first:]
+    observable = observable.bound_to(run[int(run.lengths[: np.argmax(kept)].sum())])
     frames = frame_states(run, first, potential=potential)
     observable.check(frames)
     if potential is None and observable.needs_stress:
