@@ -77,7 +77,8 @@ def test_reweighting_is_covariance_at_the_reference(run: Run, x64: None) -> None
         one = gradient(run, wells(dtype=np.float64), observable, **options).value
         other = gradient(run, wells(dtype=np.float64), observable, estimator="reweighting", **options).value
         scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * scale), one, other)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-10 * scale)
 
 
 def test_reweighting_away_from_the_reference(run: Run) -> None:
