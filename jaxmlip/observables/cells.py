@@ -1,7 +1,7 @@
 """Volume, lengths and angles of the cell, and the enthalpy."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,8 @@ from jaxmlip.units import GPA
 @dataclasses.dataclass(frozen=True)
 class _OfCell(Observable):
     """What the cell alone decides."""
+
+    needs_moving_cell: ClassVar[bool] = True
 
     def check(self, frame: FrameState) -> None:
         """Raise ValueError unless frames are periodic in three directions."""
@@ -94,6 +96,8 @@ class Enthalpy(Observable):
         kinetic: add the kinetic energy, which needs `keep_velocities=True`. By default it is left out; classically its
             mean is 3/2 kT for each atom.
     """
+
+    depends_on_potential: ClassVar[bool] = True
 
     pressure_GPa: float | int = 0.0
     kinetic: bool = False

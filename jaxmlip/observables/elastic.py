@@ -85,6 +85,8 @@ class ElasticFromStress(_Elastic):
         ValueError: for a temperature that is not positive.
     """
 
+    depends_on_potential: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """Name for tables and plots."""
@@ -136,6 +138,8 @@ class ElasticFromStrain(_Elastic):
     Raises:
         ValueError: for a temperature that is not positive.
     """
+
+    needs_moving_cell: ClassVar[bool] = True
 
     pressure_GPa: float | int = 0.0
 

@@ -77,6 +77,8 @@ class HeatCapacity(FluctuationObservable):
         ValueError: for a temperature that is not positive.
     """
 
+    depends_on_potential: ClassVar[bool] = True
+
     temperature_K: float | int
     pressure_GPa: float | int | None = None
     kinetic: float | int = 1.5
@@ -134,6 +136,8 @@ class Compressibility(FluctuationObservable):
         ValueError: for a temperature that is not positive.
     """
 
+    needs_moving_cell: ClassVar[bool] = True
+
     temperature_K: float | int
 
     def __post_init__(self) -> None:
@@ -177,6 +181,9 @@ class ThermalExpansion(FluctuationObservable):
     Raises:
         ValueError: for a temperature that is not positive.
     """
+
+    depends_on_potential: ClassVar[bool] = True
+    needs_moving_cell: ClassVar[bool] = True
 
     temperature_K: float | int
     pressure_GPa: float | int = 0.0
@@ -229,6 +236,8 @@ class EnergySpread(FluctuationObservable):
     Raises:
         ValueError: for a temperature that is not positive.
     """
+
+    depends_on_potential: ClassVar[bool] = True
 
     temperature_K: float | int
 

@@ -31,6 +31,8 @@ class ElementForceError(Observable):
         ValueError: for an unknown element.
     """
 
+    depends_on_potential: ClassVar[bool] = True
+
     element: str
 
     def __post_init__(self) -> None:
@@ -113,6 +115,8 @@ class MolecularForceError(Observable):
         molecules: all atoms of the structure; None until it is bound.
     """
 
+    depends_on_potential: ClassVar[bool] = True
+
     molecules: tuple[Molecule, ...] | None = dataclasses.field(default=None, metadata={"text": False})
 
     @property
@@ -149,6 +153,7 @@ class MolecularForceError(Observable):
 class SquaredStressError(Observable):
     """Mean squared difference of a component of the stress to that of another potential, all nine alike, GPa²."""
 
+    depends_on_potential: ClassVar[bool] = True
     needs_stress: ClassVar[bool] = True
     needs_other_stress: ClassVar[bool] = True
 

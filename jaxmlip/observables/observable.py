@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -41,14 +42,18 @@ class Observable(abc.ABC):
     Attributes:
         recorded: attribute of a `Run` that has the values already, in double precision; empty if none has.
         needs_stress: whether the frame must know its stress if no potential is given.
+        depends_on_potential: whether values depend on the potential, given the frame.
         needs_other_stress: whether the prediction of a potential that is compared with must have a stress.
+        needs_moving_cell: whether it is the same in all frames where the cell does not move.
         of_fluctuations: whether `mean` is more than a mean of values: then means over several frames cannot take the
             place of these, and it cannot be observed on the way of a simulation.
     """
 
     recorded: ClassVar[str] = ""
     needs_stress: ClassVar[bool] = False
+    depends_on_potential: ClassVar[bool] = False
     needs_other_stress: ClassVar[bool] = False
+    needs_moving_cell: ClassVar[bool] = False
     of_fluctuations: ClassVar[bool] = False
 
     @property
@@ -117,6 +122,6 @@ class Observable(abc.ABC):
 
 def check_names(observables: Sequence[Observable]) -> None:
     """Raise ValueError if two observables have one name."""
-    names = [observable.name for observable in observables]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Observables need names of their own, but there are {', '.join(names)}.")
+    number = Counter(observable.name for observable in observables)
+    if shared := [name for name, times in number.items() if times > 1]:
+        raise ValueError(f"Observables need names of their own, but several are called {', '.join(shared)}.")

@@ -23,6 +23,7 @@ class PotentialEnergy(Observable):
     """
 
     recorded: ClassVar[str] = "potential_energy"
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -70,6 +71,8 @@ class Temperature(Observable):
 class Density(Observable):
     """Mass density in g/cm³, with the masses of the simulation."""
 
+    needs_moving_cell: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """Name for tables and plots."""
@@ -99,6 +102,7 @@ class PressureTensor(Observable):
     """
 
     needs_stress: ClassVar[bool] = True
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -128,6 +132,7 @@ class Pressure(Observable):
 
     recorded: ClassVar[str] = "pressure_GPa"
     needs_stress: ClassVar[bool] = True
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -153,6 +158,8 @@ class Pressure(Observable):
 class SquaredForceError(Observable):
     """Mean squared difference of a force component to that of another potential, eV²/Å²."""
 
+    depends_on_potential: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """Name for tables and plots."""
@@ -172,6 +179,8 @@ class SquaredForceError(Observable):
 @dataclasses.dataclass(frozen=True)
 class EnergyDifference(Observable):
     """Energy per atom minus that of another potential, elemental references included, eV."""
+
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
