@@ -94,10 +94,9 @@ def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None
     kept = run.completed
     cells = np.where(run.pbc[:, None], run.frame_cells[kept, first:], 0.0)
     shape = cells.shape[:2]
-    momenta = run.momenta
+    momenta, dtype = run.momenta, np.dtype(jax.dtypes.canonicalize_dtype(float))
     if momenta is not None:
         momenta = momenta[kept, first:].astype(dtype)
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     frames = FrameState(
         positions=_near_origin(run.positions[kept, first:], cells).astype(dtype),
         cell=cells.astype(dtype),
@@ -127,7 +126,7 @@ def trajectory_states(run: Run, first: int = 0) -> FrameState:
     if run.positions.dtype == np.float32:
         return frames
     moved = run.positions[run.completed, first:] - run.positions[run.completed, first : first + 1]
-    return frames.replace(positions=frames.positions[:, :1] + moved)
+    return frames.replace(positions=frames.positions[:, :1] + moved.astype(frames.positions.dtype))
 
 
 def _near_origin(positions: np.ndarray, cells: np.ndarray) -> np.ndarray:

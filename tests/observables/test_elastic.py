@@ -113,7 +113,7 @@ def strained_run(stiffness: np.ndarray, temperature: float, pressure: float) -> 
     strains = np.array([np.asarray(strain_matrix(each)) for each in jnp.asarray(voigt.reshape(-1, 6), float)])
     values, vectors = np.linalg.eigh(np.eye(3) + 2.0 * strains)
     stretches = np.einsum("nxk,nk,nyk->nxy", vectors, np.sqrt(values), vectors)
-    turns = Rotation.random(len(stretches), random_state=1).as_matrix()
+    turns = Rotation.from_quat(rng.normal(size=(len(stretches), 4))).as_matrix()
     cells = (cell @ stretches @ turns).reshape(8, 400, 3, 3)
     return as_run(np.zeros((8, 400, 1, 3)), np.array([18]), cell, cells=cells)
 
