@@ -93,10 +93,9 @@ def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None
     kept = run.completed
     cells = np.where(run.pbc[:, None], run.frame_cells[kept, first:], 0.0)
     shape = cells.shape[:2]
-    momenta = run.momenta
+    momenta, dtype = run.momenta, np.dtype(jax.dtypes.canonicalize_dtype(float))
     if momenta is not None:
         momenta = momenta[kept, first:].astype(dtype)
-    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     frames = FrameState(
         positions=_near_origin(run.positions[kept, first:], cells).astype(dtype),
         cell=cells.astype(dtype),
