@@ -110,6 +110,13 @@ if TYPE_CHECKING:
     from jaxmlip.validation.averages import average as average
     from jaxmlip.validation.averages import frame_states as frame_states
     from jaxmlip.validation.averages import observe as observe
+    from jaxmlip.validation.comparison import Validation as Validation
+    from jaxmlip.validation.energies import frame_energies as frame_energies
+    from jaxmlip.validation.gradients import Gradient as Gradient
+    from jaxmlip.validation.gradients import gradient as gradient
+    from jaxmlip.validation.gradients import mean_of_frames as mean_of_frames
+    from jaxmlip.validation.task import Sampling as Sampling
+    from jaxmlip.validation.validate import validate as validate
     from jaxmlip.validation.verdict import Tolerances as Tolerances
     from jaxmlip.validation.verdict import verdict as verdict
 
@@ -222,6 +229,13 @@ _HOME = {
     "observe": "validation.averages",
     "Tolerances": "validation.verdict",
     "verdict": "validation.verdict",
+    "Validation": "validation.comparison",
+    "validate": "validation.validate",
+    "Sampling": "validation.task",
+    "mean_of_frames": "validation.gradients",
+    "Gradient": "validation.gradients",
+    "gradient": "validation.gradients",
+    "frame_energies": "validation.energies",
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

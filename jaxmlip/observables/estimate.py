@@ -185,6 +185,10 @@ class Estimate:
         """As `repr`, with the status in words."""
         return self._text(self.status.value)
 
+    def plain(self) -> str:
+        """Value ± error with the unit, and nothing of samples and status."""
+        return dataclasses.replace(self, status=Status.OK, effective_samples=math.nan)._text("")
+
     def _text(self, status: str) -> str:
         value, error, unit = np.asarray(self.value), np.asarray(self.error), f" {self.unit}" if self.unit else ""
         known = [f"n_eff {self.effective_samples:.0f}"] if np.isfinite(self.effective_samples) else []

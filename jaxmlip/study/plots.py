@@ -4,10 +4,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from jaxmlip.observables.estimate import Estimate
 from jaxmlip.systems.dataset import Frame
@@ -124,12 +122,6 @@ def scatter_of_students(
             label=readable(name),
         )
     ax.set(xlabel=xlabel, ylabel=ylabel)
-
-
-def figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
-    """A figure of several axes in the style of the report; close it when it is written."""
-    with plt.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 9}):
-        return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
 
 
 def _dig(numbers: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any] | None:

@@ -21,7 +21,6 @@ where ∂U° is the mean over a few frames: it centres what the covariance multi
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -39,8 +38,16 @@ from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.trainable import trainable
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import KB
-from jaxmlip.validation.averages import FRAMES_AT_ONCE, frame_states, observe, room_for, settled
+from jaxmlip.validation.averages import frame_states, observe, room_for, settled
 from jaxmlip.validation.energies import atomic_energies
+from jaxmlip.validation.frame_gradients import (
+    derivatives_along,
+    energy_changes,
+    in_batches,
+    mean_gradient,
+    sums_of_gradients,
+    sums_of_own_gradients,
+)
 from jaxmlip.validation.weights import Mixture
 
 GROUPS = 8
@@ -132,9 +139,9 @@ def mean_of_frames(
         before = now if reference is None else atomic_energies(reference, batch)
         return (now - jax.lax.stop_gradient(before)).sum(1)
 
-    changes = _in_batches(change, flat.at_rest)
+    changes = in_batches(change, flat.at_rest)
     seen_of = potential if observable.depends_on_potential else None
-    values = _in_batches(jax.vmap(lambda frame: observable.per_frame(frame, seen_of)), flat)
+    values = in_batches(jax.vmap(lambda frame: observable.per_frame(frame, seen_of)), flat)
     log_weights = -changes / (KB * temperature_K)
     return observable.mean(values.reshape(*shape, *values.shape[1:]), log_weights.reshape(shape))
 
@@ -247,7 +254,7 @@ class _Frames:
         values = values.reshape(-1, length, *values.shape[2:])
         log_weights = np.zeros(values.shape[:2])
         if reference is not None:
-            log_weights = -np.asarray(_changes(potential, reference, frames), np.float64) / kT
+            log_weights = -np.asarray(energy_changes(potential, reference, frames), np.float64) / kT
         return cls(potential, observable, kT, frames, values, log_weights, reference)
 
     def estimate(self) -> Estimate:
@@ -284,9 +291,9 @@ class _Frames:
             raise ValueError(f"A loss is one number, and this one has {len(of_weights)}.")
         groups = self.log_weights.shape[0]
         scaled = -groups * of_weights * self.correction / self.kT
-        gradients = _sums_of_gradients if len(scaled) == 1 else _sums_of_each_gradient
+        gradients = sums_of_gradients if len(scaled) == 1 else _sums_of_each_gradient
         sums = gradients(self.potential, self.frames.at_rest, scaled.astype(self.dtype))
-        centre = _mean_gradient(self.potential, self._few())
+        centre = mean_gradient(self.potential, self._few())
         # Groups whose numbers do not add up to nothing would see the mean of ∂U/∂θ, which cancels in the sum.
         total = scaled.sum(axis=2).T
         parts = jax.tree.map(
@@ -295,7 +302,7 @@ class _Frames:
             centre,
         )
         if self.observable.depends_on_potential:
-            own = _sums_of_own_gradients(self.observable, self.potential, self.frames, groups * of_values)
+            own = sums_of_own_gradients(self.observable, self.potential, self.frames, groups * of_values)
             parts = jax.tree.map(lambda one, other: one + np.asarray(other, np.float64), parts, own)
         shape = () if loss is not None else np.shape(self.observable.mean(self.values[:1, :1]))
         return jax.tree.map(lambda leaf: leaf.reshape(groups, *shape, *leaf.shape[2:]), parts)
@@ -329,7 +336,7 @@ class _Frames:
         # What the covariance is multiplied by, the derivative of the values themselves is not.
         if self.observable.depends_on_potential:
             of_values = self.cotangents(loss)[1]
-            own = _sums_of_own_gradients(self.observable, self.potential, self.frames, of_values)
+            own = sums_of_own_gradients(self.observable, self.potential, self.frames, of_values)
             own = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64).sum(0), own)
             own = jax.tree.map(lambda leaf, like: leaf.reshape(np.shape(like)), own, found)
             scale = self.correction
@@ -341,7 +348,7 @@ class _Frames:
         of_weights, of_values = self.cotangents(loss)
         number = self.log_weights.size
         along = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(each) for each in leaves]), *directions)
-        slopes, own = _along(self.observable, self.potential, self.frames, along)
+        slopes, own = derivatives_along(self.observable, self.potential, self.frames, along)
         slopes = np.asarray(slopes, np.float64)
         slopes = slopes - slopes.mean(axis=(0, 1))
         series = -self.correction / self.kT * number * of_weights.transpose(1, 2, 0)[:, :, None] * slopes[..., None]
@@ -351,128 +358,3 @@ class _Frames:
             series = series + np.einsum("ogfk,gfdk->gfdo", weights, own)
         shape = () if loss is not None else np.shape(self.observable.mean(self.values[:1, :1]))
         return series.reshape(*slopes.shape, *shape)
-
-
-def _in_batches(function: Callable[[FrameState], Any], frames: FrameState) -> Any:
-    """A function of frames [batch, ...] of frames [number, ...]; reverse mode keeps frames and recomputes the rest."""
-    number = len(frames.positions)
-    pieces = -(-number // FRAMES_AT_ONCE)
-    chosen = jnp.minimum(jnp.arange(pieces * FRAMES_AT_ONCE), number - 1).reshape(pieces, FRAMES_AT_ONCE)
-    batches = jax.tree.map(lambda leaf: leaf[chosen], frames)
-    found = jax.lax.map(jax.checkpoint(function), batches)
-    return found.reshape(-1, *found.shape[2:])[:number]
-
-
-@jax.jit
-def _changes(potential: Potential, reference: Potential, frames: FrameState) -> Any:
-    """Energies of a potential minus those of another, [groups, frames], atom by atom."""
-    flat = jax.tree.map(lambda leaf: jnp.asarray(leaf).reshape(-1, *leaf.shape[2:]), frames.at_rest)
-    changes = _in_batches(
-        lambda batch: (atomic_energies(potential, batch) - atomic_energies(reference, batch)).sum(1), flat
-    )
-    return changes.reshape(frames.positions.shape[:2])
-
-
-def _padded(frames: FrameState, numbers: Any) -> tuple[FrameState, Any]:
-    """Frames [groups, frames, ...] as [groups, batches, batch, ...], and numbers as [groups, batches, outputs, batch].
-
-    Frames that fill up a batch have the number 0.
-    """
-    groups, length = frames.positions.shape[:2]
-    size = min(FRAMES_AT_ONCE, length)
-    pieces = -(-length // size)
-    chosen = jnp.minimum(jnp.arange(pieces * size), length - 1).reshape(pieces, size)
-    batches = jax.tree.map(lambda leaf: jnp.asarray(leaf)[:, chosen], frames)
-    added = jnp.pad(jnp.asarray(numbers), ((0, 0), (0, 0), (0, pieces * size - length)))
-    return batches, added.reshape(-1, groups, pieces, size).transpose(1, 2, 0, 3)
-
-
-def _summed(body: Callable[[FrameState, Any], Any], frames: FrameState, numbers: Any) -> Any:
-    """Sums over the frames of each group of what a function says of batches of frames and their numbers."""
-
-    def of_group(batches: tuple[FrameState, Any]) -> Any:
-        shapes = jax.eval_shape(lambda one: body(*one), jax.tree.map(lambda leaf: leaf[0], batches))
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.scan(lambda sums, one: (jax.tree.map(jnp.add, sums, body(*one)), None), nothing, batches)[0]
-
-    return jax.lax.map(of_group, _padded(frames, numbers))
-
-
-@jax.jit
-def _sums_of_gradients(potential: Potential, frames: FrameState, numbers: Any) -> Any:
-    """Σ_n numbers_n ∂U_n/∂θ over the frames of each group, leaves [groups, 1, ...]: one backward pass of each batch."""
-    params, rebuild = trainable(potential)
-
-    def of_batch(batch: FrameState, numbers: Any) -> Any:
-        found = jax.grad(lambda params: (numbers[0] * atomic_energies(rebuild(params), batch).sum(1)).sum())(params)
-        return jax.tree.map(lambda leaf: leaf[None], found)
-
-    return _summed(of_batch, frames, numbers)
-
-
-@jax.jit
-def _sums_of_each_gradient(potential: Potential, frames: FrameState, numbers: Any) -> Any:
-    """The same for several numbers of each frame, leaves [groups, outputs, ...]: a backward pass of each frame."""
-    params, rebuild = trainable(potential)
-
-    def of_batch(batch: FrameState, numbers: Any) -> Any:
-        def of_frame(frame: FrameState) -> Any:
-            one = jax.tree.map(lambda leaf: leaf[None], frame)
-            return jax.grad(lambda params: atomic_energies(rebuild(params), one).sum())(params)
-
-        gradients = jax.vmap(of_frame)(batch)
-        return jax.tree.map(lambda leaf: jnp.tensordot(numbers, leaf, axes=1), gradients)
-
-    return _summed(of_batch, frames, numbers)
-
-
-@jax.jit
-def _mean_gradient(potential: Potential, frames: FrameState) -> Any:
-    """∂U/∂θ, mean over frames [frames, ...]."""
-    params, rebuild = trainable(potential)
-    number = len(frames.positions)
-    return jax.grad(lambda params: _in_batches(
-        lambda batch: atomic_energies(rebuild(params), batch).sum(1), jax.tree.map(jnp.asarray, frames)
-    ).sum() / number)(params)  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _sums_of_own_gradients(observable: Observable, potential: Potential, frames: FrameState, numbers: Any) -> Any:
-    """Σ_n numbers_n · ∂A_n/∂θ, of numbers [outputs, groups, frames, ...]; leaves [groups, outputs, ...]."""
-    params, rebuild = trainable(potential)
-    outputs, groups, length = numbers.shape[:3]
-    flat = jnp.asarray(numbers).reshape(outputs, groups, length, -1)
-    size = flat.shape[3]
-    spread = flat.transpose(0, 3, 1, 2).reshape(outputs * size, groups, length)
-
-    def of_batch(batch: FrameState, numbers: Any) -> Any:
-        numbers = numbers.reshape(outputs, size, -1).astype(batch.positions.dtype)
-
-        def total(params: Any) -> Any:
-            values = jax.vmap(lambda frame: observable.per_frame(frame, rebuild(params)))(batch)
-            return jnp.einsum("okb,bk->o", numbers, values.reshape(len(values), -1))
-
-        return jax.jacrev(total)(params)
-
-    return _summed(of_batch, frames, spread)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _along(observable: Observable, potential: Potential, frames: FrameState, directions: Any) -> tuple[Any, Any]:
-    """Derivatives along directions of energies [groups, frames, directions] and of values [..., *shape]."""
-    params, rebuild = trainable(potential)
-    shape = frames.positions.shape[:2]
-    flat = jax.tree.map(lambda leaf: jnp.asarray(leaf).reshape(-1, *leaf.shape[2:]), frames)
-
-    def along(function: Callable[[Any], Any]) -> Any:
-        return jax.vmap(lambda way: jax.jvp(function, (params,), (way,))[1], out_axes=1)(directions)
-
-    def energies(batch: FrameState) -> Any:
-        return along(lambda params: atomic_energies(rebuild(params), batch).sum(1))
-
-    def values(batch: FrameState) -> Any:
-        return along(lambda params: jax.vmap(lambda frame: observable.per_frame(frame, rebuild(params)))(batch))
-
-    slopes = _in_batches(energies, flat.at_rest)
-    own = _in_batches(values, flat) if observable.depends_on_potential else slopes
-    return tuple(each.reshape(*shape, *each.shape[1:]) for each in (slopes, own))

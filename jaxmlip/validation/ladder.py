@@ -1,297 +1,317 @@
-"""How a student's averages are held against its teacher's, cheapest way first.
-
-A way is taken only if its own check allows it, and every number says which way gave it:
-
-1. *reweighting*: the student's frames with weights ∝ exp(−β ΔU), ΔU = U_teacher − U_student. Allowed if enough
-   independent frames are left, see `weights`.
-2. *bridge*: simulations of (1 − λ) U_student + λ U_teacher between the two, one program for all, and MBAR over these
-   and the student's frames. Allowed if neighbours overlap and the teacher need not be called more often than by a
-   simulation of its own.
-3. *response*: ⟨A⟩ − β cov(A, ΔU) in the student's frames. Its error includes the next term, ½ β² κ(A, ΔU, ΔU), whole;
-   allowed if that is at most half of the first, or within the tolerance.
-4. *direct*: a simulation of the teacher's own; if the caller allows what that costs, or has one.
-
-Each way is an object that gives an average of the student, of the teacher, and their difference. Where one sample gave
-both, the error of the difference knows it.
-"""
+"""From a student's averages to its teacher's, by the cheapest way whose own check allows it; see `ways`."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any
 
-import flax.struct
 import numpy as np
-from jaxtyping import Float
+from ase import Atoms
+from scipy.stats import norm
 
+from jaxmlip.digests import digest
 from jaxmlip.observables.estimate import Estimate, Status, worst
 from jaxmlip.observables.observable import Observable
-from jaxmlip.observables.statistics import correlated_mean
-from jaxmlip.potentials.potential import Potential
-from jaxmlip.systems.graph import Graph
-from jaxmlip.types import Leaf, PerAtom, PerGraph
-from jaxmlip.validation.weights import Mixture, Target
+from jaxmlip.potentials.potential import Potential, fingerprint
+from jaxmlip.simulation.simulate import simulate
+from jaxmlip.simulation.trajectory import Run, load_run
+from jaxmlip.validation.averages import observe, settled
+from jaxmlip.validation.comparison import Comparison, Validation
+from jaxmlip.validation.energies import frame_energies
+from jaxmlip.validation.task import Task
+from jaxmlip.validation.verdict import Answer, instability
+from jaxmlip.validation.ways import MOST_STATES, Bridge, Direct, Response, Way, Weighted, deviation, shares_of
+from jaxmlip.validation.weights import ENOUGH, Mixture
 
-Method = Literal["reweighting", "bridge", "response", "direct"]
-
-APART = 1.0
-"""Spread of the reduced energy difference between neighbours on a bridge: e^-1 of their frames overlap."""
-
-MOST_STATES = 8
-"""Simulations of a bridge, at most."""
-
-Values = Sequence[np.ndarray]
-"""Of an observable in the frames of one run or several, [replicas, frames, ...] each."""
-
-
-class Way(Protocol):
-    """What gives averages of student and teacher."""
-
-    @property
-    def method(self) -> Method:
-        """Its name."""
-        ...
-
-    def averages(self, observable: Observable, student: Values, teacher: Values) -> tuple[Estimate, Estimate, Estimate]:
-        """Of student, teacher, and student − teacher, from values as either has them."""
-        ...
-
-
-@flax.struct.dataclass
-class Bridge(Potential):
-    """(1 − λ) U_student + λ U_teacher, λ a leaf: bridges of one pair of potentials stack.
-
-    Attributes:
-        student, teacher: the ends.
-        share: λ.
-    """
-
-    student: Potential
-    teacher: Potential
-    share: Leaf
-
-    @property
-    def params(self) -> tuple:
-        """Parameters of both."""
-        return self.student.params, self.teacher.params
-
-    def with_params(self, params: Any) -> "Bridge":
-        """The bridge of the two with other parameters."""
-        student, teacher = params
-        return self.replace(student=self.student.with_params(student), teacher=self.teacher.with_params(teacher))
-
-    @property
-    def opaque(self) -> bool:
-        """Whether JAX does not see the parameters of one of the two."""
-        return self.student.opaque or self.teacher.opaque
-
-    @property
-    def references(self) -> Float[np.ndarray, "*models 119"]:
-        """Elemental references, mixed likewise, eV."""
-        share = np.asarray(self.share, np.float64)[..., None]
-        one, other = (np.asarray(each.references, np.float64) for each in (self.student, self.teacher))
-        return (1.0 - share) * one + share * other
-
-    @property
-    def cutoff(self) -> float:
-        """The longer of the two, Å."""
-        return max(self.student.cutoff, self.teacher.cutoff)
-
-    @property
-    def inner_cutoff(self) -> float:
-        """The longer of the two, Å."""
-        return max(self.student.inner_cutoff, self.teacher.inner_cutoff)
-
-    @property
-    def species(self) -> tuple[int, ...]:
-        """Atomic numbers that both know."""
-        return tuple(sorted({*self.student.species} & {*self.teacher.species}))
-
-    def atomic_energies(self, graph: Graph) -> PerAtom:
-        """Atomic energies of both, mixed, eV."""
-        one, other = (each.atomic_energies(graph) for each in (self.student, self.teacher))
-        return (1.0 - self.share) * one + self.share * other
-
-    def energy(self, graph: Graph) -> PerGraph:
-        """Energies of both, mixed, eV."""
-        return (1.0 - self.share) * self.student.energy(graph) + self.share * self.teacher.energy(graph)
-
-    def references_for(self, species: Any) -> Float[np.ndarray, "119"]:
-        """References of both for these elements, mixed, eV."""
-        share = float(self.share)
-        return (1.0 - share) * self.student.references_for(species) + share * self.teacher.references_for(species)
-
-    def check(self, atoms: Any, *, stress: bool = False) -> None:
-        """Whether both can say what is asked for; ValueError if not."""
-        self.student.check(atoms, stress=stress)
-        self.teacher.check(atoms, stress=stress)
-
-    def complaint(self) -> str:
-        """What went wrong in either."""
-        return " ".join(filter(None, [self.student.complaint(), self.teacher.complaint()]))
+LEVEL = 0.05
+"""Probability that a student equal to its teacher fails for any of its observables."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighted:
-    """Reweighting, over the student's frames alone or over a bridge's too.
+class Sample:
+    """A run's frames in equilibrium, with the energies of both potentials.
 
     Attributes:
-        mixture: of all frames; the student's run comes first.
-        student, teacher: the two states in it.
+        run: all replicas ran to the end.
+        first: frame to begin with.
+        status: whether it is in equilibrium from there on.
+        energies: [student and teacher, replicas, frames], eV.
     """
 
-    mixture: Mixture
-    student: Target
-    teacher: Target
+    run: Run
+    first: int
+    status: Status
+    energies: np.ndarray
 
-    @property
-    def method(self) -> Method:
-        """Which of the two it is."""
-        return "reweighting" if len(self.mixture.counts) == 1 else "bridge"
-
-    def averages(self, observable: Observable, student: Values, teacher: Values) -> tuple[Estimate, Estimate, Estimate]:
-        """See `Way`."""
-        if observable.of_fluctuations:
-            return self._of_fluctuations(observable, student, teacher)
-        one = self.mixture.average(self.student, student)
-        other = self.mixture.average(self.teacher, teacher)
-        return one, other, self.mixture.difference(self.student, student, self.teacher, teacher)
-
-    def _of_fluctuations(
-        self, observable: Observable, student: Values, teacher: Values
-    ) -> tuple[Estimate, Estimate, Estimate]:
-        """Those of an observable whose mean is more than a mean; the error of the difference is no less than it is."""
-        if len(student) > 1:
-            raise ValueError(f"A bridge gives means, and the {observable.name} is more than a mean.")
-        weights = np.exp(self.teacher.log_weights).reshape(np.shape(student[0])[:2])
-        one, other = observable.estimate(student[0]), observable.estimate(teacher[0], weights)
-        one, other = (dataclasses.replace(each, source=None) for each in (one, other))
-        return one, other, one - other
+    def values(self, observable: Observable, potential: Potential, which: int) -> np.ndarray:
+        """Values as one of the two potentials has them in these frames."""
+        if not observable.depends_on_potential:
+            return observe(dataclasses.replace(self.run, observed={}), observable, self.first)
+        energies = np.full_like(self.run.potential_energy, np.nan, np.float64)
+        energies[:, self.first :] = self.energies[which]
+        made = dataclasses.replace(self.run, potential_energy=energies, pressure_GPa=None, observed={})
+        if observable.recorded_in(made) is not None:
+            return observe(made, observable, self.first)
+        return observe(made, observable, self.first, potential)
 
 
-@dataclasses.dataclass(frozen=True)
-class Response:
-    """Linear response, from the student's frames.
+class Ladder:
+    """The ways from student to teacher, each made when it is first needed."""
 
-    Attributes:
-        change: β ΔU of these, [replicas, frames].
-    """
+    def __init__(self, task: Task, run: Run, teacher_run: Run | None, folder: Path | None, progress: bool) -> None:
+        self.task, self.folder, self.progress = task, folder, progress
+        self.teacher_run = teacher_run
+        self.refused: dict[str, str] = {}
+        self.own = self._sample(run, "student")
+        steps = round(run.time_fs[-1] / run.timestep_fs) * run.n_replicas
+        self.calls = {"student": steps, "teacher": self.own.energies[0].size}
+        reduced = task.reduced(self.own.energies, run, self.own.first)
+        self.change = reduced[1] - reduced[0]
+        mixture = Mixture([reduced[:1]])
+        self.weighted = Weighted(mixture, mixture.target([reduced[0]]), mixture.target([reduced[1]]))
+        self._made: dict[str, tuple[Way, list[Sample], Sample | None] | None] = {}
 
-    change: Float[np.ndarray, "replicas frames"]
+    def climbed(self) -> Validation:
+        """All observables, compared."""
+        limit = float(norm.isf(0.5 * LEVEL / len(self.task.observables)))
+        found = {name: self._compared(name, limit) for name in self.task.observables}
+        answers = [each.answer for each in found.values()]
+        answer: Answer = "fail" if "fail" in answers else "cannot tell" if "cannot tell" in answers else "pass"
+        said = {
+            "fail": "off by more than is tolerated: ",
+            "cannot tell": "nothing is known to be wrong, but this cannot be told: ",
+            "pass": "all within the tolerances: ",
+        }[answer]
+        which = ", ".join(name for name, each in found.items() if each.answer == answer)
+        there = self.weighted.teacher
+        return Validation(answer, said + which, found, there.spread, there.effective_frames, self.calls, self.refused)
 
-    @property
-    def method(self) -> Method:
-        """Its name."""
-        return "response"
+    def _compared(self, name: str, limit: float) -> Comparison:
+        """One observable, by the first way that tells."""
+        observable, best = self.task.observables[name].bound_to(self.task.start), None
+        ways = [self._reweighting, self._bridge, self._response, self._direct]
+        # A run of the teacher's own that is there costs nothing, and leaves no doubt.
+        for make in ways if self.teacher_run is None else [ways[-1], *ways[:-1]]:
+            made = make()
+            if made is None:
+                continue
+            way, samples, others = made
+            if observable.of_fluctuations and way.method in ("bridge", "response"):
+                continue
+            student = [each.values(observable, self.task.student, 0) for each in samples]
+            there = samples if others is None else [others]
+            teacher = [each.values(observable, self.task.teacher, 1) for each in there]
+            if isinstance(way, Response) and not self._trusts(way, name, observable, teacher[0]):
+                continue
+            compared = self._judged(name, way, deviation(way, observable, student, teacher), limit)
+            best = best or compared
+            if compared.answer != "cannot tell":
+                return compared
+        return best or self._untold(name, observable)
 
-    def averages(self, observable: Observable, student: Values, teacher: Values) -> tuple[Estimate, Estimate, Estimate]:
-        """See `Way`; the error of the teacher's includes the second order."""
-        if observable.of_fluctuations:
-            raise ValueError(f"The {observable.name} is no mean, of which there is a linear response.")
-        one = correlated_mean(np.asarray(student[0], np.float64))
-        first, second = self.orders(teacher[0])
-        gap = np.asarray(student[0], np.float64) - self._series(teacher[0])
-        difference = correlated_mean(gap)
-        return one, _with_doubt(first, second), _with_doubt(difference, second)
+    def _judged(self, name: str, way: Way, found: tuple[Estimate, ...], limit: float) -> Comparison:
+        unit = self.task.observables[name].unit
+        student, teacher, difference = (dataclasses.replace(each, unit=unit) for each in found)
+        if way.method != "direct":
+            statuses = [sample.status for sample in self._made_samples(way)]
+            student, teacher, difference = (
+                _no_better(each, worst(*statuses)) for each in (student, teacher, difference)
+            )
+        tolerance = self.task.tolerance(name, teacher)
+        floor = 0.0 if difference.noise_floor is None else float(difference.noise_floor)
+        scalar = difference if difference.value.ndim == 0 else _largest(difference)
+        sigma = float(scalar.sigma_from(floor))
+        excess = abs(float(scalar)) - floor
+        low, high = scalar.interval(0.6827)
+        width = 0.5 * float(high - low)
+        answer: Answer = "pass"
+        known = worst(student.status, teacher.status).has_error
+        if known and excess > tolerance and abs(sigma) > limit:
+            answer, said = "fail", f"off by {excess:.3g} {unit}, {abs(sigma):.1f} σ, tolerated are {tolerance:.3g}"
+        elif not known:
+            answer, said = "cannot tell", worst(student.status, teacher.status).value
+        elif not width <= tolerance:
+            answer, said = (
+                "cannot tell",
+                (
+                    f"known to ± {width:.2g} {unit} only, {_longer(width, tolerance)} as long a simulation, or as many "
+                    "replicas, would tell"
+                ),
+            )
+        else:
+            said = f"within {tolerance:.3g} {unit}"
+        return Comparison(student, teacher, scalar, way.method, tolerance, sigma, answer, said)
 
-    def orders(self, values: np.ndarray) -> tuple[Estimate, np.ndarray]:
-        """The teacher's average to first order, and what the second order would add."""
-        values = np.asarray(values, np.float64)
-        change = (self.change - self.change.mean()).reshape(*self.change.shape, *[1] * (values.ndim - 2))
-        deviation = values - values.mean(axis=(0, 1))
-        return correlated_mean(self._series(values)), 0.5 * (deviation * change**2).mean(axis=(0, 1))
+    def _made_samples(self, way: Way) -> list[Sample]:
+        for made in self._made.values():
+            if made is not None and made[0] is way:
+                return made[1]
+        return []
 
-    def _series(self, values: np.ndarray) -> np.ndarray:
-        """Series whose mean is ⟨A⟩ − β cov(A, ΔU), with N − 1."""
-        values = np.asarray(values, np.float64)
-        number = self.change.size
-        change = (self.change - self.change.mean()).reshape(*self.change.shape, *[1] * (values.ndim - 2))
-        return values - (values - values.mean(axis=(0, 1))) * change * (number / (number - 1.0))
+    def _untold(self, name: str, observable: Observable) -> Comparison:
+        """Where no way was allowed: what it would take."""
+        values = self.own.values(observable, self.task.student, 0)
+        student = _no_better(dataclasses.replace(observable.estimate(values), unit=observable.unit), self.own.status)
+        there = self.weighted.teacher
+        frames = self.own.energies[0].size * ENOUGH / max(there.effective_frames, 1e-300)
+        needs = f"{frames:.1g} of the student's frames (there are {self.own.energies[0].size})"
+        steps = self.calls["student"]
+        reason = f"it would take {needs}, or a simulation of the teacher ({steps} force calls, if that is allowed)"
+        return Comparison(student, None, None, None, self.task.tolerance(name, None), math.nan, "cannot tell", reason)
+
+    def _reweighting(self) -> tuple[Way, list[Sample], Sample | None] | None:
+        """The first way."""
+        if "reweighting" not in self._made:
+            there, reason = self.weighted.teacher, None
+            if not self.own.status.has_error:
+                reason = f"the student's run has no averages: {self.own.status.value}"
+            elif not there.allowed:
+                reason = (
+                    f"the energy difference spreads by {there.spread:.2g} kT, which leaves "
+                    f"{there.effective_frames:.2g} independent frames of the {ENOUGH:g} that are needed"
+                )
+            self._keep("reweighting", None if reason else (self.weighted, [self.own], None), reason)
+        return self._made["reweighting"]
+
+    def _response(self) -> tuple[Way, list[Sample], Sample | None] | None:
+        """The third way, before it is asked whether an observable's second order is small."""
+        if "response" not in self._made:
+            reason = None if self.own.status.has_error else self.own.status.value
+            self._keep("response", None if reason else (Response(self.change), [self.own], None), reason)
+        return self._made["response"]
+
+    def _trusts(self, way: Response, name: str, observable: Observable, teacher: np.ndarray) -> bool:
+        """Whether the second order is at most half of the first, or does no harm."""
+        first, second = way.orders(teacher)
+        moved = np.abs(first.value - np.mean(teacher, axis=(0, 1))).sum()
+        width = 1.0 if observable.axis is None or len(observable.axis) < 2 else observable.axis[1] - observable.axis[0]
+        tolerance = self.task.tolerance(name, dataclasses.replace(first, axis=observable.axis))
+        small = np.abs(second).sum() <= 0.5 * moved or width * np.abs(second).sum() <= tolerance
+        if not small:
+            self.refused.setdefault("response", "its second order is more than half of the first")
+        return bool(small)
+
+    def _bridge(self) -> tuple[Way, list[Sample], Sample | None] | None:
+        """The second way."""
+        if "bridge" in self._made:
+            return self._made["bridge"]
+        shares, replicas = shares_of(self.weighted.teacher.spread), self.own.run.n_replicas
+        reason = None
+        if not self.task.sampling.bridge:
+            reason = "it is not wanted"
+        elif not self.own.status.has_error:
+            reason = self.own.status.value
+        elif not shares:
+            reason = "the two are neighbours already, and what lacks is frames"
+        elif len(shares) > min(MOST_STATES, 2 * replicas):
+            reason = (
+                f"it would take {len(shares)} simulations between the two, more force calls of the teacher than "
+                "a simulation of its own"
+            )
+        made = None
+        if reason is None:
+            made = self._bridged(shares)
+            if made is None:
+                reason = "its simulations do not overlap, failed or have not settled"
+        self._keep("bridge", made, reason)
+        return made
+
+    def _bridged(self, shares: list[float]) -> tuple[Way, list[Sample], Sample | None] | None:
+        """The simulations of a bridge: together no more force calls than the student's own run."""
+        task, run = self.task, self.own.run
+        replicas = max(2, run.n_replicas // len(shares))
+        part = min(1.0, run.n_replicas / (replicas * len(shares)))
+        ends = [run.during(slice(-1, None)).frames()[n % run.n_replicas] for n in range(replicas)]
+        states = [Bridge(task.student, task.teacher, np.float32(share)) for share in shares]
+        options: dict[str, Any] = {
+            "steps": int(part * run.time_fs[-1] / run.timestep_fs),
+            "timestep_fs": run.timestep_fs,
+            "sample_every_fs": float(run.time_fs[0]),
+            "seed": task.sampling.seed + 2,
+            "keep_velocities": True,
+            "on_failure": "mark",
+            "progress": self.progress,
+        }
+        runs = self._kept_runs(states, ends, options)
+        self.calls["teacher"] += options["steps"] * replicas * len(shares)
+        if any(not each.completed.all() for each in runs):
+            return None
+        samples = [self.own, *(self._sample(each, f"bridge-{n}") for n, each in enumerate(runs))]
+        if any(not each.status.has_error for each in samples):
+            return None
+        mixed = [0.0, *shares]
+        reduced = [task.reduced(each.energies, each.run, each.first) for each in samples]
+        mixture = Mixture([np.stack([(1 - s) * each[0] + s * each[1] for s in mixed]) for each in reduced])
+        student, teacher = (mixture.target([each[which] for each in reduced]) for which in (0, 1))
+        if not teacher.allowed:
+            return None
+        return Weighted(mixture, student, teacher), samples, None
+
+    def _kept_runs(self, states: list[Bridge], starts: list[Atoms], options: dict[str, Any]) -> list[Run]:
+        """Simulations of a bridge, one program for all; found again where they were made before."""
+        task = self.task
+        known = digest(*map(fingerprint, states), *(each.positions for each in starts), str(task.ensemble), options)
+        paths = [self.folder / f"bridge-{known[:8]}-{n}.h5" for n in range(len(states))] if self.folder else []
+        if paths and all(path.exists() for path in paths):
+            return [load_run(path) for path in paths]
+        if any(state.opaque for state in states):
+            runs = [simulate(state, starts, task.ensemble, **options) for state in states]
+        else:
+            runs = simulate(states, starts, task.ensemble, **options)
+        for path, run in zip(paths, runs, strict=False):
+            run.save(path)
+        return runs
+
+    def _direct(self) -> tuple[Way, list[Sample], Sample | None] | None:
+        """The last way."""
+        if "direct" in self._made:
+            return self._made["direct"]
+        run, reason = self.teacher_run, None
+        if run is None and not self.task.sampling.teacher_md:
+            reason = "simulating the teacher was not allowed"
+        elif run is None:
+            run = self.task.simulated(self.task.teacher, self.folder, "teacher", progress=self.progress)
+            self.calls["teacher"] += round(run.time_fs[-1] / run.timestep_fs) * run.n_replicas
+        made = None
+        if run is not None:
+            wrong = instability(run, self.task.temperature_K)
+            if wrong or not run.completed.all():
+                raise ValueError(f"The teacher's own simulation fails, so that nothing is compared: {wrong}.")
+            other = self._sample(run, "teacher")
+            made = Direct(self.own.status, other.status), [self.own], other
+        self._keep("direct", made, reason)
+        return made
+
+    def _keep(self, name: str, made: Any, reason: str | None) -> None:
+        self._made[name] = made
+        if reason:
+            self.refused[name] = reason
+
+    def _sample(self, run: Run, name: str) -> Sample:
+        """A run with the energies of both potentials in its frames."""
+        first, status = settled(run, "auto")
+        kept = None if self.folder is None else self.folder / f"{name}.energies.npz"
+        both = [self.task.student, self.task.teacher]
+        return Sample(run, first, status, frame_energies(run, both, first=first, to=kept, progress=self.progress))
 
 
-@dataclasses.dataclass(frozen=True)
-class Direct:
-    """Two simulations.
-
-    Attributes:
-        student_status, teacher_status: what is to be said of the runs.
-    """
-
-    student_status: Status
-    teacher_status: Status
-
-    @property
-    def method(self) -> Method:
-        """Its name."""
-        return "direct"
-
-    def averages(self, observable: Observable, student: Values, teacher: Values) -> tuple[Estimate, Estimate, Estimate]:
-        """See `Way`."""
-        one, other = (_of_status(observable.estimate(values[0]), status) for values, status in (
-            (student, self.student_status), (teacher, self.teacher_status)))  # fmt: skip
-        one, other = (dataclasses.replace(each, source=None) for each in (one, other))
-        return one, other, one - other
+def _no_better(estimate: Estimate, status: Status) -> Estimate:
+    """The estimate with the worse of two statuses."""
+    return dataclasses.replace(estimate, status=worst(estimate.status, status))
 
 
-def _of_status(estimate: Estimate, status: Status) -> Estimate:
-    """The estimate with the worse of two statuses, and without an error where there is none."""
-    status = worst(estimate.status, status)
-    error = estimate.error if status.has_error else np.full_like(estimate.error, np.nan)
-    return dataclasses.replace(estimate, status=status, error=error)
+def _largest(estimate: Estimate) -> Estimate:
+    """Of several numbers, the one that is furthest from nothing in its errors."""
+    size = np.abs(estimate.value) / np.where(estimate.error > 0, estimate.error, np.inf)
+    place = int(np.argmax(size))
+    picked = {
+        "value": np.asarray(estimate.value.ravel()[place]),
+        "error": np.asarray(estimate.error.ravel()[place]),
+        "dof": float(np.broadcast_to(estimate.dof, estimate.error.shape).ravel()[place]),
+    }
+    return dataclasses.replace(estimate, blocks=None, source=None, axis=None, **picked)
 
 
-def _with_doubt(estimate: Estimate, doubt: np.ndarray) -> Estimate:
-    """The estimate with a systematic doubt added to its error, in squares."""
-    return dataclasses.replace(estimate, error=np.asarray(np.hypot(estimate.error, doubt)))
-
-
-def shares_of(spread: float) -> list[float]:
-    """Places λ of the simulations between student (0) and teacher (1) so that neighbours are `APART` in spread.
-
-    The teacher itself is not among them: it is as far from the last as these are from each other.
-    """
-    number = max(1, math.ceil(spread / APART))
-    return [n / number for n in range(1, number)]
-
-
-def projected(values: Values, coefficients: np.ndarray | None) -> Values:
-    """Values · coefficients, for a function's deviation; as they are without coefficients."""
-    return values if coefficients is None else [np.asarray(each) @ coefficients for each in values]
-
-
-def deviation(way: Way, observable: Observable, student: Values, teacher: Values) -> tuple[Estimate, ...]:
-    """Averages of student and teacher, and one number that says how far apart they are.
-
-    Of numbers it is student − teacher; of functions ∫ |student − teacher| over their axis, whose error is that of the
-    integral linearised about it, and whose noise floor is what noise makes of no difference, see `rdf_error`.
-    """
-    one, other, difference = way.averages(observable, student, teacher)
-    if observable.axis is None:
-        return one, other, difference
-    axis = observable.axis
-    one, other = (dataclasses.replace(each, axis=axis) for each in (one, other))
-    width = float(axis[1] - axis[0]) if len(axis) > 1 else 1.0
-    signs = width * np.sign(difference.value)
-    plain = _Plain(observable)
-    _, _, along = way.averages(plain, projected(student, signs), projected(teacher, signs))
-    floor = math.sqrt(2.0 / math.pi) * width * float(difference.error.sum())
-    value = np.asarray(width * np.abs(difference.value).sum())
-    return one, other, dataclasses.replace(along, value=value, noise_floor=np.asarray(floor))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plain(Observable):
-    """A projection of a function's values: a number with a plain mean."""
-
-    of: Observable
-
-    @property
-    def name(self) -> str:
-        return self.of.name
-
-    @property
-    def unit(self) -> str:
-        return self.of.unit
-
-    def per_frame(self, frame: Any, potential: Potential | None = None) -> Any:
-        return self.of.per_frame(frame, potential)
+def _longer(width: float, tolerance: float) -> str:
+    """By how much more sampling an interval becomes as narrow as the tolerance."""
+    return f"{(width / tolerance) ** 2:.1f} times" if 0 < tolerance < width < math.inf else "several times"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxmlip.observables.estimate import Estimate, Status, worst
+from jaxmlip.observables.estimate import Estimate, worst
 from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.structure import RDF, rdf_error
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Temperature
@@ -325,4 +325,4 @@ def _short(estimate: Estimate) -> str:
     """Value ± error of a scalar; a dash for functions."""
     if estimate.value.ndim:
         return "–"
-    return repr(dataclasses.replace(estimate, status=Status.OK)).split(" (")[0]
+    return estimate.plain()

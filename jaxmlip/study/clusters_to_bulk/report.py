@@ -1,25 +1,20 @@
 """The report of clusters to bulk: one HTML file that explains itself; its words are in `report.html.jinja`."""
 
-import base64
-import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from jaxmlip.figures import figure, picture
 from jaxmlip.files import write_text
 from jaxmlip.study import plots
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.clusters_to_bulk.stages import FOUNDATION, Results
 from jaxmlip.study.clusters_to_bulk.summary import PAIRS, RDF_RANGE, Analysis
 from jaxmlip.versions import versions
-
-PIXELS_PER_INCH = 105
-"""Of figures as the page shows them; they are drawn finer."""
 
 COVALENT = 1.3
 """Å; distances below are covalent bonds of water."""
@@ -106,43 +101,43 @@ def _figures(config: ClustersToBulk, analysis: Analysis, history: list[dict]) ->
     """The figures by their names in the template."""
     students = named_students(analysis.summary)
     shown = {labels: [name for name in students if name.endswith(f".{labels}")] for labels in config.labels}
-    figure, axes = plots.figure(1, 1, 6.5, 3.2)
+    curve, axes = figure(1, 1, 6.5, 3.2)
     plots.learning_curve(axes[0, 0], history)
     return {
-        "forces": _picture(_forces(analysis, shown)),
-        "structure": _picture(_structure(analysis, shown)),
-        "relations": _picture(_relations(analysis, students)),
-        "distillation": _picture(figure),
+        "forces": picture(_forces(analysis, shown)),
+        "structure": picture(_structure(analysis, shown)),
+        "relations": picture(_relations(analysis, students)),
+        "distillation": picture(curve),
     }
 
 
 def _forces(analysis: Analysis, shown: dict[str, list[str]]) -> Figure:
     """Forces of every student against the teacher's."""
-    figure, axes = plots.figure(len(shown), max(map(len, shown.values())), 10.5, 2.9 * len(shown))
+    drawn, axes = figure(len(shown), max(map(len, shown.values())), 10.5, 2.9 * len(shown))
     for row, names in zip(axes, shown.values(), strict=True):
         for ax, name in zip(row, names, strict=True):
             plots.force_parity(ax, analysis.test, analysis.potentials[name].predicted, plots.readable(name))
-    figure.supxlabel("force component of the teacher / eV Å$^{-1}$")
-    figure.supylabel("of the student / eV Å$^{-1}$")
-    return figure
+    drawn.supxlabel("force component of the teacher / eV Å$^{-1}$")
+    drawn.supylabel("of the student / eV Å$^{-1}$")
+    return drawn
 
 
 def _structure(analysis: Analysis, shown: dict[str, list[str]]) -> Figure:
     """Radial distribution functions of all pairs."""
-    figure, axes = plots.figure(len(shown), len(PAIRS), 10.5, 2.9 * len(shown))
+    drawn, axes = figure(len(shown), len(PAIRS), 10.5, 2.9 * len(shown))
     teacher = analysis.potentials["teacher"].rdf
     for row, names in zip(axes, shown.values(), strict=True):
         for ax, pair in zip(row, PAIRS, strict=True):
             runs = {name: analysis.potentials[name].rdf[pair] for name in names if analysis.potentials[name].rdf}
             plots.rdf(ax, teacher[pair], runs, pair, bonds=COVALENT)
         row[0].legend(fontsize=6.5)
-    return figure
+    return drawn
 
 
 def _relations(analysis: Analysis, students: dict[str, dict[str, Any]]) -> Figure:
     """Structure against forces, and energies of runs against energies of frames."""
     measured = {FOUNDATION: analysis.summary[FOUNDATION], **students}
-    figure, axes = plots.figure(1, 2, 10.5, 3.9)
+    drawn, axes = figure(1, 2, 10.5, 3.9)
     plots.scatter_of_students(
         axes[0, 0],
         measured,
@@ -164,20 +159,11 @@ def _relations(analysis: Analysis, students: dict[str, dict[str, Any]]) -> Figur
         "⟨U⟩ of the run − teacher / meV per molecule",
     )
     axes[0, 1].axline((0, 0), slope=1, color="0.6", lw=0.8)
-    return figure
+    return drawn
 
 
 def _labels_in_words(labels: str) -> str:
     return "lifted with energies and forces" if labels == "energy_forces" else "lifted with energies only"
-
-
-def _picture(figure: Figure) -> dict[str, Any]:
-    """A figure as an image that stands inside the page, closed."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    plt.close(figure)
-    width = round(PIXELS_PER_INCH * figure.get_figwidth())  # so that letters are as large in every figure
-    return {"png": base64.b64encode(png.getvalue()).decode(), "width": width}
 
 
 def _dig(numbers: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any] | None:

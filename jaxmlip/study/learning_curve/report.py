@@ -12,9 +12,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
+from jaxmlip.figures import figure
 from jaxmlip.files import to_json, write_bytes, write_json, write_text
 from jaxmlip.study.learning_curve.config import LearningCurve
-from jaxmlip.study.plots import STRATEGY_COLORS, figure, strategy_color
+from jaxmlip.study.plots import STRATEGY_COLORS, strategy_color
 from jaxmlip.versions import versions
 
 FORCES, PER_ATOM, PER_UNIT, MEAN = "force_rmse_meV_A", "energy_std_meV_atom", "energy_std_meV_", "energy_mean_meV_"
