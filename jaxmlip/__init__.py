@@ -82,6 +82,9 @@ if TYPE_CHECKING:
     from jaxmlip.validation.averages import average as average
     from jaxmlip.validation.averages import frame_states as frame_states
     from jaxmlip.validation.averages import observe as observe
+    from jaxmlip.validation.hybrid import HybridRun as HybridRun
+    from jaxmlip.validation.hybrid import hybrid_monte_carlo as hybrid_monte_carlo
+    from jaxmlip.validation.proposals import Proposal as Proposal
     from jaxmlip.validation.verdict import Tolerances as Tolerances
     from jaxmlip.validation.verdict import verdict as verdict
 
@@ -164,6 +167,9 @@ _HOME = {
     "compare": "potentials.errors",
     "frame_states": "validation.averages",
     "observe": "validation.averages",
+    "HybridRun": "validation.hybrid",
+    "hybrid_monte_carlo": "validation.hybrid",
+    "Proposal": "validation.proposals",
     "Tolerances": "validation.verdict",
     "verdict": "validation.verdict",
 }
