@@ -4,9 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxmlip.observables.angular import AngularDistribution as AngularDistribution
+    from jaxmlip.observables.angular import TetrahedralDistribution as TetrahedralDistribution
+    from jaxmlip.observables.angular import TetrahedralOrder as TetrahedralOrder
+    from jaxmlip.observables.coordination import CoordinationNumber as CoordinationNumber
     from jaxmlip.observables.estimate import Estimate as Estimate
     from jaxmlip.observables.estimate import Status as Status
     from jaxmlip.observables.frame import FrameState as FrameState
+    from jaxmlip.observables.molecular import BondAngle as BondAngle
+    from jaxmlip.observables.molecular import BondLength as BondLength
+    from jaxmlip.observables.names import observable_from_text as observable_from_text
+    from jaxmlip.observables.names import register_observable as register_observable
     from jaxmlip.observables.observable import Observable as Observable
     from jaxmlip.observables.structure import RDF as RDF
     from jaxmlip.observables.structure import rdf_error as rdf_error
@@ -90,6 +98,14 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Observable": "observables.observable",
+    "AngularDistribution": "observables.angular",
+    "TetrahedralDistribution": "observables.angular",
+    "TetrahedralOrder": "observables.angular",
+    "CoordinationNumber": "observables.coordination",
+    "BondAngle": "observables.molecular",
+    "BondLength": "observables.molecular",
+    "observable_from_text": "observables.names",
+    "register_observable": "observables.names",
     "average": "validation.averages",
     "Estimate": "observables.estimate",
     "Status": "observables.estimate",

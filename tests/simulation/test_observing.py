@@ -1,5 +1,6 @@
 """What is averaged on the way is what the frames would have given."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ from jaxmlip.validation.averages import average, frame_states, observe
 
 AT_CONSTANT_PRESSURE = NPT(REDUCED_K, 0.5 / GPA, friction_per_ps=FLUID.friction_per_ps)
 PAIRS = RDF("Ar", "Ar", r_max=2.0, bins=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnTemperature(Temperature):
+    """A user's, of the same name as the one that is observed always."""
 
 
 @pytest.mark.parametrize("ensemble", [FLUID, AT_CONSTANT_PRESSURE], ids=["NVT", "NPT"])
@@ -149,8 +155,10 @@ def test_looking_compiles_once(small_fluid: Atoms) -> None:
 
 
 def test_refuses_what_cannot_be_observed(small_fluid: Atoms) -> None:
-    with pytest.raises(ValueError, match="names of their own, but there are g_ArAr, g_ArAr"):
+    with pytest.raises(ValueError, match="names of their own, but several are called g_ArAr"):
         run_fluid(small_fluid, observables=[PAIRS, RDF("Ar", "Ar")])
+    with pytest.raises(ValueError, match="several are called temperature"):
+        run_fluid(small_fluid, observables=[OwnTemperature()])
     with pytest.raises(ValueError, match="observe_every_fs must be positive and at most the"):
         run_fluid(small_fluid, observe_every_fs=11 * DT)
     polonium, one_frame = Atoms("Po", cell=[9.0] * 3, pbc=True), {"steps": 1, "sample_every_fs": 0.5}
