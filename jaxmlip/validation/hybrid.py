@@ -36,6 +36,7 @@ from jaxmlip.observables.statistics import statistical_inefficiency
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.progress import progress_bar
 from jaxmlip.simulation.barostats import NPT
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.options import Options, checked
 from jaxmlip.simulation.recording import ReplicaFrames, ns_per_day, stacked
@@ -45,6 +46,9 @@ from jaxmlip.validation.proposals import Chain, Proposal
 
 ALMOST_NEVER = 0.01
 """Acceptance of a replica below which nothing can be averaged."""
+
+FEW = 10
+"""Proposals that say nothing of how many are accepted."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +115,7 @@ def hybrid_monte_carlo(
     student: Potential,
     teacher: Potential,
     structure: Atoms | Sequence[Atoms],
-    ensemble: NVT | NPT,
+    ensemble: Ensemble,
     *,
     moves: int,
     every: int = 1,
@@ -173,13 +177,13 @@ def _checked(
     student: Potential,
     teacher: Potential,
     structure: Atoms | Sequence[Atoms],
-    ensemble: NVT | NPT,
+    ensemble: Ensemble,
     proposal: Proposal,
     replicas: int | None,
     seed: int,
 ) -> list[Atoms]:
     """The starts of all replicas; ValueError says what makes no sense."""
-    if type(ensemble) not in (NVT, NPT):
+    if not isinstance(ensemble, NVT | NPT):
         raise ValueError(
             f"Hybrid Monte Carlo samples NVT(temperature_K=…) or NPT(temperature_K=…, pressure_GPa=…), not "
             f"{type(ensemble).__name__}."
@@ -217,7 +221,7 @@ def _checked(
 def _finished(chain: Chain, samples: list[ReplicaFrames], every: int, wall_s: float) -> HybridRun:
     """The result."""
     acceptance = chain.accepted / chain.tried
-    if (acceptance < ALMOST_NEVER).any():
+    if chain.tried >= FEW and (acceptance < ALMOST_NEVER).any():
         stuck = np.flatnonzero(acceptance < ALMOST_NEVER)
         warnings.warn(
             f"Replicas {', '.join(map(str, stuck))} have accepted fewer than {100 * ALMOST_NEVER:g} % of their "

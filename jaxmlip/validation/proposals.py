@@ -8,8 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.potentials.potential import Potential, reference_energy
-from jaxmlip.simulation.barostats import NPT
-from jaxmlip.simulation.ensembles import NVT
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.units import KB
 from jaxmlip.validation.atomic_energies import AtomicEnergies
@@ -95,7 +94,7 @@ class Chain:
         student: Potential,
         teacher: Potential,
         starts: list[Atoms],
-        ensemble: NVT | NPT,
+        ensemble: Ensemble,
         proposal: Proposal,
         seed: int,
     ) -> None:
@@ -179,7 +178,9 @@ class Chain:
         self._count(accepted, sound)
         if adapting is not None:
             by_integrator = np.where(sound, -integrated / self.kT, -np.inf)
-            self._adapt(adapting, [_probability(by_integrator), _probability(exponent), float(np.mean(taken or [0.0]))])
+            self._adapt(
+                adapting, [_probability(by_integrator), _probability(exponent), float(np.mean(taken or [VOLUMES]))]
+            )
 
     def _trajectory(self, steps: int) -> None:
         seconds = self.walkers.trajectory(steps)

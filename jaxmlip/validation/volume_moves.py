@@ -15,14 +15,9 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 from jaxtyping import Float, Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import breadth_first_order, connected_components
 
-from jaxmlip.simulation.safety import BONDED
-from jaxmlip.systems.graph import periodic_cell
-from jaxmlip.systems.neighbors import neighbor_pairs
+from jaxmlip.systems.molecules import molecules_in
 
 SAME = 1e-3
 """Å; how well the inner geometry of a molecule must be found again in the new cell."""
@@ -85,36 +80,20 @@ def atoms_scaled(number: int) -> ScaledPoints:
 
 
 def molecules_scaled(atoms: Atoms) -> ScaledPoints:
-    """Whole molecules: atoms that are connected by distances of at most `BONDED` times the sum of covalent radii.
+    """Whole molecules, as covalent bonds make them (see `molecules_in`).
 
     Raises:
-        ValueError: if bonds go through the whole crystal, so that there are no molecules.
+        ValueError: if bonds lead from atoms to their own images, so that there are no molecules.
     """
-    cell, number, radii = periodic_cell(atoms), len(atoms), BONDED * covalent_radii[atoms.numbers]
-    i, j, shift, distance = neighbor_pairs(atoms.positions, cell, 2.0 * radii.max())
-    bonded = distance < radii[i] + radii[j]
-    i, j, shift = i[bonded], j[bonded], shift[bonded]
-    table = coo_array((np.ones(len(i)), (i, j)), shape=(number, number)).tocsr()
-    molecules, molecule = connected_components(table, directed=False)
-    parents, orders = np.arange(number), []
-    for first in np.unique(molecule, return_index=True)[1]:
-        order, before = breadth_first_order(table, first, directed=False)
-        parents[order[1:]] = before[order[1:]]
-        orders.append(order)
-    order = np.concatenate(orders)
-
-    places = np.zeros((number, 3))
-    for atom in order:
-        parent = parents[atom]
-        if parent != atom:
-            bond = atoms.positions[atom] - atoms.positions[parent]
-            places[atom] = places[parent] + bond - np.rint(bond @ np.linalg.inv(cell)) @ cell
-    if (np.abs(places[j] - places[i] - (atoms.positions[j] + shift @ cell - atoms.positions[i])) > SAME).any():
-        raise ValueError(
-            f"{atoms.symbols} has no molecules: its bonds lead from atoms to their own periodic images (or a molecule "
-            'is larger than half of the cell); scale atoms instead, by scaled="atoms".'
-        )
-    masses = atoms.get_masses()
-    weights = np.zeros((molecules, number))
-    weights[molecule, np.arange(number)] = masses
+    try:
+        number, molecules = len(atoms), molecules_in(atoms)
+    except ValueError as error:
+        raise ValueError(f'{error} Scale atoms, by Proposal(scaled="atoms").') from None
+    molecule, parents = np.zeros(number, np.int64), np.arange(number)
+    for index, each in enumerate(molecules):
+        members = np.array(each.atoms)
+        molecule[members], parents[members] = index, members[list(each.parents)]
+    weights = np.zeros((len(molecules), number))
+    weights[molecule, np.arange(number)] = atoms.get_masses()
+    order = np.concatenate([each.atoms for each in molecules])
     return ScaledPoints(molecule, parents, order, weights / weights.sum(1, keepdims=True))
