@@ -95,5 +95,5 @@ def molecules_scaled(atoms: Atoms) -> ScaledPoints:
         molecule[members], parents[members] = index, members[list(each.parents)]
     weights = np.zeros((len(molecules), number))
     weights[molecule, np.arange(number)] = atoms.get_masses()
-    order = np.concatenate([each.atoms for each in molecules])
+    order = np.array([atom for each in molecules for atom in each.atoms])
     return ScaledPoints(molecule, parents, order, weights / weights.sum(1, keepdims=True))
