@@ -413,12 +413,12 @@ def test_ice_by_another_teachers_student(agrees: Any) -> None:
     """CHGNet, by a student of MACE-MP-0, whose proposals must be short: the energy is that of CHGNet's dynamics."""
     student = jm.load(str(Path(__file__).parents[1] / "simulation/data/ice_student.jaxmlip"))
     teacher, ice, cold = jm.load("chgnet:gga"), jm.ice_ih(molecules=16, seed=0), jm.NVT(250.0, friction_per_ps=10.0)
-    options: dict[str, Any] = {"replicas": 4, "sample_every_fs": 10.0, "progress": False}
-    settled = jm.simulate(teacher, ice, cold, time_ps=1.0, **options)
-    direct = jm.simulate(teacher, settled.frames(100), cold, time_ps=3.0, **options)
-    proposal = Proposal(steps=3, timestep_fs=0.4, warm_up=150, target=0.5, most_steps=60)
+    options: dict[str, Any] = {"replicas": 2, "sample_every_fs": 10.0, "progress": False}
+    settled = jm.simulate(teacher, ice, cold, time_ps=0.3, **options)
+    direct = jm.simulate(teacher, settled.frames(30), cold, time_ps=1.0, **options)
+    proposal = Proposal(steps=3, timestep_fs=0.4, warm_up=100, target=0.5, most_steps=60)
     sampled = hybrid_monte_carlo(
-        student, teacher, settled.frames(100), cold, moves=1500, proposal=proposal, progress=False
+        student, teacher, settled.frames(30), cold, moves=400, proposal=proposal, progress=False
     )
     assert sampled.acceptance.mean() > 0.2
     found, known = (correlated_mean(run.potential_energy) for run in (sampled.run, direct))
