@@ -267,5 +267,5 @@ class TetrahedralDistribution(_Tetrahedral):
             )
         else:
             counts = smeared_histogram(order, each, self.edges, 0.0)
-            counts = counts.at[-1].add(jnp.where(order == 1.0, each, 0.0).sum())
+            counts = jnp.asarray(counts).at[-1].add(jnp.where(order == 1.0, each, 0.0).sum())
         return jnp.where(jnp.isnan(found).any(), jnp.nan, counts * (self.bins / (1.0 - self.q_min)))

@@ -6,10 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers
 
 from jaxmlip.observables.frame import FrameState
 from jaxmlip.observables.names import register_observable
-from jaxmlip.observables.neighborhood import angles, check_elements, check_symbols
+from jaxmlip.observables.neighborhood import angles, check_symbols
 from jaxmlip.observables.observable import Observable
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.molecules import angles_between, bonds_between
@@ -35,11 +36,9 @@ class _Bound(Observable):
                 f"The {self.name} is that of bonds which are found once: give "
                 f"{type(self).__name__}(...).bound_to(structure)."
             )
-        if max(max(each) for each in found) >= len(frame.numbers):
-            raise ValueError(
-                f"The {self.name} was bound to a structure of more atoms than the {len(frame.numbers)} here."
-            )
-        check_elements(self, frame, *self._symbols())
+        numbers, wanted = np.asarray(frame.numbers), [atomic_numbers[symbol] for symbol in self._symbols()]
+        if max(max(each) for each in found) >= len(numbers) or (numbers[np.array(found)] != wanted).any():
+            raise ValueError(f"The {self.name} was bound to a structure of other atoms than those of the frames.")
 
     def _found(self) -> Any:
         raise NotImplementedError

@@ -43,6 +43,8 @@ class Observable(abc.ABC):
         recorded: attribute of a `Run` that has the values already, in double precision; empty if none has.
         needs_stress: whether the frame must know its stress if no potential is given.
         depends_on_potential: whether values depend on the potential, given the frame.
+        needs_other_stress: whether the prediction of a potential that is compared with must have a stress.
+        needs_moving_cell: whether it is the same in all frames where the cell does not move.
         of_fluctuations: whether `mean` is more than a mean of values: then means over several frames cannot take the
             place of these, and it cannot be observed on the way of a simulation.
     """
@@ -50,6 +52,8 @@ class Observable(abc.ABC):
     recorded: ClassVar[str] = ""
     needs_stress: ClassVar[bool] = False
     depends_on_potential: ClassVar[bool] = False
+    needs_other_stress: ClassVar[bool] = False
+    needs_moving_cell: ClassVar[bool] = False
     of_fluctuations: ClassVar[bool] = False
 
     @property

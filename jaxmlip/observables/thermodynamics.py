@@ -70,6 +70,8 @@ class Temperature(Observable):
 class Density(Observable):
     """Mass density in g/cm³, with the masses of the simulation."""
 
+    needs_moving_cell: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """Name for tables and plots."""

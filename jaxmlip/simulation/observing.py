@@ -110,7 +110,7 @@ def observe_replicas(
                 potential_energy=energy,
                 forces=forces[:atoms],
                 stress=stress,
-                prediction=None if other is None else Prediction(other.energy[None], other.forces[:atoms]),
+                prediction=None if other is None else _of_replica(other, atoms),
                 numbers=numbers,
                 heights=observation.heights,
             )
@@ -131,14 +131,20 @@ def observe_replicas(
 def _of_other(
     observation: Observation, species: Any, positions: Any, cells: Any, inverses: Any
 ) -> tuple[Prediction, Any]:
-    """What the second potential says, energies [replicas] and forces [replicas, atoms, 3], and needs [replicas, 4]."""
+    """What the second potential says, with forces [replicas, atoms, 3], and needs [replicas, 4]."""
     other, capacity = observation.other, observation.capacity
     assert other is not None
     assert capacity is not None
     cutoffs = other.cutoff, other.inner_cutoff
     graph, needs = graph_of_replicas(species, positions, cells, inverses, cutoffs, capacity)
-    found = evaluate(other, graph)
+    found = evaluate(other, graph, stress=any(each.needs_other_stress for each in observation.observables))
     return found.replace(forces=found.forces.reshape(positions.shape)), needs
+
+
+def _of_replica(found: Prediction, atoms: int) -> Prediction:
+    """The prediction of one replica, without its padding, as a batch of one."""
+    stress = None if found.stress is None else found.stress[None]
+    return Prediction(found.energy[None], found.forces[:atoms], stress)
 
 
 def with_sample(means: Means, seen: dict[str, Any]) -> Means:
@@ -180,6 +186,12 @@ def make_observation(
     always: list[Observable] = [PotentialEnergy(), Temperature()]
     always += [Density(), Pressure()] if ensemble.moves_cell else []
     always += [SquaredForceError(), EnergyDifference()] if other is not None else []
+    for observable in observables:
+        if observable.of_fluctuations:
+            raise ValueError(
+                f"The {observable.name} is that of fluctuations, which means over several frames no longer show: leave "
+                "it out of observables=, and average it over the frames of the run."
+            )
     chosen = (*always, *(observable for observable in observables if observable not in always))
     check_names(chosen)
     kinds: dict[tuple[int, ...], int] = {}

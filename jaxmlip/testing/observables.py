@@ -130,7 +130,11 @@ def _frame(atoms: Atoms, potential: Potential | None, rng: np.random.Generator) 
         potential_energy=jnp.asarray(rng.normal()),
         forces=jnp.asarray(rng.normal(size=(number, 3))),
         stress=jnp.asarray(0.5 * (stress + stress.T)),
-        prediction=Prediction(jnp.asarray(rng.normal(size=1)), jnp.asarray(rng.normal(size=(number, 3)))),
+        prediction=Prediction(
+            jnp.asarray(rng.normal(size=1)),
+            jnp.asarray(rng.normal(size=(number, 3))),
+            jnp.asarray(0.5 * (stress + stress.T)[None] + 0.01 * np.eye(3)),
+        ),
         numbers=tuple(atoms.numbers.tolist()),
         heights=tuple((0.95 * heights).tolist()),
         capacity=capacity,
@@ -189,7 +193,10 @@ def _check_symmetries(
     turn = jnp.asarray(Rotation.from_quat(rng.normal(size=4)).as_matrix())
     turned = _changed(frame, lambda each: each @ turn.T)
     assert frame.stress is not None
-    found = bench.value(turned.replace(cell=frame.cell @ turn.T, stress=turn @ frame.stress @ turn.T))
+    assert turned.prediction is not None
+    stresses = {"stress": turn @ frame.stress @ turn.T}
+    other = turned.prediction.replace(stress=turn @ turned.prediction.stress @ turn.T)
+    found = bench.value(turned.replace(cell=frame.cell @ turn.T, prediction=other, **stresses))
     wanted = [value]
     wanted += [value @ turn.T] if value.shape[-1:] == (3,) else []
     wanted += [turn @ value @ turn.T] if value.shape[-2:] == (3, 3) else []

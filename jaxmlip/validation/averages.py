@@ -83,6 +83,8 @@ def observe(
 def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None) -> FrameState:
     """The frames from `first` on of the replicas that ran to the end; leaves start with [replicas, frames].
 
+    They are in single precision, or in double under `jax.enable_x64`.
+
     Args:
         run: from `simulate`.
         first: frame to begin with.
@@ -93,11 +95,12 @@ def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None
     shape = cells.shape[:2]
     momenta = run.momenta
     if momenta is not None:
-        momenta = momenta[kept, first:].astype(np.float32)
+        momenta = momenta[kept, first:].astype(dtype)
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     frames = FrameState(
-        positions=_near_origin(run.positions[kept, first:], cells),
-        cell=cells.astype(np.float32),
-        masses=np.broadcast_to(run.masses[kept, None].astype(np.float32), (*shape, len(run.numbers))),
+        positions=_near_origin(run.positions[kept, first:], cells).astype(dtype),
+        cell=cells.astype(dtype),
+        masses=np.broadcast_to(run.masses[kept, None].astype(dtype), (*shape, len(run.numbers))),
         momenta=momenta,
         degrees=None if momenta is None else _degrees(run, momenta, first),
         numbers=tuple(run.numbers.tolist()),
@@ -118,10 +121,10 @@ def cell_range(cells: np.ndarray, pbc: np.ndarray) -> tuple[float, ...]:
 
 
 def _near_origin(positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Positions in single precision; those of a run that needed double are translated first (see `FrameState`)."""
+    """Positions that single precision holds: those of a run that needed double are translated (see `FrameState`)."""
     if positions.dtype == np.float32:
         return positions
-    near = np.empty(positions.shape, np.float32)
+    near = np.empty(positions.shape)
     for place in np.ndindex(positions.shape[:2]):
         near[place] = positions[place] - offset_from_origin(positions[place], cells[place]).vectors(cells[place])
     return near
