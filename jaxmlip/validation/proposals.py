@@ -151,7 +151,7 @@ class Chain:
         steps = round(self.steps)
         steps = int(rng.integers((steps + 1) // 2, 3 * steps // 2, endpoint=True))
         walkers = self.walkers
-        kept = np.sqrt(1.0 - self.proposal.refreshed) if self.number else 0.0
+        kept = float(np.sqrt(1.0 - self.proposal.refreshed)) if self.number else 0.0
         walkers.refresh(self.number, kept)
         before, cells, energy = walkers.state, walkers.cells, walkers.replicas.energy
         kinetic, of_student = walkers.kinetic_energies, walkers.student_energies
