@@ -115,6 +115,9 @@ if TYPE_CHECKING:
     from jaxmlip.validation.gradients import Gradient as Gradient
     from jaxmlip.validation.gradients import gradient as gradient
     from jaxmlip.validation.gradients import mean_of_frames as mean_of_frames
+    from jaxmlip.validation.hybrid import HybridRun as HybridRun
+    from jaxmlip.validation.hybrid import hybrid_monte_carlo as hybrid_monte_carlo
+    from jaxmlip.validation.proposals import Proposal as Proposal
     from jaxmlip.validation.task import Sampling as Sampling
     from jaxmlip.validation.validate import validate as validate
     from jaxmlip.validation.verdict import Tolerances as Tolerances
@@ -227,6 +230,9 @@ _HOME = {
     "compare": "potentials.errors",
     "frame_states": "validation.averages",
     "observe": "validation.averages",
+    "HybridRun": "validation.hybrid",
+    "hybrid_monte_carlo": "validation.hybrid",
+    "Proposal": "validation.proposals",
     "Tolerances": "validation.verdict",
     "verdict": "validation.verdict",
     "Validation": "validation.comparison",
