@@ -13,9 +13,36 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxmlip", "beartype.beartype")
 
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+"""Most of the time of tests is the compiler's, and this takes a third of it.
+
+Without fusion emitters an older generator writes the loops: the same mathematics, other rounding.
+"""
+
 MOST_MAPPINGS = 25_000
 """Of the 65,530 pieces of memory that Linux lets a process map by default: every compiled program takes several, and
 the compiler crashes when there are none left."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile quickly where slow tests are left out; with them, code is compiled as it is for users.
+
+    Flags that are set already are kept. Processes that tests start inherit all of it.
+    """
+    if _quick(config):
+        os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Optimise only the programs that run for longer than they compile: those of the tests of physics."""
+    least = _quick(item.config) and item.get_closest_marker("physics") is None
+    jax.config.update("jax_disable_most_optimizations", least)
+
+
+def _quick(config: pytest.Config) -> bool:
+    return "not slow" in config.option.markexpr
 
 
 @pytest.fixture(autouse=True, scope="module")
