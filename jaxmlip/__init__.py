@@ -4,9 +4,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxmlip.observables.angular import AngularDistribution as AngularDistribution
+    from jaxmlip.observables.angular import TetrahedralDistribution as TetrahedralDistribution
+    from jaxmlip.observables.angular import TetrahedralOrder as TetrahedralOrder
+    from jaxmlip.observables.cells import CellAngles as CellAngles
+    from jaxmlip.observables.cells import CellLengths as CellLengths
+    from jaxmlip.observables.cells import Enthalpy as Enthalpy
+    from jaxmlip.observables.cells import Volume as Volume
+    from jaxmlip.observables.coordination import CoordinationNumber as CoordinationNumber
     from jaxmlip.observables.estimate import Estimate as Estimate
     from jaxmlip.observables.estimate import Status as Status
+    from jaxmlip.observables.fluctuations import Compressibility as Compressibility
+    from jaxmlip.observables.fluctuations import EnergySpread as EnergySpread
+    from jaxmlip.observables.fluctuations import FluctuationObservable as FluctuationObservable
+    from jaxmlip.observables.fluctuations import HeatCapacity as HeatCapacity
+    from jaxmlip.observables.fluctuations import ThermalExpansion as ThermalExpansion
+    from jaxmlip.observables.force_errors import ElementForceError as ElementForceError
+    from jaxmlip.observables.force_errors import MolecularForceError as MolecularForceError
+    from jaxmlip.observables.force_errors import SquaredStressError as SquaredStressError
     from jaxmlip.observables.frame import FrameState as FrameState
+    from jaxmlip.observables.molecular import BondAngle as BondAngle
+    from jaxmlip.observables.molecular import BondLength as BondLength
+    from jaxmlip.observables.names import observable_from_text as observable_from_text
+    from jaxmlip.observables.names import register_observable as register_observable
     from jaxmlip.observables.observable import Observable as Observable
     from jaxmlip.observables.structure import RDF as RDF
     from jaxmlip.observables.structure import rdf_error as rdf_error
@@ -87,6 +107,26 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Observable": "observables.observable",
+    "AngularDistribution": "observables.angular",
+    "TetrahedralDistribution": "observables.angular",
+    "TetrahedralOrder": "observables.angular",
+    "CoordinationNumber": "observables.coordination",
+    "BondAngle": "observables.molecular",
+    "BondLength": "observables.molecular",
+    "CellAngles": "observables.cells",
+    "CellLengths": "observables.cells",
+    "Enthalpy": "observables.cells",
+    "Volume": "observables.cells",
+    "Compressibility": "observables.fluctuations",
+    "EnergySpread": "observables.fluctuations",
+    "FluctuationObservable": "observables.fluctuations",
+    "HeatCapacity": "observables.fluctuations",
+    "ThermalExpansion": "observables.fluctuations",
+    "ElementForceError": "observables.force_errors",
+    "MolecularForceError": "observables.force_errors",
+    "SquaredStressError": "observables.force_errors",
+    "observable_from_text": "observables.names",
+    "register_observable": "observables.names",
     "average": "validation.averages",
     "Estimate": "observables.estimate",
     "Status": "observables.estimate",

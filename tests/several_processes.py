@@ -4,13 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 
 def started(program: str, *arguments: object, **environment: str) -> subprocess.Popen:
     """A program under way on the CPU; what it complains of is kept."""
     return subprocess.Popen(
         [sys.executable, program, *map(str, arguments)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)} | environment,
         stderr=subprocess.PIPE,
     )
 

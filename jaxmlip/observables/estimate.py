@@ -22,6 +22,10 @@ class Status(enum.Enum):
     REPLICAS_DISAGREE = "the replicas differ by more than their fluctuations explain: not one equilibrium, or not yet"
     REPLICA_FAILED = "at least one replica failed and was left out"
     UNRESOLVED = "no error can be given: one replica as short as its own correlation time; run longer, or more replicas"
+    POOR_OVERLAP = (
+        "no error can be given: too few frames of the one potential are typical of the other; bring the two closer, or "
+        "bridge them by runs in between"
+    )
     NOT_EQUILIBRATED = "no error can be given: still equilibrating in what was kept; run longer"
     TOO_SHORT = (
         "no error can be given: the run is shorter than its thermostat, barostat, ramp or slowest motion seen needs; "
@@ -32,7 +36,8 @@ class Status(enum.Enum):
     @property
     def has_error(self) -> bool:
         """Whether estimates of this status come with an error."""
-        return self not in (Status.UNRESOLVED, Status.NOT_EQUILIBRATED, Status.TOO_SHORT, Status.NO_DATA)
+        without = (Status.UNRESOLVED, Status.POOR_OVERLAP, Status.NOT_EQUILIBRATED, Status.TOO_SHORT, Status.NO_DATA)
+        return self not in without
 
 
 def worst(*statuses: Status) -> Status:

@@ -49,6 +49,12 @@ class FrameState(flax.struct.PyTreeNode):
     capacity: Capacity | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
+    def at_rest(self) -> "FrameState":
+        """The frame without momenta and without what is known of potentials: all that an energy depends on."""
+        nothing = dict.fromkeys(("momenta", "degrees", "potential_energy", "forces", "stress", "prediction"))
+        return self.replace(**nothing)
+
+    @property
     def periodic(self) -> bool:
         """Whether the cell is periodic in all three directions."""
         return bool(np.isfinite(self.heights).all())
@@ -128,16 +134,27 @@ class FrameState(flax.struct.PyTreeNode):
         Raises:
             ValueError: if the frame has no capacity for lists.
         """
+        one = jax.tree.map(lambda leaf: leaf[None], (self.positions, self.cell))
+        return self._graph(potential, *one)
+
+    def batch_graph(self, potential: Potential) -> tuple[Graph, Any]:
+        """Frames whose leaves have a leading axis, as one batch of graphs; see `graph_for`.
+
+        Potentials are faster with one batch than with frames that `jax.vmap` maps: they know how to cut it.
+        """
+        return self._graph(potential, self.positions, self.cell)
+
+    def _graph(self, potential: Potential, positions: Any, cells: Any) -> tuple[Graph, Any]:
         if self.capacity is None:
             raise ValueError(
                 "The frame has no capacity for neighbour lists: make it by jaxmlip.frame_states(run, potential=...)."
             )
-        positions, cell = (each[None] for each in jax.lax.stop_gradient((self.positions, self.cell)))
+        where, cell = jax.lax.stop_gradient((positions, cells))
         inverse = geometry.inverses(cell) if self.periodic else jnp.linalg.pinv(cell)
-        species = jnp.asarray(np.array(self.numbers, np.int32))[None]
+        species = jnp.broadcast_to(np.array(self.numbers, np.int32), where.shape[:2])
         cutoffs = potential.cutoff, potential.inner_cutoff
-        graph, needs = graph_of_replicas(species, positions, cell, inverse, cutoffs, self.capacity)
-        here = graph.replace(positions=self.positions, cell=self.cell[None])
+        graph, needs = graph_of_replicas(species, where, cell, inverse, cutoffs, self.capacity)
+        here = graph.replace(positions=positions.reshape(-1, 3), cell=cells)
         return here, self.capacity.fits(needs.max(0))
 
     def _known(self, name: str, mend: str) -> Any:

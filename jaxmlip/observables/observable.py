@@ -1,12 +1,15 @@
 """What an observable is: a function of a frame, and how its values over many frames become an Estimate."""
 
 import abc
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase import Atoms
 from jaxtyping import Float
 
 from jaxmlip.observables.estimate import Estimate
@@ -39,10 +42,19 @@ class Observable(abc.ABC):
     Attributes:
         recorded: attribute of a `Run` that has the values already, in double precision; empty if none has.
         needs_stress: whether the frame must know its stress if no potential is given.
+        depends_on_potential: whether values depend on the potential, given the frame.
+        needs_other_stress: whether the prediction of a potential that is compared with must have a stress.
+        needs_moving_cell: whether it is the same in all frames where the cell does not move.
+        of_fluctuations: whether `mean` is more than a mean of values: then means over several frames cannot take the
+            place of these, and it cannot be observed on the way of a simulation.
     """
 
     recorded: ClassVar[str] = ""
     needs_stress: ClassVar[bool] = False
+    depends_on_potential: ClassVar[bool] = False
+    needs_other_stress: ClassVar[bool] = False
+    needs_moving_cell: ClassVar[bool] = False
+    of_fluctuations: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -53,6 +65,24 @@ class Observable(abc.ABC):
     @abc.abstractmethod
     def unit(self) -> str:
         """Unit of the values; empty for pure numbers."""
+
+    @property
+    def axis(self) -> Float[np.ndarray, " points"] | None:
+        """For functions, the points they are given at (the r of an RDF)."""
+        return None
+
+    def bound_to(self, structure: Atoms) -> "Observable":
+        """The observable for simulations that start from a structure, for one that must know its molecules.
+
+        Raises:
+            ValueError: if the structure does not have what the observable is of.
+        """
+        del structure
+        return self
+
+    def recorded_in(self, run: Any) -> np.ndarray | None:
+        """Values [replicas, frames, ...] that a `Run` has already, in double precision; None if it has not."""
+        return getattr(run, self.recorded) if self.recorded else None
 
     @abc.abstractmethod
     def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
@@ -86,11 +116,12 @@ class Observable(abc.ABC):
         Raises:
             ValueError: see `correlated_mean`.
         """
-        return correlated_mean(np.asarray(values), None if weights is None else np.asarray(weights))
+        found = correlated_mean(np.asarray(values), None if weights is None else np.asarray(weights))
+        return dataclasses.replace(found, axis=self.axis)
 
 
 def check_names(observables: Sequence[Observable]) -> None:
     """Raise ValueError if two observables have one name."""
-    names = [observable.name for observable in observables]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Observables need names of their own, but there are {', '.join(names)}.")
+    number = Counter(observable.name for observable in observables)
+    if shared := [name for name, times in number.items() if times > 1]:
+        raise ValueError(f"Observables need names of their own, but several are called {', '.join(shared)}.")

@@ -6,17 +6,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from ase.data import atomic_numbers
 from jaxtyping import Float
 
 from jaxmlip.observables.estimate import Estimate, welch_satterthwaite, worst
 from jaxmlip.observables.frame import FrameState
+from jaxmlip.observables.names import register_observable
+from jaxmlip.observables.neighborhood import atoms_of, check_elements, check_symbols, smeared_histogram
 from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.thermodynamics import check_periodic
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.device_lists import image_search, squared_distances
 
 
+@register_observable("rdf", elements=2)
 @dataclasses.dataclass(frozen=True)
 class RDF(Observable):
     """Partial radial distribution function g_ab(r) of a cell periodic in three directions.
@@ -28,7 +30,10 @@ class RDF(Observable):
     own neighbour.
 
     The histogram has no useful derivative with respect to positions; with `smearing` each distance is spread by a
-    Gaussian, and it has.
+    Gaussian of standard deviation σ, and it has. What that costs: r² g is convolved with the Gaussian, so that g is off
+    by (σ²/2) (r² g)″ / r², and a peak of standard deviation w falls to w / √(w² + σ²) of its height. The O–O peak of
+    ice at 250 K (w = 0.11 Å) loses 2.5 % with σ = 0.025 Å, 9 % with 0.05 and 26 % with 0.1; a histogram of bins of
+    width h has the bias of σ = h / √12. Two RDFs of equal smearing are compared without it.
 
     Attributes:
         first: element symbol of a.
@@ -49,9 +54,7 @@ class RDF(Observable):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be computed."""
-        for symbol in (self.first, self.second):
-            if symbol not in atomic_numbers or symbol == "X":
-                raise ValueError(f"{symbol!r} is not the symbol of an element.")
+        check_symbols(self.first, self.second)
         if not (0 < self.r_max < math.inf and self.bins >= 1 and 0 <= self.smearing < math.inf):
             raise ValueError(
                 f"An RDF needs a positive r_max and number of bins and no negative smearing, not r_max={self.r_max}, "
@@ -78,21 +81,19 @@ class RDF(Observable):
         """Middles of the shells, Å."""
         return 0.5 * (self.edges[1:] + self.edges[:-1])
 
+    @property
+    def axis(self) -> Float[np.ndarray, " bins"]:
+        """`r`."""
+        return self.r
+
     def check(self, frame: FrameState) -> None:
         """Raise ValueError if frames are not periodic in three directions or lack one of the elements."""
         check_periodic(self, frame)
-        for symbol in (self.first, self.second):
-            if atomic_numbers[symbol] not in frame.numbers:
-                raise ValueError(f"{self.name}: the frames hold no {symbol}.")
-
-    def estimate(self, values: Any, weights: Any = None) -> Estimate:
-        """Average of values [replicas, frames, bins] with `r` as the estimate's axis; see `Observable.estimate`."""
-        return dataclasses.replace(super().estimate(values, weights), axis=self.r)
+        check_elements(self, frame, self.first, self.second)
 
     def per_frame(self, frame: FrameState, potential: Potential | None = None) -> Any:
         """[bins]; differentiable in positions and cell if `smearing` is positive."""
-        numbers = np.asarray(frame.numbers)
-        mine, others = (np.flatnonzero(numbers == atomic_numbers[symbol]) for symbol in (self.first, self.second))
+        mine, others = atoms_of(frame, self.first), atoms_of(frame, self.second)
         reach = self.r_max + 5.0 * self.smearing
         search = image_search(np.asarray(frame.heights), reach)
         inverse = jnp.linalg.inv(frame.cell)
@@ -100,14 +101,7 @@ class RDF(Observable):
         itself = (mine[:, None] == others)[:, :, None] & ~search.translations.any(axis=1)
         distances = jnp.sqrt(jnp.where(itself, (2.0 * reach) ** 2, squared)).ravel()
 
-        if self.smearing > 0:
-            from jax.scipy.special import erf
-
-            scaled = (self.edges[:, None] - distances) / (math.sqrt(2.0) * self.smearing)
-            counts = jnp.diff(0.5 * erf(scaled).sum(axis=1))
-        else:
-            bin_of = jnp.floor(distances * (self.bins / self.r_max)).astype(jnp.int32)
-            counts = jnp.zeros(self.bins, distances.dtype).at[bin_of].add(1.0, mode="drop")
+        counts = smeared_histogram(distances, None, self.edges, self.smearing)
         shells = 4.0 / 3.0 * math.pi * np.diff(self.edges**3)
         volume = jnp.abs(jnp.linalg.det(frame.cell))
         return counts * (volume / (len(mine) * len(others) * shells))

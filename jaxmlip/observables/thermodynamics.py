@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.observables.frame import FrameState
+from jaxmlip.observables.names import register_observable
 from jaxmlip.observables.observable import Observable, References
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.units import G_PER_CM3, GPA
 
 
+@register_observable("potential_energy")
 @dataclasses.dataclass(frozen=True)
 class PotentialEnergy(Observable):
     """Total potential energy in eV, elemental references included.
@@ -20,6 +22,7 @@ class PotentialEnergy(Observable):
     """
 
     recorded: ClassVar[str] = "potential_energy"
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -40,6 +43,7 @@ class PotentialEnergy(Observable):
         return values + references.own.reshape(-1, *[1] * (values.ndim - 1))
 
 
+@register_observable("temperature")
 @dataclasses.dataclass(frozen=True)
 class Temperature(Observable):
     """Kinetic temperature 2K/3Nk in K; see `Run.temperature` on its error at finite timesteps."""
@@ -61,9 +65,12 @@ class Temperature(Observable):
         return frame.temperature
 
 
+@register_observable("density")
 @dataclasses.dataclass(frozen=True)
 class Density(Observable):
     """Mass density in g/cm³, with the masses of the simulation."""
+
+    needs_moving_cell: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -84,6 +91,7 @@ class Density(Observable):
         return frame.masses.sum() / (G_PER_CM3 * frame.volume)
 
 
+@register_observable("pressure_tensor")
 @dataclasses.dataclass(frozen=True)
 class PressureTensor(Observable):
     """The pressure tensor Σ p pᵀ/m / V − σ in GPa, kinetic part included, whether the cell moves or not.
@@ -93,6 +101,7 @@ class PressureTensor(Observable):
     """
 
     needs_stress: ClassVar[bool] = True
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -115,12 +124,14 @@ class PressureTensor(Observable):
         return (velocities.T @ frame.known_momenta / volume - stress) / GPA
 
 
+@register_observable("pressure")
 @dataclasses.dataclass(frozen=True)
 class Pressure(Observable):
     """The pressure in GPa, a third of the trace of `PressureTensor`."""
 
     recorded: ClassVar[str] = "pressure_GPa"
     needs_stress: ClassVar[bool] = True
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -141,9 +152,12 @@ class Pressure(Observable):
         return jnp.trace(PressureTensor().per_frame(frame, potential)) / 3.0
 
 
+@register_observable("squared_force_error")
 @dataclasses.dataclass(frozen=True)
 class SquaredForceError(Observable):
     """Mean squared difference of a force component to that of another potential, eV²/Å²."""
+
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -160,9 +174,12 @@ class SquaredForceError(Observable):
         return ((frame.predicted(potential).forces - frame.known_forces) ** 2).mean()
 
 
+@register_observable("energy_difference")
 @dataclasses.dataclass(frozen=True)
 class EnergyDifference(Observable):
     """Energy per atom minus that of another potential, elemental references included, eV."""
+
+    depends_on_potential: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -13,14 +13,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.dynamics import Dynamics, initial_state
-from jaxmlip.simulation.engine import SHARED, ReplicaState, advance
+from jaxmlip.simulation.engine import SHARED, Motion, ReplicaState, advance
 from jaxmlip.simulation.motion import HELD_MASS, PADDING_MASS
 from jaxmlip.simulation.observing import Means, Observation, fitted, observe_replicas
 from jaxmlip.simulation.origins import Origins, strayed
 from jaxmlip.simulation.safety import OUTCOMES, Bonds, translated
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.states import as_before, plain
-from jaxmlip.simulation.step import ONE, Layout, System, current_cells, predicted
+from jaxmlip.simulation.step import ONE, Layout, System, current_cells
 from jaxmlip.systems.capacity import Capacity, needs_of
 from jaxmlip.systems.cell_lists import Bins, bins_for
 from jaxmlip.systems.device_lists import image_search, pseudo_inverse, search_heights
@@ -137,20 +137,13 @@ class Driver:
         """Look at the replicas on the way, from now on; what is seen is in `means`."""
         self.observation = observation
         self._fit_observation()
-        replicas, layout = self.replicas, self.layout
+        moves_cell, alive = self.dynamics.moves_cell, jnp.ones(len(self.sizes), bool)
 
-        def seen(potential: Any, system: System, replicas: ReplicaState, observation: Observation) -> Any:
-            lists, where = (
-                (replicas.neighbors, replicas.shifts),
-                current_cells(system, replicas.state, self.dynamics.moves_cell),
-            )
-            found = predicted(potential, system, replicas.state.position, where, lists, self.capacity, True, layout)[0]
-            alive = replicas.failure == 0
-            return observe_replicas(
-                observation, system, replicas.state, found.energy, found.stress, self.dynamics.moves_cell, alive
-            )[0]
+        def seen(observation: Observation, system: System, state: Any, energy: Any) -> dict[str, Any]:
+            stress = system.cells  # as any has its shape
+            return observe_replicas(observation, system, state, energy, stress, moves_cell, alive)[0]
 
-        shapes = jax.eval_shape(seen, self.potential, self.system, replicas, self.observation)
+        shapes = jax.eval_shape(seen, self.observation, self.system, self.replicas.state, self.replicas.energy)
         self._no_means = {name: (each.shape, each.dtype) for name, each in shapes.items()}
         self.forget()
 
@@ -332,26 +325,26 @@ class Driver:
             self._tell(failure)
             if step >= until:
                 return spent
-            self._grow(needed.reshape(-1, 4).max(0), bool(skin_broken.any()), bool(narrow.any()))
+            needed, skin_broken, narrow = needed.reshape(-1, 4).max(0), bool(skin_broken.any()), bool(narrow.any())
+            if skin_broken or narrow or not self.capacity.fits(needed):
+                self._grow(needed, skin_broken, narrow)
             self._grow_observation()
             # No steps: compiles for the new sizes outside the time that counts.
             jax.block_until_ready(self._advanced(int(step), timestep_fs))
 
     def _advanced(self, until: int, timestep_fs: Number) -> tuple[ReplicaState, Means | None]:
-        return advance(
-            self.potential,
-            self.system,
-            self.replicas,
-            self.means,
-            self.dynamics,
-            self.observation,
-            until,
-            timestep_fs * FS,
-            self.skin,
+        motion = Motion(
+            potential=self.potential,
+            system=self.system,
+            dynamics=self.dynamics,
+            observation=self.observation,
+            dt=timestep_fs * FS,
+            skin=self.skin,
             capacity=self.capacity,
-            stop_at_failure=self.stop_at_failure,
             layout=self.layout,
+            stop_at_failure=self.stop_at_failure,
         )
+        return advance(motion, self.replicas, self.means, until)
 
     def _grow(self, needed: np.ndarray, skin_broken: bool, narrow: bool) -> None:
         """More slots for lists that lack them, a thicker skin for atoms that outran it, more images in narrow cells."""

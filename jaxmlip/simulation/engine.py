@@ -15,8 +15,6 @@ A trajectory therefore depends neither on the skin nor on the room for the lists
 differently ordered neighbours.
 """
 
-import dataclasses
-import functools
 from typing import Any
 
 import flax.struct
@@ -29,7 +27,6 @@ from jaxmlip.simulation.dynamics import Dynamics
 from jaxmlip.simulation.observing import Means, Observation, observe_replicas, with_sample
 from jaxmlip.simulation.safety import failures
 from jaxmlip.simulation.step import (
-    ONE,
     Layout,
     System,
     current_cells,
@@ -83,96 +80,52 @@ class ReplicaState(flax.struct.PyTreeNode):
     needed: Leaf
 
 
-@functools.partial(jax.jit, static_argnames=("capacity", "stop_at_failure", "layout"))
-def advance(
-    potential: Potential,
-    system: System,
-    replicas: ReplicaState,
-    means: Means | None,
-    dynamics: Dynamics,
-    observation: Observation | None,
-    until: Any,
-    dt: Any,
-    skin: Any,
-    *,
-    capacity: Capacity,
-    stop_at_failure: bool,
-    layout: Layout = ONE,
-) -> tuple[ReplicaState, Means | None]:
-    """Take steps until `until`, or until the lists do not fit, the skin is too thin, or a failure stops the run.
+class Motion(flax.struct.PyTreeNode):
+    """What all steps of a run have in common.
 
-    What is observed on the way is added to the means.
+    Attributes:
+        potential: any Potential, or a stack if the layout says so.
+        system: what stays fixed.
+        dynamics: of the ensemble.
+        observation: what to look at on the way; None for nothing.
+        dt: length of a step, in the internal unit.
+        skin: Å, by how much lists reach beyond the cutoff.
+        capacity: of the lists (static).
+        layout: see there (static).
+        stop_at_failure: whether the failure of one replica ends the run (static).
     """
-    local = functools.partial(_advance, capacity=capacity, stop_at_failure=stop_at_failure, layout=layout)
-    if layout.mesh is None:
-        return local(potential, system, replicas, means, dynamics, observation, until, dt, skin)
-
-    def on_one_device(
-        potential: Any, system: Any, replicas: ReplicaState, means: Any, *rest: Any
-    ) -> tuple[ReplicaState, Any]:
-        flags = {name: getattr(replicas, name)[0] for name in FLAGS}
-        means = means and means.replace(needs=means.needs[0])
-        replicas, means = local(potential, system, replicas.replace(**flags), means, *rest)
-        means = means and means.replace(needs=means.needs[None])
-        return replicas.replace(**{name: getattr(replicas, name)[None] for name in FLAGS}), means
-
-    own, all_ = PartitionSpec(SHARED), PartitionSpec()
-    parts = System(species=own, cells=own, inverses=own, lowest=all_, bonds=own)  # type: ignore[arg-type]
-    seen = observation and observation.replace(masses=own, degrees=own, kinds=own, every=all_, other=all_)
-    specs = (own if layout.models else all_, parts, own, own, own, seen, all_, all_, all_)
-    shared = jax.shard_map(on_one_device, mesh=layout.mesh, in_specs=specs, out_specs=own, check_vma=False)
-    return shared(potential, system, replicas, means, dynamics, observation, until, dt, skin)
-
-
-def _advance(
-    potential: Potential,
-    system: System,
-    replicas: ReplicaState,
-    means: Means | None,
-    dynamics: Dynamics,
-    observation: Observation | None,
-    until: Any,
-    dt: Any,
-    skin: Any,
-    *,
-    capacity: Capacity,
-    stop_at_failure: bool,
-    layout: Layout,
-) -> tuple[ReplicaState, Means | None]:
-    """`advance` for the replicas of one device."""
-    moving = _Moving(potential, system, dynamics, observation, dt, skin, capacity, layout)
-
-    def wanted(carry: tuple[ReplicaState, Means | None]) -> Any:
-        replicas, means = carry
-        failed = replicas.failure > 0
-        ended = failed.any() if stop_at_failure else failed.all()
-        stuck = replicas.skin_broken | replicas.narrow | ~capacity.fits(replicas.needed)
-        if means is not None and observation is not None and observation.capacity is not None:
-            stuck |= ~observation.capacity.fits(means.needs)
-        return (replicas.step < until) & ~ended & ~stuck
-
-    def with_these_lists(carry: tuple[ReplicaState, Means | None]) -> tuple[ReplicaState, Means | None]:
-        replicas, means = carry
-        replicas = jax.lax.cond(replicas.stale, moving.with_lists, lambda same: same, replicas)
-        return jax.lax.while_loop(
-            lambda carry: wanted(carry) & ~carry[0].stale, lambda carry: moving.step(*carry), (replicas, means)
-        )
-
-    return jax.lax.while_loop(wanted, with_these_lists, (replicas, means))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Moving:
-    """What all steps of a run have in common; see `advance`."""
 
     potential: Potential
     system: System
     dynamics: Dynamics
     observation: Observation | None
-    dt: Any
-    skin: Any
-    capacity: Capacity
-    layout: Layout
+    dt: Leaf
+    skin: Leaf
+    capacity: Capacity = flax.struct.field(pytree_node=False)
+    layout: Layout = flax.struct.field(pytree_node=False)
+    stop_at_failure: bool = flax.struct.field(pytree_node=False)
+
+    def advance(self, replicas: ReplicaState, means: Means | None, until: Any) -> tuple[ReplicaState, Means | None]:
+        """`advance` for the replicas of one device."""
+        observation = self.observation
+
+        def wanted(carry: tuple[ReplicaState, Means | None]) -> Any:
+            replicas, means = carry
+            failed = replicas.failure > 0
+            ended = failed.any() if self.stop_at_failure else failed.all()
+            stuck = replicas.skin_broken | replicas.narrow | ~self.capacity.fits(replicas.needed)
+            if means is not None and observation is not None and observation.capacity is not None:
+                stuck |= ~observation.capacity.fits(means.needs)
+            return (replicas.step < until) & ~ended & ~stuck
+
+        def with_these_lists(carry: tuple[ReplicaState, Means | None]) -> tuple[ReplicaState, Means | None]:
+            replicas, means = carry
+            replicas = jax.lax.cond(replicas.stale, self.with_lists, lambda same: same, replicas)
+            return jax.lax.while_loop(
+                lambda carry: wanted(carry) & ~carry[0].stale, lambda carry: self.step(*carry), (replicas, means)
+            )
+
+        return jax.lax.while_loop(wanted, with_these_lists, (replicas, means))
 
     def with_lists(self, replicas: ReplicaState) -> ReplicaState:
         """The replicas with neighbour lists made at their present positions."""
@@ -267,12 +220,44 @@ class _Moving:
             seen, needs = observe_replicas(
                 observation, self.system, state, energy, stress, self.dynamics.moves_cell, moving
             )
-            new = with_sample(means, seen).replace(needs=needs)
+            new = with_sample(means, seen)
             if observation.capacity is None:
                 return new
             fits = observation.capacity.fits(needs)
-            return jax.tree.map(lambda a, b: jnp.where(fits, a, b), new, means).replace(needs=needs)
+            new = jax.tree.map(lambda a, b: jnp.where(fits, a, b), new, means)
+            return new.replace(needs=jnp.where(fits, 0, needs))
 
         means = jax.lax.cond(held & (after > 0) & (after % observation.every == 0), due, lambda same: same, means)
         fits = True if observation.capacity is None else observation.capacity.fits(means.needs)
         return means, fits
+
+
+@jax.jit
+def advance(
+    motion: Motion, replicas: ReplicaState, means: Means | None, until: Any
+) -> tuple[ReplicaState, Means | None]:
+    """Take steps until `until`, or until the lists do not fit, the skin is too thin, or a failure stops the run.
+
+    What is observed on the way is added to the means.
+    """
+    layout = motion.layout
+    if layout.mesh is None:
+        return motion.advance(replicas, means, until)
+
+    def on_one_device(motion: Motion, replicas: ReplicaState, means: Any, until: Any) -> tuple[ReplicaState, Any]:
+        flags = {name: getattr(replicas, name)[0] for name in FLAGS}
+        means = means and means.replace(needs=means.needs[0])
+        replicas, means = motion.advance(replicas.replace(**flags), means, until)
+        means = means and means.replace(needs=means.needs[None])
+        return replicas.replace(**{name: getattr(replicas, name)[None] for name in FLAGS}), means
+
+    own, all_ = PartitionSpec(SHARED), PartitionSpec()
+    system = System(species=own, cells=own, inverses=own, lowest=all_, bonds=own)  # type: ignore[arg-type]
+    seen = motion.observation
+    seen = seen and seen.replace(masses=own, degrees=own, kinds=own, every=all_, other=all_)
+    potential = own if layout.models else all_
+    parts = motion.replace(potential=potential, system=system, dynamics=own, observation=seen, dt=all_, skin=all_)
+    shared = jax.shard_map(
+        on_one_device, mesh=layout.mesh, in_specs=(parts, own, own, all_), out_specs=own, check_vma=False
+    )
+    return shared(motion, replicas, means, until)

@@ -24,7 +24,7 @@ from jaxmlip.observables.thermodynamics import (
 )
 from jaxmlip.potentials.potential import Potential, Prediction, check_species, evaluate, reference_energy
 from jaxmlip.simulation.dynamics import Ensemble
-from jaxmlip.simulation.step import System
+from jaxmlip.simulation.step import System, current_cells
 from jaxmlip.systems import cells as geometry
 from jaxmlip.systems.capacity import Capacity, graph_of_replicas, needs_of
 from jaxmlip.types import Leaf
@@ -67,7 +67,7 @@ class Means(flax.struct.PyTreeNode):
     Attributes:
         values: means by name, [replicas, ...].
         count: [replicas], how many there were.
-        needs: [4], what the lists of the second potential needed when they did not fit; see `Capacity.fits`.
+        needs: [4], what the lists of the second potential needed where they did not fit, else 0; see `Capacity.fits`.
     """
 
     values: dict[str, Leaf]
@@ -89,7 +89,7 @@ def observe_replicas(
         moves_cell: whether the cell is part of the state (static).
         alive: [replicas], whether a replica counts for what is needed: those that have failed may be anything.
     """
-    cells = state.cell if moves_cell else system.cells
+    cells = current_cells(system, state, moves_cell)
     other, needs = None, jnp.zeros(4, jnp.int32)
     if observation.other is not None:
         inverses = geometry.inverses(cells) if moves_cell else system.inverses
@@ -110,7 +110,7 @@ def observe_replicas(
                 potential_energy=energy,
                 forces=forces[:atoms],
                 stress=stress,
-                prediction=None if other is None else Prediction(other.energy[None], other.forces[:atoms]),
+                prediction=None if other is None else _of_replica(other, atoms),
                 numbers=numbers,
                 heights=observation.heights,
             )
@@ -131,24 +131,30 @@ def observe_replicas(
 def _of_other(
     observation: Observation, species: Any, positions: Any, cells: Any, inverses: Any
 ) -> tuple[Prediction, Any]:
-    """What the second potential says, energies [replicas] and forces [replicas, atoms, 3], and needs [replicas, 4]."""
+    """What the second potential says, with forces [replicas, atoms, 3], and needs [replicas, 4]."""
     other, capacity = observation.other, observation.capacity
     assert other is not None
     assert capacity is not None
     cutoffs = other.cutoff, other.inner_cutoff
     graph, needs = graph_of_replicas(species, positions, cells, inverses, cutoffs, capacity)
-    found = evaluate(other, graph)
+    found = evaluate(other, graph, stress=any(each.needs_other_stress for each in observation.observables))
     return found.replace(forces=found.forces.reshape(positions.shape)), needs
 
 
+def _of_replica(found: Prediction, atoms: int) -> Prediction:
+    """The prediction of one replica, without its padding, as a batch of one."""
+    stress = None if found.stress is None else found.stress[None]
+    return Prediction(found.energy[None], found.forces[:atoms], stress)
+
+
 def with_sample(means: Means, seen: dict[str, Any]) -> Means:
-    """The means with one look more."""
-    looks = means.count + 1
+    """The means with one sample more."""
+    count = means.count + 1
 
     def added(mean: Any, value: Any) -> Any:
-        return mean + (value - mean) / looks.reshape(-1, *[1] * (mean.ndim - 1))
+        return mean + (value - mean) / count.reshape(-1, *[1] * (mean.ndim - 1))
 
-    return means.replace(values=jax.tree.map(added, means.values, seen), count=looks)
+    return means.replace(values=jax.tree.map(added, means.values, seen), count=count)
 
 
 def make_observation(
@@ -180,9 +186,14 @@ def make_observation(
     always: list[Observable] = [PotentialEnergy(), Temperature()]
     always += [Density(), Pressure()] if ensemble.moves_cell else []
     always += [SquaredForceError(), EnergyDifference()] if other is not None else []
-    check_names(observables)
-    known = {observable.name for observable in always}
-    chosen = (*always, *(observable for observable in observables if observable.name not in known))
+    for observable in observables:
+        if observable.of_fluctuations:
+            raise ValueError(
+                f"The {observable.name} is that of fluctuations, which means over several frames no longer show: leave "
+                "it out of observables=, and average it over the frames of the run."
+            )
+    chosen = (*always, *(observable for observable in observables if observable not in always))
+    check_names(chosen)
     kinds: dict[tuple[int, ...], int] = {}
     of_replicas = [kinds.setdefault(tuple(each.tolist()), len(kinds)) for each in numbers]
     for kind in kinds:

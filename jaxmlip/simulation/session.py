@@ -202,7 +202,8 @@ def make_session(
     observed = None
     if plan.stride is not None:
         of_replicas = [atoms.numbers for atoms in starts]
-        what = options.observables, options.against, ensemble, of_replicas
+        observables = [each.bound_to(starts[0]) for each in options.observables]
+        what = observables, options.against, ensemble, of_replicas
         driver.observe(make_observation(*what, driver.masses, sampler.degrees, plan.stride, driver.heights))
         observed = references_of(sampler.references, options.against, of_replicas)
     numbers = np.asarray(everywhere[0].numbers, np.int64)

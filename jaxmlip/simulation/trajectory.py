@@ -214,6 +214,26 @@ class Run:
                 changes[field.name] = value[chosen]
         return dataclasses.replace(self, **changes)
 
+    def during(self, frames: slice) -> "Run":
+        """The run of a stretch of its frames, without a stride; wall time and speed remain those of all.
+
+        Raises:
+            ValueError: for a slice with a stride.
+        """
+        start, stop, step = frames.indices(self.n_frames)
+        if step != 1:
+            raise ValueError(f"A stretch of a run has all its frames, not every {step}.")
+        within, frame_by_frame = slice(start, stop), set(PER_REPLICA) - {"masses", "fixed", "outcomes", "lengths"}
+        frame_by_frame -= {"cells"} if self.cells.ndim == 3 else set()
+        changes = {name: getattr(self, name)[:, within] for name in frame_by_frame if getattr(self, name) is not None}
+        return dataclasses.replace(
+            self,
+            time_fs=self.time_fs[within],
+            lengths=np.clip(self.lengths, start, stop) - start,
+            observed={name: values[:, within] for name, values in self.observed.items()},
+            **changes,
+        )
+
     def save(self, path: str | Path) -> None:
         """Write an HDF5 file in the H5MD layout, see `h5md`; it appears under its name only when it is whole."""
         path = Path(path)

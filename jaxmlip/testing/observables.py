@@ -37,9 +37,10 @@ def check_observable(
 
     In double precision: it has a name and a unit, and is hashable; values are finite, and of one shape for all frames;
     they do not change with a translation of all atoms, lattice translations of single ones, or permutations of equal
-    atoms; under a rotation with the cell they stay, or turn as vectors [..., 3] or tensors [..., 3, 3] do; under
-    `jax.jit` and `jax.vmap` they are what they are without; derivatives are finite, and those of finite differences;
-    `mean` with equal weights is the plain mean; `completed` keeps the shape.
+    atoms (for what is bound to molecules, with these found anew); under a rotation with the cell they stay, or turn as
+    vectors [..., 3] or tensors [..., 3, 3] do; under `jax.jit` and `jax.vmap` they are what they are without;
+    derivatives are finite, and those of finite differences; `mean` with equal weights is the plain
+    mean; `completed` keeps the shape.
 
     Args:
         observable: any.
@@ -59,8 +60,9 @@ def check_observable(
         atoms = ice_ih(molecules=16, seed=seed) if structure is None else structure
         double = jax.tree.map(_in_double, potential)
         frame = _frame(atoms, double, np.random.default_rng(seed))
+        unbound, observable = observable, observable.bound_to(atoms)
         observable.check(frame)
-        bench = _Bench(observable, double, relative)
+        bench = _Bench(observable, double, relative, unbound)
         _check_words(observable)
         value = bench.value(frame)
         _check_value(bench, frame, value)
@@ -75,8 +77,8 @@ def check_observable(
 class _Bench:
     """Values of an observable, compiled once."""
 
-    def __init__(self, observable: Observable, potential: Any, relative: float) -> None:
-        self.observable, self.potential, self.relative = observable, potential, relative
+    def __init__(self, observable: Observable, potential: Any, relative: float, unbound: Observable) -> None:
+        self.observable, self.potential, self.relative, self.unbound = observable, potential, relative, unbound
         self._compiled = jax.jit(self.raw)
 
     def raw(self, frame: FrameState) -> Any:
@@ -86,6 +88,11 @@ class _Bench:
     def value(self, frame: FrameState) -> np.ndarray:
         """On the host."""
         return np.asarray(self._compiled(frame))
+
+    def value_anew(self, frame: FrameState, structure: Atoms) -> np.ndarray:
+        """With the molecules of another structure; on the host."""
+        bound = self.unbound.bound_to(structure)
+        return self.value(frame) if bound == self.observable else np.asarray(bound.per_frame(frame, self.potential))
 
     def off(self, found: Any, wanted: Any) -> float:
         """By how much two values differ, in what is allowed."""
@@ -123,7 +130,11 @@ def _frame(atoms: Atoms, potential: Potential | None, rng: np.random.Generator) 
         potential_energy=jnp.asarray(rng.normal()),
         forces=jnp.asarray(rng.normal(size=(number, 3))),
         stress=jnp.asarray(0.5 * (stress + stress.T)),
-        prediction=Prediction(jnp.asarray(rng.normal(size=1)), jnp.asarray(rng.normal(size=(number, 3)))),
+        prediction=Prediction(
+            jnp.asarray(rng.normal(size=1)),
+            jnp.asarray(rng.normal(size=(number, 3))),
+            jnp.asarray(0.5 * (stress + stress.T)[None] + 0.01 * np.eye(3)),
+        ),
         numbers=tuple(atoms.numbers.tolist()),
         heights=tuple((0.95 * heights).tolist()),
         capacity=capacity,
@@ -178,11 +189,14 @@ def _check_symmetries(
         mine = np.flatnonzero(atoms.numbers == element)
         order[mine] = rng.permutation(mine)
     permuted = _changed(frame, lambda each: each[order]).replace(masses=frame.masses[order])
-    bench.same("a permutation of equal atoms changes nothing", bench.value(permuted), value)
+    bench.same("a permutation of equal atoms changes nothing", bench.value_anew(permuted, atoms[order]), value)
     turn = jnp.asarray(Rotation.from_quat(rng.normal(size=4)).as_matrix())
     turned = _changed(frame, lambda each: each @ turn.T)
     assert frame.stress is not None
-    found = bench.value(turned.replace(cell=frame.cell @ turn.T, stress=turn @ frame.stress @ turn.T))
+    assert turned.prediction is not None
+    stresses = {"stress": turn @ frame.stress @ turn.T}
+    other = turned.prediction.replace(stress=turn @ turned.prediction.stress @ turn.T)
+    found = bench.value(turned.replace(cell=frame.cell @ turn.T, prediction=other, **stresses))
     wanted = [value]
     wanted += [value @ turn.T] if value.shape[-1:] == (3,) else []
     wanted += [turn @ value @ turn.T] if value.shape[-2:] == (3, 3) else []

@@ -60,10 +60,10 @@ def observe(
     kept = run.completed
     if potential is None and observable.name in run.observed:
         return run.observed[observable.name][kept, first:]
-    if potential is None and observable.recorded:
-        values = getattr(run, observable.recorded)
-        if values is not None:
-            return values[kept, first:]
+    recorded = observable.recorded_in(run) if potential is None else None
+    if recorded is not None:
+        return recorded[kept, first:]
+    observable = observable.bound_to(run[int(run.lengths[: np.argmax(kept)].sum())])
     frames = frame_states(run, first, potential=potential)
     observable.check(frames)
     if potential is None and observable.needs_stress:
@@ -77,11 +77,13 @@ def observe(
     if potential is None:
         return values
     sums = np.full(len(values), reference_energy(potential, run.numbers))
-    return observable.completed(values, References(sums, sums, np.full(len(values), len(run.numbers))))
+    return observable.completed(values, References(sums, None, np.full(len(values), len(run.numbers))))
 
 
 def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None) -> FrameState:
     """The frames from `first` on of the replicas that ran to the end; leaves start with [replicas, frames].
+
+    They are in single precision, or in double under `jax.enable_x64`.
 
     Args:
         run: from `simulate`.
@@ -90,28 +92,39 @@ def frame_states(run: Run, first: int = 0, *, potential: Potential | None = None
     """
     kept = run.completed
     cells = np.where(run.pbc[:, None], run.frame_cells[kept, first:], 0.0)
-    # Rounded down, so that runs of nearly equal cells share compiled code.
-    lowest = cell_heights(np.where(run.pbc[:, None], run.cells[kept], 0.0)).reshape(-1, 3).min(axis=0)
-    heights = np.floor(10.0 * lowest) / 10.0
     shape = cells.shape[:2]
-    momenta = None if run.momenta is None else run.momenta[kept, first:].astype(np.float32)
+    momenta = run.momenta
+    if momenta is not None:
+        momenta = momenta[kept, first:].astype(dtype)
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float))
     frames = FrameState(
-        positions=_near_origin(run.positions[kept, first:], cells),
-        cell=cells.astype(np.float32),
-        masses=np.broadcast_to(run.masses[kept, None].astype(np.float32), (*shape, len(run.numbers))),
+        positions=_near_origin(run.positions[kept, first:], cells).astype(dtype),
+        cell=cells.astype(dtype),
+        masses=np.broadcast_to(run.masses[kept, None].astype(dtype), (*shape, len(run.numbers))),
         momenta=momenta,
         degrees=None if momenta is None else _degrees(run, momenta, first),
         numbers=tuple(run.numbers.tolist()),
-        heights=tuple(heights.tolist()),
+        heights=cell_range(run.cells[kept], run.pbc),
     )
-    return frames if potential is None else frames.replace(capacity=_capacity(frames, potential))
+    if potential is None:
+        return frames
+    return frames.replace(capacity=room_for(frames, (potential.cutoff, potential.inner_cutoff)))
+
+
+def cell_range(cells: np.ndarray, pbc: np.ndarray) -> tuple[float, ...]:
+    """Least heights [3] in Å of cells [..., 3, 3], infinite where not periodic.
+
+    They are rounded down, so that runs of nearly equal cells share compiled code.
+    """
+    lowest = cell_heights(np.where(pbc[:, None], cells, 0.0)).reshape(-1, 3).min(axis=0)
+    return tuple((np.floor(10.0 * lowest) / 10.0).tolist())
 
 
 def _near_origin(positions: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Positions in single precision; those of a run that needed double are translated first (see `FrameState`)."""
+    """Positions that single precision holds: those of a run that needed double are translated (see `FrameState`)."""
     if positions.dtype == np.float32:
         return positions
-    near = np.empty(positions.shape, np.float32)
+    near = np.empty(positions.shape)
     for place in np.ndindex(positions.shape[:2]):
         near[place] = positions[place] - offset_from_origin(positions[place], cells[place]).vectors(cells[place])
     return near
@@ -123,13 +136,16 @@ def _degrees(run: Run, momenta: np.ndarray, first: int) -> np.ndarray:
     return np.rint(2.0 * kinetic / (KB * run.temperature[run.completed, first:])).astype(np.float32)
 
 
-def _capacity(frames: FrameState, potential: Potential) -> Capacity:
-    """What neighbour lists of all frames need for a potential."""
-    cutoffs, heights, atoms = (potential.cutoff, potential.inner_cutoff), np.array(frames.heights), len(frames.numbers)
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), frames)
+def room_for(frames: FrameState, cutoffs: tuple[float, float]) -> Capacity:
+    """What neighbour lists of all frames need for potentials of such a cutoff and inner cutoff.
+
+    It is the frames' own capacity where that suffices, or more.
+    """
+    heights, atoms = np.array(frames.heights), len(frames.numbers)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), frames.at_rest)
     one = [np.asarray(flat.positions[0], np.float64)], np.asarray(flat.cell[:1], np.float64)
     here = heights, cutoffs[0], atoms
-    capacity = Capacity.holding(needs_of(*one, heights, cutoffs, 0.0, atoms), *here)
+    capacity = frames.capacity or Capacity.holding(needs_of(*one, heights, cutoffs, 0.0, atoms), *here)
     inverses = np.linalg.pinv(flat.cell).astype(flat.cell.dtype)
     while True:
         needs = np.asarray(_needs(flat.positions, flat.cell, inverses, frames.numbers, cutoffs, capacity))
@@ -186,7 +202,7 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
             f"{Status.NO_DATA.value.capitalize()}: there is nothing to average {observable.name} over. "
             f"Replica 0: {run.outcomes[0].value}."
         )
-    first, status = _settled(run, equilibration)
+    first, status = settled(run, equilibration)
     estimate = observable.estimate(observe(run, observable, first))
     failed = [] if kept.all() else [Status.REPLICA_FAILED]
     status = worst(status, estimate.status, *failed)
@@ -203,8 +219,12 @@ def average(run: Run, observable: Observable, *, equilibration: Literal["auto"] 
     )
 
 
-def _settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[int, Status]:
-    """The first frame to keep, and whether the run is in equilibrium from there on."""
+def settled(run: Run, equilibration: Literal["auto"] | float | int) -> tuple[int, Status]:
+    """The first frame to keep, and whether the run is in equilibrium from there on; see `average`.
+
+    Raises:
+        ValueError: if nothing is left of the run.
+    """
     kept, times = run.completed, dict(run.time_constants_ps)
     ramp = times.pop("ramp", 0.0)
     slowest = max(times.values(), default=0.0)

@@ -104,7 +104,7 @@ def test_statuses_are_carried() -> None:
     assert np.isnan(both.error)
     assert worst(Status.OK, Status.TOO_FEW, Status.NOT_EQUILIBRATED) is Status.NOT_EQUILIBRATED
     assert [status for status in Status if not status.has_error] == [
-        Status.UNRESOLVED, Status.NOT_EQUILIBRATED, Status.TOO_SHORT, Status.NO_DATA
+        Status.UNRESOLVED, Status.POOR_OVERLAP, Status.NOT_EQUILIBRATED, Status.TOO_SHORT, Status.NO_DATA
     ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What is averaged on the way is what the frames would have given."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from conftest import DT, FLUID, fcc, molten, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, lennard_jones
 from test_recording import record
 
+from jaxmlip.observables.fluctuations import HeatCapacity
+from jaxmlip.observables.force_errors import MolecularForceError, SquaredStressError
 from jaxmlip.observables.structure import RDF
 from jaxmlip.observables.thermodynamics import (
     Density,
@@ -37,6 +40,11 @@ from jaxmlip.validation.averages import average, frame_states, observe
 
 AT_CONSTANT_PRESSURE = NPT(REDUCED_K, 0.5 / GPA, friction_per_ps=FLUID.friction_per_ps)
 PAIRS = RDF("Ar", "Ar", r_max=2.0, bins=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnTemperature(Temperature):
+    """A user's, of the same name as the one that is observed always."""
 
 
 @pytest.mark.parametrize("ensemble", [FLUID, AT_CONSTANT_PRESSURE], ids=["NVT", "NPT"])
@@ -107,12 +115,23 @@ def test_second_potential_along_the_run() -> None:
     """The errors of one teacher against the other, at the frames of a run and by themselves."""
     gga, r2scan = load_potential("chgnet:gga"), load_potential("chgnet:r2scan")
     water = molecule("H2O")
-    run = simulate(gga, water, NVT(300.0), steps=4, sample_every_fs=0.5, replicas=2, against=r2scan, progress=False)
+    run = simulate(
+        gga,
+        water,
+        NVT(300.0),
+        steps=4,
+        sample_every_fs=0.5,
+        replicas=2,
+        against=r2scan,
+        observables=[MolecularForceError()],
+        progress=False,
+    )
     ours, theirs = (predict(potential, [*run]) for potential in (gga, r2scan))
     for frame, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         place = divmod(frame, run.n_frames)
         squared = ((a.forces - b.forces) ** 2).mean()
         assert run.observed["squared force error"][place] == pytest.approx(squared, rel=1e-4)
+        assert run.observed[MolecularForceError().name][place].sum() == pytest.approx(squared, rel=1e-4)
         assert run.observed["energy difference"][place] == pytest.approx((a.energy - b.energy) / 3, abs=1e-6)
 
 
@@ -121,15 +140,17 @@ def test_second_potential_makes_room(small_fluid: Atoms, monkeypatch: pytest.Mon
     monkeypatch.setattr(observing, "needs_of", lambda *_, **__: np.ones(4, int))
     options = {"replicas": 2, "ensemble": AT_CONSTANT_PRESSURE}
     longer = lennard_jones(range_=3.0)
-    run = run_fluid(small_fluid, against=longer, **options)
+    run = run_fluid(small_fluid, against=longer, observables=[SquaredStressError()], **options)
     for replica, frame in ((0, 0), (1, 3)):
         atoms = run[replica * run.n_frames + frame]
-        (short,), (far,) = predict(lennard_jones(), [atoms]), predict(longer, [atoms])
+        (short,), (far,) = (predict(each, [atoms], stress=True) for each in (lennard_jones(), longer))
         squared = ((short.forces - far.forces) ** 2).mean()
         assert squared > 0
         assert run.observed["squared force error"][replica, frame] == pytest.approx(squared, rel=1e-3)
         difference = (short.energy - far.energy) / 32
         assert run.observed["energy difference"][replica, frame] == pytest.approx(difference, rel=1e-3)
+        squared = ((short.stress - far.stress) ** 2).mean() / GPA**2
+        assert run.observed["squared stress error"][replica, frame] == pytest.approx(squared, rel=1e-3)
 
 
 def test_failed_replicas_have_no_means() -> None:
@@ -151,8 +172,12 @@ def test_looking_compiles_once(small_fluid: Atoms) -> None:
 
 
 def test_refuses_what_cannot_be_observed(small_fluid: Atoms) -> None:
-    with pytest.raises(ValueError, match="names of their own, but there are g_ArAr, g_ArAr"):
+    with pytest.raises(ValueError, match="names of their own, but several are called g_ArAr"):
         run_fluid(small_fluid, observables=[PAIRS, RDF("Ar", "Ar")])
+    with pytest.raises(ValueError, match="several are called temperature"):
+        run_fluid(small_fluid, observables=[OwnTemperature()])
+    with pytest.raises(ValueError, match="heat capacity at constant volume is that of fluctuations, which means"):
+        run_fluid(small_fluid, observables=[HeatCapacity(REDUCED_K)])
     with pytest.raises(ValueError, match="observe_every_fs must be positive and at most the"):
         run_fluid(small_fluid, observe_every_fs=11 * DT)
     polonium, one_frame = Atoms("Po", cell=[9.0] * 3, pbc=True), {"steps": 1, "sample_every_fs": 0.5}

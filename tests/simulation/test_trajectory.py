@@ -10,6 +10,7 @@ import MDAnalysis
 import numpy as np
 import pytest
 import znh5md
+from made_runs import as_run
 from MDAnalysis.lib.mdamath import triclinic_vectors
 
 from jaxmlip.simulation.trajectory import Outcome, Run, export_extxyz, load_run
@@ -114,3 +115,18 @@ def test_bad_files_are_refused(run: Run, tmp_path: Path) -> None:
         load_run(path)
     with pytest.raises(FileNotFoundError, match=r"There is no trajectory .*none\.h5"):
         load_run(tmp_path / "none.h5")
+
+
+def test_stretch_of_a_run() -> None:
+    run = as_run(np.random.default_rng(0).normal(size=(2, 6, 1, 3)), np.array([18]), 9.0 * np.eye(3))
+    run = dataclasses.replace(run, lengths=np.array([6, 3]), observed={"density": np.arange(12.0).reshape(2, 6)})
+    part = run.during(slice(2, 5))
+    np.testing.assert_array_equal(part.positions, run.positions[:, 2:5])
+    np.testing.assert_array_equal(part.cells, run.cells)
+    np.testing.assert_array_equal(part.observed["density"], [[2, 3, 4], [8, 9, 10]])
+    assert part.lengths.tolist() == [3, 1]
+    assert part.time_fs.tolist() == [30.0, 40.0, 50.0]
+    moving = dataclasses.replace(run, cells=np.array(run.frame_cells))
+    assert moving.during(slice(4, None)).cells.shape == (2, 2, 3, 3)
+    with pytest.raises(ValueError, match="not every 2"):
+        run.during(slice(0, None, 2))
