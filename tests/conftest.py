@@ -1,6 +1,7 @@
 """Shapes are checked in every test: beartype enforces the package's jaxtyping annotations."""
 
 import gc
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ if sys.dont_write_bytecode:
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": bytecode}
 
 import jax
+import jaxlib
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -37,7 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     Flags that are set already are kept. Processes that tests start inherit all of it.
     """
     if _quick(config):
-        os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+        if "XLA_FLAGS" not in os.environ and _compiler_knows("xla_cpu_use_fusion_emitters"):
+            os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     gc.set_threshold(50_000, 20, 50)  # tracing makes many objects; looking at all there are each time takes long
 
@@ -47,6 +50,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Optimise only the programs that run for longer than they compile: those of the tests of physics."""
     least = _quick(item.config) and item.get_closest_marker("physics") is None
     jax.config.update("jax_disable_most_optimizations", least)
+
+
+def _compiler_knows(flag: str) -> bool:
+    """Whether this version of XLA has the flag: it ends the process if it is given one that it has not."""
+    for library in Path(jaxlib.__file__).parent.glob("libjax_common.*"):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(flag.encode()) >= 0
+    return False
 
 
 def _quick(config: pytest.Config) -> bool:
