@@ -1,21 +1,67 @@
 """Shapes are checked in every test: beartype enforces the package's jaxtyping annotations."""
 
 import gc
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+if sys.dont_write_bytecode:
+    # Not beside the sources, then; but without any each process takes 13 s longer to start.
+    bytecode = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, bytecode
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": bytecode}
+
 import jax
+import jaxlib
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxmlip", "beartype.beartype")
 
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+"""Most of the time of tests is the compiler's, and this takes a third of it.
+
+Without fusion emitters an older generator writes the loops: the same mathematics, other rounding.
+"""
+
 MOST_MAPPINGS = 25_000
 """Of the 65,530 pieces of memory that Linux lets a process map by default: every compiled program takes several, and
 the compiler crashes when there are none left."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile quickly where slow tests are left out; with them, code is compiled as it is for users.
+
+    Flags that are set already are kept. Processes that tests start inherit all of it.
+    """
+    if _quick(config):
+        if "XLA_FLAGS" not in os.environ and _compiler_knows("xla_cpu_use_fusion_emitters"):
+            os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    gc.set_threshold(50_000, 20, 50)  # tracing makes many objects; looking at all there are each time takes long
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Optimise only the programs that run for longer than they compile: those of the tests of physics."""
+    least = _quick(item.config) and item.get_closest_marker("physics") is None
+    jax.config.update("jax_disable_most_optimizations", least)
+
+
+def _compiler_knows(flag: str) -> bool:
+    """Whether this version of XLA has the flag: it ends the process if it is given one that it has not."""
+    for library in Path(jaxlib.__file__).parent.glob("libjax_common.*"):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(flag.encode()) >= 0
+    return False
+
+
+def _quick(config: pytest.Config) -> bool:
+    return "not slow" in config.option.markexpr
 
 
 @pytest.fixture(autouse=True, scope="module")

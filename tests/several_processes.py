@@ -11,16 +11,14 @@ def started(program: str, *arguments: object, **environment: str) -> subprocess.
     """A program under way on the CPU; what it complains of is kept."""
     return subprocess.Popen(
         [sys.executable, program, *map(str, arguments)],
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parent)}
-        | environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)} | environment,
         stderr=subprocess.PIPE,
     )
 
 
 def with_devices(number: int) -> dict[str, str]:
     """The environment of a process that has so many devices."""
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={number}"}
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={number}"}
 
 
 def group_of(number: int) -> list[dict[str, str]]:

@@ -201,7 +201,8 @@ def _step(
     params: Any = optax.apply_updates(state.params, updates)
     # The average forgets its first steps sooner, as in TensorFlow's ExponentialMovingAverage: short runs profit.
     decay = jnp.minimum(controls.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema: Any = optax.incremental_update(params, state.ema, 1.0 - decay)
+    # A weighted sum of equal numbers may be another number: what does not move must not by rounding either.
+    ema: Any = jax.tree.map(lambda new, old: old + (1.0 - decay) * (new - old), params, state.ema)
 
     known = jnp.sum(~jnp.isnan(state.recent)) >= WINDOW // 4
     exploded = known & (value > EXPLOSION * jnp.nanmedian(state.recent))

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 from conftest import DT, FLUID, fcc, fluid_options
 from simple_potentials import REDUCED_K, lennard_jones
 
@@ -52,6 +53,7 @@ if __name__ == "__main__":
     run = simulated(number)
     assert isinstance(run, Run)
     run.save(out)
-    simulated(number, out.with_name("shared.h5"))
-    for place, run in enumerate(simulated_each(number)):
-        run.save(out.with_suffix(f".{place}.h5"))
+    if jax.process_count() > 1:
+        simulated(number, out.with_name("shared.h5"))
+        for place, run in enumerate(simulated_each(number)):
+            run.save(out.with_suffix(f".{place}.h5"))

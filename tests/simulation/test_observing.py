@@ -25,9 +25,8 @@ from jaxmlip.observables.thermodynamics import (
     SquaredForceError,
     Temperature,
 )
-from jaxmlip.potentials.evaluation import predict
+from jaxmlip.potentials.evaluation import compiled_evaluate, predict
 from jaxmlip.potentials.files import load_potential
-from jaxmlip.potentials.potential import evaluate
 from jaxmlip.simulation import observing
 from jaxmlip.simulation.barostats import NPT
 from jaxmlip.simulation.dynamics import Ensemble
@@ -88,7 +87,7 @@ def test_pressure_at_constant_volume(small_fluid: Atoms, agrees) -> None:
     pressure = np.trace(tensor, axis1=-2, axis2=-1) / 3.0
     for place in (0, 319):
         frame, at = run[place], divmod(place, 80)
-        stress = evaluate(lennard_jones(), graph_from_atoms(frame, 2.5), stress=True).stress[0]
+        stress = compiled_evaluate(lennard_jones(), graph_from_atoms(frame, 2.5), stress=True).stress[0]
         virial = -float(np.trace(np.asarray(stress))) / 3.0
         assert pressure[at] == pytest.approx(0.75 * run.temperature[at] / REDUCED_K + virial, abs=2e-3)
     mean = average(run, PressureTensor(), equilibration=0.004 * REDUCED_TIME_FS)
@@ -111,6 +110,7 @@ def test_no_pressure_without_a_cell() -> None:
         run_fluid(Atoms("Ar2", positions=[[0, 0, 0], [1.1, 0, 0]]), observables=[PressureTensor()])
 
 
+@pytest.mark.slow
 def test_second_potential_along_the_run() -> None:
     """The errors of one teacher against the other, at the frames of a run and by themselves."""
     gga, r2scan = load_potential("chgnet:gga"), load_potential("chgnet:r2scan")
@@ -147,6 +147,8 @@ def test_second_potential_makes_room(small_fluid: Atoms, monkeypatch: pytest.Mon
         squared = ((short.forces - far.forces) ** 2).mean()
         assert squared > 0
         assert run.observed["squared force error"][replica, frame] == pytest.approx(squared, rel=1e-3)
+        difference = (short.energy - far.energy) / 32
+        assert run.observed["energy difference"][replica, frame] == pytest.approx(difference, rel=1e-3)
         squared = ((short.stress - far.stress) ** 2).mean() / GPA**2
         assert run.observed["squared stress error"][replica, frame] == pytest.approx(squared, rel=1e-3)
 
@@ -211,12 +213,13 @@ def test_values_have_derivatives_by_the_potential(small_fluid: Atoms, x64: None)
     frames = jax.tree.map(lambda leaf: jnp.asarray(leaf[0, 0], float), frame_states(run, potential=lennard_jones()))
     frames = frames.replace(forces=jnp.zeros_like(frames.positions))
 
+    @jax.jit
     def value(epsilon: Any) -> Any:
         potential = LennardJones({"epsilon": epsilon, "sigma": jnp.asarray(1.0)})
         seen = [each.per_frame(frames, potential) for each in (PotentialEnergy(), Pressure(), SquaredForceError())]
         return jnp.stack(seen)
 
-    found, here = jax.jacfwd(value)(jnp.asarray(1.0)), value(jnp.asarray(1.0))
+    found, here = jax.jit(jax.jacfwd(value))(jnp.asarray(1.0)), value(jnp.asarray(1.0))
     step = (value(jnp.asarray(1.0 + 1e-5)) - value(jnp.asarray(1.0 - 1e-5))) / 2e-5
     np.testing.assert_allclose(found, step, rtol=1e-8)
     assert found[0] == pytest.approx(float(here[0]), rel=1e-10), "the energy is proportional to ε"

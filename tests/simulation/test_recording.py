@@ -149,7 +149,7 @@ def frames_in(path: Path) -> int:
 
 def test_killed_in_the_middle_of_writing(tmp_path: Path) -> None:
     """A process that writes all the time is killed, twice; what is there can be read, and the run goes on from it."""
-    path, steps = tmp_path / "run.h5", 1500
+    path, steps = tmp_path / "run.h5", 800
     lengths = [0]
     for _ in range(2):
         process = subprocess.Popen(program(path, steps), stdout=subprocess.PIPE, text=True)
@@ -159,7 +159,7 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path) -> None:
         while frames_in(path) < lengths[-1] + 20:  # read while it is written
             assert time.monotonic() < deadline
             assert process.poll() is None
-            time.sleep(0.02)
+            time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
         process.wait()
         run = load_run(path)
@@ -179,11 +179,14 @@ def test_readers_and_writers_wait_for_each_other(recorded: Path, tmp_path: Path)
     text = f"""
         from pathlib import Path
         from jaxmlip.simulation.trajectory_file import TrajectoryFile
-        for _ in range(300):
+        print("begins", flush=True)
+        for _ in range(40):
             with TrajectoryFile.reopen(Path({str(path)!r})):
                 pass
     """
-    writer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)])
+    writer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "begins\n"
     frames = set()
     while writer.poll() is None:
         frames.add(load_run(path).n_frames)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from jaxmlip.study.config import resolve
 MINIATURE = {
     "name": "miniature",
     "system": {"molecules": 16},
-    "sampling": {"replicas": 2, "time_ps": 0.012, "sample_every_fs": 1, "discard_ps": 0.002, "bulk_frames": 5},
+    "sampling": {"replicas": 2, "time_ps": 0.006, "sample_every_fs": 0.5, "discard_ps": 0.001, "bulk_frames": 4},
     "clusters": {"radius": 3.0, "number": 10},
-    "student": {"channels": 4, "l_max": 1, "correlation": 2, "radial_mlp": [8], "cutoff": 4.0},
+    "student": {"channels": 2, "layers": 1, "l_max": 1, "correlation": 2, "radial_mlp": [8], "cutoff": 4.0},
     "distillation": {"epochs": 2},
     "finetuning": {"epochs": 2},
-    "dynamics": {"replicas": 2, "time_ps": 0.012, "sample_every_fs": 1},
+    "dynamics": {"replicas": 2, "time_ps": 0.006, "sample_every_fs": 0.5},
     "strategies": ["differential", "multi_fidelity"],
     "test": {"frames": 4},
 }
@@ -102,10 +103,15 @@ def test_second_run_does_no_work(summary, config, folder, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-@pytest.mark.parametrize("fatal_call", [pytest.param(2, marks=pytest.mark.slow), 4])
-def test_interrupted_run_ends_with_the_same_numbers(summary, config, tmp_path, monkeypatch, fatal_call):
-    """Killed in the second (or fourth) simulation, then run again."""
-    simulate, calls = stages.simulate, []
+SAMPLED = ("sampling", "structures", "labels-low", "labels-high")
+
+
+@pytest.mark.parametrize("kept", [pytest.param((), marks=pytest.mark.slow), SAMPLED], ids=["from nothing", "sampled"])
+def test_interrupted_run_ends_with_the_same_numbers(summary, config, folder, tmp_path, monkeypatch, kept):
+    """Killed in the second simulation that is left to do, then run again."""
+    simulate, calls, fatal_call = stages.simulate, [], 2
+    for stage in kept:
+        shutil.copytree(folder / "stages" / stage, tmp_path / "run" / "stages" / stage)
 
     def dies(*arguments, **options):
         calls.append(1)
