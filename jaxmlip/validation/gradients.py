@@ -45,6 +45,7 @@ from jaxmlip.validation.frame_gradients import (
     energy_changes,
     in_batches,
     mean_gradient,
+    sums_of_each_gradient,
     sums_of_gradients,
     sums_of_own_gradients,
 )
@@ -291,7 +292,7 @@ class _Frames:
             raise ValueError(f"A loss is one number, and this one has {len(of_weights)}.")
         groups = self.log_weights.shape[0]
         scaled = -groups * of_weights * self.correction / self.kT
-        gradients = sums_of_gradients if len(scaled) == 1 else _sums_of_each_gradient
+        gradients = sums_of_gradients if len(scaled) == 1 else sums_of_each_gradient
         sums = gradients(self.potential, self.frames.at_rest, scaled.astype(self.dtype))
         centre = mean_gradient(self.potential, self._few())
         # Groups whose numbers do not add up to nothing would see the mean of ∂U/∂θ, which cancels in the sum.

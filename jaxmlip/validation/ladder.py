@@ -210,14 +210,12 @@ class Ladder:
             )
         made = None
         if reason is None:
-            made = self._bridged(shares)
-            if made is None:
-                reason = "its simulations do not overlap, failed or have not settled"
+            made, reason = self._bridged(shares)
         self._keep("bridge", made, reason)
         return made
 
-    def _bridged(self, shares: list[float]) -> tuple[Way, list[Sample], Sample | None] | None:
-        """The simulations of a bridge: together no more force calls than the student's own run."""
+    def _bridged(self, shares: list[float]) -> tuple[tuple[Way, list[Sample], None] | None, str | None]:
+        """The simulations of a bridge, together no more force calls than the student's own run; or why they fail."""
         task, run = self.task, self.own.run
         replicas = max(2, run.n_replicas // len(shares))
         part = min(1.0, run.n_replicas / (replicas * len(shares)))
@@ -235,17 +233,19 @@ class Ladder:
         runs = self._kept_runs(states, ends, options)
         self.calls["teacher"] += options["steps"] * replicas * len(shares)
         if any(not each.completed.all() for each in runs):
-            return None
+            return None, "one of its simulations failed"
         samples = [self.own, *(self._sample(each, f"bridge-{n}") for n, each in enumerate(runs))]
-        if any(not each.status.has_error for each in samples):
-            return None
+        unsettled = [each.status for each in samples if not each.status.has_error]
+        if unsettled:
+            return None, f"in one of its simulations {unsettled[0].value}"
         mixed = [0.0, *shares]
         reduced = [task.reduced(each.energies, each.run, each.first) for each in samples]
         mixture = Mixture([np.stack([(1 - s) * each[0] + s * each[1] for s in mixed]) for each in reduced])
         student, teacher = (mixture.target([each[which] for each in reduced]) for which in (0, 1))
         if not teacher.allowed:
-            return None
-        return Weighted(mixture, student, teacher), samples, None
+            overlaps = "neighbours overlap" if teacher.connected else "neighbours do not overlap"
+            return None, f"{overlaps}, and it leaves {teacher.effective_frames:.2g} independent frames of {ENOUGH:g}"
+        return (Weighted(mixture, student, teacher), samples, None), None
 
     def _kept_runs(self, states: list[Bridge], starts: list[Atoms], options: dict[str, Any]) -> list[Run]:
         """Simulations of a bridge, one program for all; found again where they were made before."""

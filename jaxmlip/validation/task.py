@@ -197,11 +197,15 @@ def _named(
         name = each if isinstance(each, str) else each.name
         if name in found:
             raise ValueError(f"The observable {name} is asked for twice.")
-        found[name] = (
-            observable_from_text(each, temperature_K=temperature_K, pressure_GPa=pressure_GPa)
-            if isinstance(each, str)
-            else each
-        )
+        made: Any = each
+        if isinstance(each, str):
+            made = observable_from_text(each, temperature_K=temperature_K, pressure_GPa=pressure_GPa)
+        if not isinstance(made, Observable):
+            raise ValueError(
+                f"{name} is of the course in time, which weights of frames do not give; leave it out, and compare its "
+                "averages over runs of both potentials."
+            )
+        found[name] = made
     if not found:
         raise ValueError("There is no observable to compare.")
     return found

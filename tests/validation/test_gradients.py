@@ -142,7 +142,7 @@ def test_mean_of_frames_is_for_users_to_jit_and_map(run: Run) -> None:
 
 
 def test_refuses_what_cannot_be_given(run: Run) -> None:
-    here = {"temperature_K": KELVIN}
+    here: dict[str, Any] = {"temperature_K": KELVIN}
     with pytest.raises(ValueError, match="covariance, reweighting or forward, not 'adjoint'"):
         gradient(run, wells(), Square(), estimator="adjoint", **here)
     with pytest.raises(ValueError, match="which needs at least one"):

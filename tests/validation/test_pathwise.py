@@ -72,6 +72,6 @@ def test_refuses() -> None:
         pathwise_gradient(potential, atoms, ENSEMBLE, Square(), steps=80, **OPTIONS)
     with pytest.raises(ValueError, match="say by loss="):
         pathwise_gradient(potential, atoms, ENSEMBLE, Square(), steps=80, replicas=2, **OPTIONS)
-    tight = OPTIONS | {"skin": 1e-3}
+    tight: dict[str, Any] = OPTIONS | {"skin": 1e-3}
     with pytest.raises(ValueError, match="did not hold on the way"):
         pathwise_gradient(potential, atoms, ENSEMBLE, Square(False), steps=80, replicas=2, **tight)

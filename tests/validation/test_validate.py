@@ -48,7 +48,7 @@ def start() -> Atoms:
 
 def simulated(start: Atoms, epsilon: float, seed: int) -> Run:
     options: dict[str, Any] = {"timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
-    return simulate(fluid(epsilon), start, ENSEMBLE, steps=2000, replicas=4, seed=seed, **options)
+    return simulate(fluid(epsilon), start, ENSEMBLE, steps=3200, replicas=4, seed=seed, **options)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,10 @@ def test_all_ways_agree_with_the_teachers_own_simulation(run: Run, start: Atoms,
         assert other is not None
         quantity = f"Lennard-Jones, 32 atoms, <U> of ε = {epsilon} from ε = 1 by {way}"
         agrees(quantity, one.value, one.error, float(other), known_error=float(other.error))
-        structure = [each.observables[NAMES[0]].teacher for each in (found, direct)]
-        apart = structure[0] - structure[1]
+        one, other = (each.observables[NAMES[0]].teacher for each in (found, direct))
+        assert one is not None
+        assert other is not None
+        apart = one - other
         # Of the sigmas of 34 bins hardly one is beyond 3.5.
         assert np.abs(apart.sigma_from(0.0))[apart.error > 0].max() < 3.5
 
@@ -155,7 +157,8 @@ def test_folder_and_page(start: Atoms, tmp_path: Path) -> None:
 
 
 def test_refuses_before_anything_runs(run: Run, start: Atoms) -> None:
-    one, here = fluid(1.0), {"progress": False}
+    one = fluid(1.0)
+    here: dict[str, Any] = {"progress": False}
     with pytest.raises(ValueError, match="holds no temperature"):
         validate(start, one, one, NVE(REDUCED_K), **here)
     with pytest.raises(ValueError, match="at one temperature"):
@@ -164,6 +167,8 @@ def test_refuses_before_anything_runs(run: Run, start: Atoms) -> None:
         validate(start, one, one, ENSEMBLE, observables=["density"], **here)
     with pytest.raises(ValueError, match="There is no observable 'colour'"):
         validate(start, one, one, ENSEMBLE, observables=["colour"], **here)
+    with pytest.raises(ValueError, match="course in time, which weights of frames do not give"):
+        validate(start, one, one, ENSEMBLE, observables=["msd:Ar"], **here)
     with pytest.raises(ValueError, match="asked for twice"):
         validate(start, one, one, ENSEMBLE, observables=[RDF("Ar", "Ar"), RDF("Ar", "Ar")], **here)
     with pytest.raises(ValueError, match="hold no O"):
