@@ -49,7 +49,7 @@ J. Comput.-Aided Mol. Des. 29, 397 (2015))."""
 GROUPS = 8
 """Parts that a single replica is cut into for the jackknife."""
 
-Reduced = Float[np.ndarray, "replicas frames"]
+Reduced = Float[np.ndarray, "_ _"]
 
 
 def reduced_energies(
@@ -111,7 +111,7 @@ class Mixture:
         free_energies: [runs], reduced, of the runs' states; the first is 0.
     """
 
-    def __init__(self, reduced: Sequence[Float[np.ndarray, "runs replicas frames"]]) -> None:
+    def __init__(self, reduced: Sequence[Float[np.ndarray, "runs _ _"]]) -> None:
         """Solve for the free energies.
 
         Args:
