@@ -19,6 +19,9 @@ where the sum is over the changes of volume that the student took. The ratio of 
 opposite one is that of the target, times π_student(before) / π_student(after) of each change of volume (which is in
 detailed balance with π_student), where PV and the Jacobian cancel. So volumes too cost the teacher nothing of their own
 (compare Iftimie, Salahub, Wei and Schofield, J. Chem. Phys. 113, 4852 (2000); Gelb, J. Chem. Phys. 118, 7747 (2003)).
+
+States that the teacher allows and the student does not (atoms closer than its hard cores) are never proposed: both must
+agree about what is possible at all.
 """
 
 import dataclasses
