@@ -124,9 +124,12 @@ def test_frames_are_written_in_pieces(small_fluid: Atoms, tmp_path: Path, monkey
     assert_same(load_run(tmp_path / "run.h5"), run_fluid(small_fluid, steps=steps, sample_every_fs=DT))
 
 
+FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+"""Where programs find what tests share."""
+
 PROGRAM = """
 import resource, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 from conftest import DT, fcc
 from test_recording import record
 from jaxmlip.simulation import recording
@@ -139,7 +142,7 @@ print(record({path!r}, fcc(2), replicas=2, steps={steps}, sample_every_fs=DT, on
 
 def program(path: Path, steps: int, before: str = "") -> list[str]:
     """The command line of a process that records a run, writing every frame by itself."""
-    text = PROGRAM.format(tests=str(Path(__file__).parent), path=str(path), steps=steps, before=before)
+    text = PROGRAM.format(tests=FOLDERS, path=str(path), steps=steps, before=before)
     return [sys.executable, "-c", textwrap.dedent(text)]
 
 
@@ -209,7 +212,7 @@ def test_who_keeps_the_file_open_is_told(recorded: Path, tmp_path: Path, monkeyp
 
 LONG_RUN = """
 import resource, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import numpy as np
 from ase import Atoms
 from simple_potentials import Wells
@@ -228,7 +231,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     peaks = []
     for time_ps in (10, 100):
         path = tmp_path / f"{time_ps}.h5"
-        text = LONG_RUN.format(tests=str(Path(__file__).parent), path=str(path), time_ps=time_ps)
+        text = LONG_RUN.format(tests=FOLDERS, path=str(path), time_ps=time_ps)
         printed = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout
         frames, peak = map(int, printed.split())
         assert frames == 100 * time_ps
