@@ -12,6 +12,7 @@ from scipy.stats import norm
 from jaxmlip.digests import digest
 from jaxmlip.observables.estimate import Estimate, Status, worst
 from jaxmlip.observables.observable import Observable
+from jaxmlip.observables.structure import RDF
 from jaxmlip.potentials.potential import Potential, fingerprint
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
@@ -111,6 +112,7 @@ class Ladder:
 
     def _judged(self, name: str, way: Way, found: tuple[Estimate, ...], limit: float) -> Comparison:
         unit = self.task.observables[name].unit
+        of_difference = "Å" if isinstance(self.task.observables[name], RDF) else unit  # an integral over r
         student, teacher, difference = (dataclasses.replace(each, unit=unit) for each in found)
         if way.method != "direct":
             statuses = [sample.status for sample in self._made_samples(way)]
@@ -124,22 +126,21 @@ class Ladder:
         excess = abs(float(scalar)) - floor
         low, high = scalar.interval(0.6827)
         width = 0.5 * float(high - low)
+        scalar = dataclasses.replace(scalar, unit=of_difference)
         answer: Answer = "pass"
         known = worst(student.status, teacher.status).has_error
         if known and excess > tolerance and abs(sigma) > limit:
-            answer, said = "fail", f"off by {excess:.3g} {unit}, {abs(sigma):.1f} σ, tolerated are {tolerance:.3g}"
+            answer, said = (
+                "fail",
+                f"off by {excess:.3g} {of_difference}, {abs(sigma):.1f} σ, tolerated are {tolerance:.3g}",
+            )
         elif not known:
             answer, said = "cannot tell", worst(student.status, teacher.status).value
         elif not width <= tolerance:
-            answer, said = (
-                "cannot tell",
-                (
-                    f"known to ± {width:.2g} {unit} only, {_longer(width, tolerance)} as long a simulation, or as many "
-                    "replicas, would tell"
-                ),
-            )
+            longer = _longer(width, tolerance)
+            answer, said = "cannot tell", f"known to ± {width:.2g} {of_difference} only, run {longer} as much"
         else:
-            said = f"within {tolerance:.3g} {unit}"
+            said = f"within {tolerance:.3g} {of_difference}"
         return Comparison(student, teacher, scalar, way.method, tolerance, sigma, answer, said)
 
     def _made_samples(self, way: Way) -> list[Sample]:
@@ -154,7 +155,7 @@ class Ladder:
         student = _no_better(dataclasses.replace(observable.estimate(values), unit=observable.unit), self.own.status)
         there = self.weighted.teacher
         frames = self.own.energies[0].size * ENOUGH / max(there.effective_frames, 1e-300)
-        needs = f"{frames:.1g} of the student's frames (there are {self.own.energies[0].size})"
+        needs = f"some {float(f'{frames:.1g}'):,.0f} of the student's frames (there are {self.own.energies[0].size})"
         steps = self.calls["student"]
         reason = f"it would take {needs}, or a simulation of the teacher ({steps} force calls, if that is allowed)"
         return Comparison(student, None, None, None, self.task.tolerance(name, None), math.nan, "cannot tell", reason)
@@ -188,7 +189,8 @@ class Ladder:
         tolerance = self.task.tolerance(name, dataclasses.replace(first, axis=observable.axis))
         small = np.abs(second).sum() <= 0.5 * moved or width * np.abs(second).sum() <= tolerance
         if not small:
-            self.refused.setdefault("response", "its second order is more than half of the first")
+            before = self.refused.get("response", "its second order is more than half of the first for")
+            self.refused["response"] = f"{before}{',' if before[-3:] != 'for' else ''} {name}"
         return bool(small)
 
     def _bridge(self) -> tuple[Way, list[Sample], Sample | None] | None:

@@ -26,7 +26,7 @@ from jaxmlip.validation.comparison import Comparison, Validation
 from jaxmlip.validation.verdict import Tolerances
 from jaxmlip.validation.weights import reduced_energies
 
-RELATIVE = 0.05
+RELATIVE = 0.02
 """Tolerance of observables that have none of their own, relative to the teacher's value."""
 
 PRESSURE_GPA = 0.05
