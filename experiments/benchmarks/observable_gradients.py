@@ -55,7 +55,7 @@ def prepare(order):
     rdf = RDF("O", "O", r_max=6.0, bins=120)
     if order["what"] == "forces":
         frames = frame_states(run, potential=potential)
-        flat = jax.tree.map(lambda leaf: jnp.asarray(leaf).reshape(-1, *leaf.shape[2:]), frames)
+        flat = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf).reshape(-1, *leaf.shape[2:]), frames)
         def of_batch(batch):
             graph, fits = batch.batch_graph(potential)
             found = evaluate(potential, graph)
