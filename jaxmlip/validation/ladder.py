@@ -276,8 +276,8 @@ class Ladder:
             self.calls["teacher"] += round(run.time_fs[-1] / run.timestep_fs) * run.n_replicas
         made = None
         if run is not None:
-            wrong = instability(run, self.task.temperature_K)
-            if wrong or not run.completed.all():
+            wrong = unstable_in_equilibrium(run, self.task.temperature_K)
+            if wrong:
                 raise ValueError(f"The teacher's own simulation fails, so that nothing is compared: {wrong}.")
             other = self._sample(run, "teacher")
             made = Direct(self.own.status, other.status), [self.own], other
@@ -295,6 +295,13 @@ class Ladder:
         kept = None if self.folder is None else self.folder / f"{name}.energies.npz"
         both = [self.task.student, self.task.teacher]
         return Sample(run, first, status, frame_energies(run, both, first=first, to=kept, progress=self.progress))
+
+
+def unstable_in_equilibrium(run: Run, temperature_K: float) -> str | None:
+    """What went wrong in a simulation, see `instability`; heat that the start brought along is nothing wrong."""
+    if not run.completed.all():
+        return instability(run, temperature_K)
+    return instability(run.during(slice(settled(run, "auto")[0], None)), temperature_K)
 
 
 def _no_better(estimate: Estimate, status: Status) -> Estimate:

@@ -15,9 +15,8 @@ from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.validation.comparison import Validation
-from jaxmlip.validation.ladder import Ladder
+from jaxmlip.validation.ladder import Ladder, unstable_in_equilibrium
 from jaxmlip.validation.task import Sampling, Task
-from jaxmlip.validation.verdict import instability
 
 
 def validate(
@@ -62,7 +61,7 @@ def validate(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     run = structure if isinstance(structure, Run) else task.simulated(potential, folder, "student", progress=progress)
-    unstable = instability(run, task.temperature_K)
-    if unstable or not run.completed.all():
-        return task.unstable(unstable or "a replica did not run to its end")
+    wrong = unstable_in_equilibrium(run, task.temperature_K)
+    if wrong:
+        return task.unstable(wrong)
     return Ladder(task, run, teacher_run, folder, progress).climbed()

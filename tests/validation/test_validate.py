@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.io import write
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones
+from typer.testing import CliRunner
 
+from jaxmlip.cli import app
 from jaxmlip.observables.estimate import Status
 from jaxmlip.observables.structure import RDF
 from jaxmlip.observables.thermodynamics import PotentialEnergy
@@ -19,6 +22,7 @@ from jaxmlip.simulation.ensembles import NVE, NVT
 from jaxmlip.simulation.schedules import Ramp
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
+from jaxmlip.systems.ice import ice_ih
 from jaxmlip.units import GPA
 from jaxmlip.validation import ladder
 from jaxmlip.validation.page import write_validation
@@ -223,3 +227,21 @@ def test_statuses_reach_the_answer(run: Run) -> None:
     assert found.answer == "cannot tell"
     assert found.observables["potential_energy"].student is not None
     assert found.observables["potential_energy"].student.status is not Status.OK
+
+
+def test_command(tmp_path: Path) -> None:
+    """A student of ice against itself; and a mistake, told in a sentence before anything runs."""
+    student = str(Path(__file__).parents[1] / "simulation" / "data" / "ice_student.jaxmlip")
+    write(tmp_path / "ice.extxyz", ice_ih(molecules=16, seed=0))
+    words = ["validate", str(tmp_path / "ice.extxyz"), "--potential", student, "--against", student]
+    words += ["--temperature_K", "100", "--time_ps", "0.03", "--sample_every_fs", "1", "--replicas", "2", "--quiet"]
+    done = CliRunner().invoke(app, [*words, "--observables", "density", "--out", str(tmp_path / "no")])
+    assert done.exit_code == 1
+    assert "whose cell does not move" in done.output
+    assert not (tmp_path / "no").exists()
+    done = CliRunner().invoke(app, [*words, "--observables", "potential_energy,rdf:O-O", "--out", str(tmp_path / "v")])
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "v" / "verdict.json").read_text())
+    assert [*content["observables"]] == ["potential_energy", "rdf:O-O"]
+    assert content["verdict"] in ("pass", "cannot tell")
+    assert content["settings"]["against"] == student
