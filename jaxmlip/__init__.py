@@ -117,11 +117,15 @@ if TYPE_CHECKING:
     from jaxmlip.validation.gradients import mean_of_frames as mean_of_frames
     from jaxmlip.validation.hybrid import HybridRun as HybridRun
     from jaxmlip.validation.hybrid import hybrid_monte_carlo as hybrid_monte_carlo
+    from jaxmlip.validation.pathwise import pathwise_gradient as pathwise_gradient
     from jaxmlip.validation.proposals import Proposal as Proposal
     from jaxmlip.validation.task import Sampling as Sampling
     from jaxmlip.validation.validate import validate as validate
     from jaxmlip.validation.verdict import Tolerances as Tolerances
     from jaxmlip.validation.verdict import verdict as verdict
+    from jaxmlip.validation.weights import free_energy_difference as free_energy_difference
+    from jaxmlip.validation.weights import reduced_energies as reduced_energies
+    from jaxmlip.validation.weights import reweighted as reweighted
 
 _HOME = {
     "Observable": "observables.observable",
@@ -235,6 +239,10 @@ _HOME = {
     "Proposal": "validation.proposals",
     "Tolerances": "validation.verdict",
     "verdict": "validation.verdict",
+    "free_energy_difference": "validation.weights",
+    "reweighted": "validation.weights",
+    "reduced_energies": "validation.weights",
+    "pathwise_gradient": "validation.pathwise",
     "Validation": "validation.comparison",
     "validate": "validation.validate",
     "Sampling": "validation.task",

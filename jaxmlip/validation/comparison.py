@@ -1,6 +1,7 @@
 """What a validation says: observables of student and teacher, and all of them together."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,7 +76,9 @@ class Validation:
         for name, each in self.observables.items():
             numbers = [_short(one) for one in (each.student, each.teacher)]
             unit = each.difference.unit if each.difference is not None else ""
-            rest = [each.method or "–", _short(each.difference), f"{each.sigma:+.1f}", f"{each.tolerance:.3g} {unit}"]
+            sigma = f"{each.sigma:+.1f}" if math.isfinite(each.sigma) else "–"
+            tolerance = f"{each.tolerance:.3g} {unit}" if math.isfinite(each.tolerance) else "–"
+            rest = [each.method or "–", _short(each.difference), sigma, tolerance]
             rows.append([name, *numbers, *rest, each.answer])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -19,8 +19,8 @@ from jaxmlip.files import written_whole
 from jaxmlip.observables.frame import FrameState
 from jaxmlip.potentials.potential import Potential, fingerprint, reference_energy
 from jaxmlip.progress import progress_bar
-from jaxmlip.simulation.h5md import opened, read_frames_number
-from jaxmlip.simulation.trajectory import Run, load_run, read_part
+from jaxmlip.simulation.h5md import opened, read_frames_number, read_series
+from jaxmlip.simulation.trajectory import Run, read_part
 from jaxmlip.validation.averages import FRAMES_AT_ONCE, cell_range, frame_states, room_for
 
 PIECE = 512
@@ -96,7 +96,7 @@ class _Frames:
             with opened(path) as file:
                 number, one = read_frames_number(file), read_part(file, slice(0, 1))
             one = dataclasses.replace(one, lengths=np.minimum(one.lengths, 1))
-            cells = one.frame_cells if one.cells.ndim == 3 else load_run(path).frame_cells
+            cells = one.frame_cells if one.cells.ndim == 3 else _series(path, "cells")
         if not one.completed.any():
             raise ValueError(f"No replica ran to the end. Replica 0: {one.outcomes[0].value}.")
         if not 0 <= first < number:
@@ -126,19 +126,20 @@ class _Frames:
 class _Kept:
     """Energies relative to the references that are known, frame by frame, and in a file if there is one."""
 
-    def __init__(self, path: Path | None, identity: str, number: int, energies: np.ndarray) -> None:
-        self.path, self.identity, self.number, self.energies = path, identity, number, energies
+    def __init__(self, path: Path | None, identity: str, energies: np.ndarray) -> None:
+        self.path, self.identity, self.energies = path, identity, energies
 
     @classmethod
     def at(cls, path: str | Path | None, potentials: Sequence[Potential], frames: _Frames) -> "_Kept":
         nothing = np.zeros((len(potentials), frames.replicas, 0))
         if path is None:
-            return cls(None, "", frames.number, nothing)
-        whole = frames.run if frames.path is None else load_run(frames.path)
-        identity = digest(*map(fingerprint, potentials), whole.potential_energy, whole.numbers, frames.first)
+            return cls(None, "", nothing)
+        run = frames.run
+        energies = run.potential_energy if frames.path is None else _series(frames.path, "potential_energy")
+        identity = digest(*map(fingerprint, potentials), energies, run.numbers, frames.first)
         path = Path(path)
         if not path.exists():
-            return cls(path, identity, frames.number, nothing)
+            return cls(path, identity, nothing)
         try:
             with np.load(path) as file:
                 there, energies = str(file["identity"]), file["energies"]
@@ -146,7 +147,7 @@ class _Kept:
             raise ValueError(f"{path} is no file of frame energies ({error}); remove it.") from error
         if there != identity:
             raise ValueError(f"{path} has energies of another run or of other potentials; remove it, or use another.")
-        return cls(path, identity, frames.number, energies)
+        return cls(path, identity, energies)
 
     @property
     def done(self) -> int:
@@ -157,6 +158,12 @@ class _Kept:
         if self.path is not None:
             with written_whole(self.path) as draft, draft.open("wb") as file:
                 np.savez(file, identity=self.identity, energies=self.energies)
+
+
+def _series(path: Path, name: str) -> np.ndarray:
+    """One series of a file's frames, [replicas, frames, ...], without the positions."""
+    with opened(path) as file:
+        return np.asarray(read_series(file, name, slice(0, read_frames_number(file))))
 
 
 def _with_room(

@@ -57,7 +57,6 @@ GROUPS = 8
 CENTRED_BY = 16
 """Frames that ∂U° is the mean over."""
 
-Estimator = Literal["covariance", "reweighting", "forward"]
 Loss = Callable[[Any], Any]
 
 
@@ -153,7 +152,7 @@ def gradient(
     observable: Observable,
     *,
     temperature_K: float | int,
-    estimator: Estimator | str = "covariance",
+    estimator: str = "covariance",
     loss: Loss | None = None,
     directions: Sequence[Any] = (),
     reference: Potential | None = None,
@@ -194,9 +193,9 @@ def gradient(
     status = worst(settling, known.status)
     if estimator == "forward":
         series = of_frames.forward(directions, loss)
-        along = correlated_mean(np.moveaxis(series, 2, -1) if series.ndim > 3 else series)
-        value, error = (np.moveaxis(each, -1, 0) if series.ndim > 3 else each for each in (along.value, along.error))
-        return Gradient(value, error, None, estimator, worst(status, along.status), along.effective_samples)
+        along = correlated_mean(series)
+        status = worst(status, along.status)
+        return Gradient(along.value, along.error, None, estimator, status, along.effective_samples)
     parts = of_frames.parts(loss)
     if estimator == "reweighting":
         exact = of_frames.reweighted(loss)

@@ -24,6 +24,7 @@ from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.validation.averages import cell_range
 from jaxmlip.validation.comparison import Comparison, Validation
 from jaxmlip.validation.verdict import Tolerances
+from jaxmlip.validation.ways import spacing
 from jaxmlip.validation.weights import reduced_energies
 
 RELATIVE = 0.02
@@ -131,11 +132,11 @@ class Task:
         simulate(potential, self.start, self.ensemble, to=path, **options)
         return load_run(path)
 
-    def reduced(self, energies: np.ndarray, run: Run, first: int) -> np.ndarray:
+    def reduced(self, energies: np.ndarray, run: Run) -> np.ndarray:
         """Reduced energies of a run's frames."""
         if self.pressure_GPa is None:
             return reduced_energies(energies, self.temperature_K)
-        return reduced_energies(energies, self.temperature_K, run.volume[:, first:], self.pressure_GPa)
+        return reduced_energies(energies, self.temperature_K, run.volume, self.pressure_GPa)
 
     def tolerance(self, name: str, teacher: Estimate | None) -> float:
         """What difference does no harm."""
@@ -152,8 +153,7 @@ class Task:
             return math.nan
         size = np.abs(teacher.value)
         if observable.axis is not None:
-            axis = observable.axis
-            return float(RELATIVE * size.sum() * (axis[1] - axis[0] if len(axis) > 1 else 1.0))
+            return float(RELATIVE * size.sum() * spacing(observable))
         relative = {Density: usual.density, Temperature: usual.temperature}.get(type(observable), RELATIVE)
         return float(relative * np.mean(size))
 

@@ -20,16 +20,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import flax.struct
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.observables.estimate import Estimate, Status, worst
+from jaxmlip.observables.estimate import Estimate
 from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.statistics import correlated_mean
 from jaxmlip.potentials.potential import Potential
-from jaxmlip.systems.graph import Graph
-from jaxmlip.types import Leaf, PerAtom, PerGraph
 from jaxmlip.validation.weights import Mixture, Target
 
 Method = Literal["reweighting", "bridge", "response", "direct"]
@@ -56,80 +53,6 @@ class Way(Protocol):
     def averages(self, observable: Observable, student: Values, teacher: Values) -> tuple[Estimate, Estimate, Estimate]:
         """Of student, teacher, and student − teacher, from values as either has them."""
         ...
-
-
-@flax.struct.dataclass
-class Bridge(Potential):
-    """(1 − λ) U_student + λ U_teacher, λ a leaf: bridges of one pair of potentials stack.
-
-    Attributes:
-        student, teacher: the ends.
-        share: λ.
-    """
-
-    student: Potential
-    teacher: Potential
-    share: Leaf
-
-    @property
-    def params(self) -> tuple:
-        """Parameters of both."""
-        return self.student.params, self.teacher.params
-
-    def with_params(self, params: Any) -> "Bridge":
-        """The bridge of the two with other parameters."""
-        student, teacher = params
-        return self.replace(student=self.student.with_params(student), teacher=self.teacher.with_params(teacher))
-
-    @property
-    def opaque(self) -> bool:
-        """Whether JAX does not see the parameters of one of the two."""
-        return self.student.opaque or self.teacher.opaque
-
-    @property
-    def references(self) -> Float[np.ndarray, "*models 119"]:
-        """Elemental references, mixed likewise, eV."""
-        share = np.asarray(self.share, np.float64)[..., None]
-        one, other = (np.asarray(each.references, np.float64) for each in (self.student, self.teacher))
-        return (1.0 - share) * one + share * other
-
-    @property
-    def cutoff(self) -> float:
-        """The longer of the two, Å."""
-        return max(self.student.cutoff, self.teacher.cutoff)
-
-    @property
-    def inner_cutoff(self) -> float:
-        """The longer of the two, Å."""
-        return max(self.student.inner_cutoff, self.teacher.inner_cutoff)
-
-    @property
-    def species(self) -> tuple[int, ...]:
-        """Atomic numbers that both know."""
-        return tuple(sorted({*self.student.species} & {*self.teacher.species}))
-
-    def atomic_energies(self, graph: Graph) -> PerAtom:
-        """Atomic energies of both, mixed, eV."""
-        one, other = (each.atomic_energies(graph) for each in (self.student, self.teacher))
-        return (1.0 - self.share) * one + self.share * other
-
-    def energy(self, graph: Graph) -> PerGraph:
-        """Energies of both, mixed, eV."""
-        return (1.0 - self.share) * self.student.energy(graph) + self.share * self.teacher.energy(graph)
-
-    def references_for(self, species: Any) -> Float[np.ndarray, "119"]:
-        """References of both for these elements, mixed, eV."""
-        share = float(self.share)
-        return (1.0 - share) * self.student.references_for(species) + share * self.teacher.references_for(species)
-
-    def check(self, atoms: Any, *, stress: bool = False) -> None:
-        """Whether both can say what is asked for; ValueError if not."""
-        self.student.check(atoms, stress=stress)
-        self.teacher.check(atoms, stress=stress)
-
-    def complaint(self) -> str:
-        """What went wrong in either."""
-        return " ".join(filter(None, [self.student.complaint(), self.teacher.complaint()]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,14 +135,7 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class Direct:
-    """Two simulations.
-
-    Attributes:
-        student_status, teacher_status: what is to be said of the runs.
-    """
-
-    student_status: Status
-    teacher_status: Status
+    """Two simulations."""
 
     @property
     def method(self) -> Method:
@@ -228,17 +144,8 @@ class Direct:
 
     def averages(self, observable: Observable, student: Values, teacher: Values) -> tuple[Estimate, Estimate, Estimate]:
         """See `Way`."""
-        one, other = (_of_status(observable.estimate(values[0]), status) for values, status in (
-            (student, self.student_status), (teacher, self.teacher_status)))  # fmt: skip
-        one, other = (dataclasses.replace(each, source=None) for each in (one, other))
+        one, other = (dataclasses.replace(observable.estimate(values[0]), source=None) for values in (student, teacher))
         return one, other, one - other
-
-
-def _of_status(estimate: Estimate, status: Status) -> Estimate:
-    """The estimate with the worse of two statuses, and without an error where there is none."""
-    status = worst(estimate.status, status)
-    error = estimate.error if status.has_error else np.full_like(estimate.error, np.nan)
-    return dataclasses.replace(estimate, status=status, error=error)
 
 
 def _with_doubt(estimate: Estimate, doubt: np.ndarray) -> Estimate:
@@ -255,9 +162,10 @@ def shares_of(spread: float) -> list[float]:
     return [n / number for n in range(1, number)]
 
 
-def projected(values: Values, coefficients: np.ndarray | None) -> Values:
-    """Values · coefficients, for a function's deviation; as they are without coefficients."""
-    return values if coefficients is None else [np.asarray(each) @ coefficients for each in values]
+def spacing(observable: Observable) -> float:
+    """Of the points of a function's axis; 1 for a number."""
+    axis = observable.axis
+    return 1.0 if axis is None or len(axis) < 2 else float(axis[1] - axis[0])
 
 
 def deviation(way: Way, observable: Observable, student: Values, teacher: Values) -> tuple[Estimate, ...]:
@@ -269,12 +177,11 @@ def deviation(way: Way, observable: Observable, student: Values, teacher: Values
     one, other, difference = way.averages(observable, student, teacher)
     if observable.axis is None:
         return one, other, difference
-    axis = observable.axis
-    one, other = (dataclasses.replace(each, axis=axis) for each in (one, other))
-    width = float(axis[1] - axis[0]) if len(axis) > 1 else 1.0
+    one, other = (dataclasses.replace(each, axis=observable.axis) for each in (one, other))
+    width = spacing(observable)
     signs = width * np.sign(difference.value)
-    plain = _Plain(observable)
-    _, _, along = way.averages(plain, projected(student, signs), projected(teacher, signs))
+    projected = ([np.asarray(each) @ signs for each in values] for values in (student, teacher))
+    _, _, along = way.averages(_Plain(observable), *projected)
     floor = math.sqrt(2.0 / math.pi) * width * float(difference.error.sum())
     value = np.asarray(width * np.abs(difference.value).sum())
     return one, other, dataclasses.replace(along, value=value, noise_floor=np.asarray(floor))

@@ -251,11 +251,9 @@ class Mixture:
     def _bias(self, target: Target, values: np.ndarray) -> np.ndarray:
         """Of the weighted mean, by leaving out replicas (or stretches of a single one) in turn; free energies held."""
         weights = np.exp(target.log_weights)
-        groups = self._groups
-        number = int(groups.max()) + 1
-        sums = np.bincount(groups, weights, minlength=number)
         flat = values.reshape(len(values), -1)
-        products = np.stack([np.bincount(groups, weights * column, minlength=number) for column in flat.T], axis=-1)
+        members = self._groups == np.arange(self._groups.max() + 1)[:, None]
+        number, sums, products = len(members), members @ weights, members @ (weights[:, None] * flat)
         without = (products.sum(0) - products) / (sums.sum() - sums)[:, None]
         bias = (number - 1) * (without.mean(0) - products.sum(0) / sums.sum())
         return bias.reshape(values.shape[1:])

@@ -14,6 +14,7 @@ from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones
 from typer.testing import CliRunner
 
 from jaxmlip.cli import app
+from jaxmlip.files import finite
 from jaxmlip.observables.estimate import Status
 from jaxmlip.observables.structure import RDF
 from jaxmlip.observables.thermodynamics import PotentialEnergy
@@ -159,7 +160,7 @@ def test_folder_and_page(start: Atoms, tmp_path: Path) -> None:
     before = load_run(tmp_path / "student.h5").positions
     again = validate(start, fluid(1.0), fluid(1.01), ENSEMBLE, **options)
     np.testing.assert_array_equal(load_run(tmp_path / "student.h5").positions, before)
-    assert again.to_json() == found.to_json()
+    assert finite(again.to_json()) == finite(found.to_json())
     with pytest.raises(ValueError, match="of another run or of other potentials"):
         validate(start, fluid(1.0), fluid(1.02), ENSEMBLE, **options)
 
