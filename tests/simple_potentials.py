@@ -1,9 +1,13 @@
 """Potentials simple enough that statistical mechanics knows the answer."""
 
+import dataclasses
+from typing import Any
+
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.observables.observable import Observable
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.types import Leaf, PerAtom
@@ -32,6 +36,28 @@ class Wells(Potential):
         # A graph may be a batch of replicas of the same atoms.
         away = graph.positions.reshape(-1, *centres.shape) - centres
         return 0.5 * self.params["k"] * (away**2).sum(-1).ravel()
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredDisplacement(Observable):
+    """Mean squared displacement from wells at 5 Å in every direction, one number or one a direction."""
+
+    directions: bool = False
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return "x2"
+
+    @property
+    def unit(self) -> str:
+        """Of the values."""
+        return "Å2"
+
+    def per_frame(self, frame: Any, potential: Any = None) -> Any:
+        """[] or [3], Å²."""
+        squares = (frame.positions - 5.0) ** 2
+        return squares.mean(0) if self.directions else squares.mean()
 
 
 @flax.struct.dataclass

@@ -78,8 +78,8 @@ def test_from_a_file_in_pieces_and_resumed(run: Run, tmp_path: Path, monkeypatch
         frame_energies(tmp_path / "run.h5", pair()[:1], to=kept)
 
 
-def test_cells_that_move(run: Run) -> None:
-    """Frames of several volumes have lists that hold for all of them."""
+def test_cells_that_move(run: Run, tmp_path: Path) -> None:
+    """Frames of several volumes have lists that hold for all of them, in memory and from a file."""
     stretch = np.linspace(0.93, 1.05, 7)[None, :, None, None]
     cells = run.cells[:, None] * stretch
     moved = dataclasses.replace(run, positions=(run.positions * stretch).astype(np.float32), cells=cells)
@@ -87,6 +87,8 @@ def test_cells_that_move(run: Run) -> None:
     frames = predict(pair()[0], [moved[n] for n in range(7)])
     np.testing.assert_allclose(found[0, 0], [frame.energy for frame in frames], atol=5e-6)
     assert np.isfinite(found).all()
+    moved.save(tmp_path / "moved.h5")
+    np.testing.assert_allclose(frame_energies(tmp_path / "moved.h5", pair()), found, atol=2e-6)
 
 
 def test_refuses(run: Run, tmp_path: Path) -> None:

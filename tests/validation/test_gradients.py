@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from made_runs import as_run
-from simple_potentials import Wells
+from simple_potentials import SquaredDisplacement, Wells
 
 from jaxmlip.observables.estimate import Status
-from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.thermodynamics import PotentialEnergy, Temperature
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import KB
@@ -21,25 +20,6 @@ from jaxmlip.validation.gradients import gradient, mean_of_frames
 ATOMS, CENTRE, STIFFNESS, KELVIN = 4, 5.0, 0.5, 300.0
 KT = KB * KELVIN
 ALONG_K = {"k": np.float32(1.0), "centres": np.zeros((ATOMS, 3), np.float32)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Square(Observable):
-    """Mean squared displacement from the wells, one number or one a direction."""
-
-    directions: bool = False
-
-    @property
-    def name(self) -> str:
-        return "x2"
-
-    @property
-    def unit(self) -> str:
-        return "Å2"
-
-    def per_frame(self, frame: Any, potential: Any = None) -> Any:
-        squares = (frame.positions - CENTRE) ** 2
-        return squares.mean(0) if self.directions else squares.mean()
 
 
 def wells(stiffness: float = STIFFNESS, dtype: type = np.float32) -> Wells:
@@ -62,7 +42,7 @@ def test_wells(run: Run, estimator: Any, agrees) -> None:
     """d⟨x²⟩/dk = −kT/k², and nothing for ⟨U⟩, where ⟨∂U/∂k⟩ and the covariance cancel."""
     options = {"temperature_K": KELVIN, "estimator": estimator}
     options |= {"directions": [ALONG_K]} if estimator == "forward" else {}
-    for observable, known in ((Square(), -KT / STIFFNESS**2), (PotentialEnergy(), 0.0)):
+    for observable, known in ((SquaredDisplacement(), -KT / STIFFNESS**2), (PotentialEnergy(), 0.0)):
         found = gradient(run, wells(), observable, **options)
         value, error = (each if estimator == "forward" else each["k"] for each in (found.value, found.error))
         agrees(f"wells: d<{observable.name}>/dk, {estimator}", np.squeeze(value), np.squeeze(error), known)
@@ -73,7 +53,7 @@ def test_reweighting_is_covariance_at_the_reference(run: Run, x64: None) -> None
     """To 1e-10: two ways, one by differentiating weights, one by a sum over frames."""
     run = dataclasses.replace(run, positions=run.positions.astype(np.float64))
     options = {"temperature_K": KELVIN, "loss": lambda mean: jnp.sin(3.0 * mean).sum()}
-    for observable in (Square(directions=True), PotentialEnergy()):
+    for observable in (SquaredDisplacement(directions=True), PotentialEnergy()):
         one = gradient(run, wells(dtype=np.float64), observable, **options).value
         other = gradient(run, wells(dtype=np.float64), observable, estimator="reweighting", **options).value
         scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
@@ -84,26 +64,35 @@ def test_reweighting_is_covariance_at_the_reference(run: Run, x64: None) -> None
 def test_reweighting_away_from_the_reference(run: Run) -> None:
     """d⟨x²⟩/dk at k = 0.55 from frames of k = 0.5; at k = 2 they do not tell, and that is said."""
     options = {"temperature_K": KELVIN, "estimator": "reweighting", "reference": wells()}
-    found = gradient(run, wells(0.55), Square(), **options)
+    found = gradient(run, wells(0.55), SquaredDisplacement(), **options)
     assert abs(found.along(ALONG_K).sigma_from(-KT / 0.55**2)) < 3
-    far = gradient(run, wells(2.0), Square(), **options)
+    far = gradient(run, wells(2.0), SquaredDisplacement(), **options)
     assert far.status is Status.POOR_OVERLAP
     assert np.isnan(far.error["k"])
 
 
 def test_whole_jacobian_is_that_of_single_losses(run: Run) -> None:
     """Of a vector, by a backward pass for each frame; also along a direction, forward and from the groups."""
-    jacobian = gradient(run, wells(), Square(directions=True), temperature_K=KELVIN)
+    jacobian = gradient(run, wells(), SquaredDisplacement(directions=True), temperature_K=KELVIN)
     assert jacobian.value["centres"].shape == (3, ATOMS, 3)
     for direction in range(3):
         one = gradient(
-            run, wells(), Square(directions=True), temperature_K=KELVIN, loss=lambda mean, n=direction: mean[n]
+            run,
+            wells(),
+            SquaredDisplacement(directions=True),
+            temperature_K=KELVIN,
+            loss=lambda mean, n=direction: mean[n],
         )
         for name in ("k", "centres"):
             np.testing.assert_allclose(jacobian.value[name][direction], one.value[name], rtol=1e-3, atol=2e-6)
             np.testing.assert_allclose(jacobian.error[name][direction], one.error[name], rtol=1e-3, atol=2e-6)
     forward = gradient(
-        run, wells(), Square(directions=True), temperature_K=KELVIN, estimator="forward", directions=[ALONG_K]
+        run,
+        wells(),
+        SquaredDisplacement(directions=True),
+        temperature_K=KELVIN,
+        estimator="forward",
+        directions=[ALONG_K],
     )
     np.testing.assert_allclose(forward.value[0], jacobian.along(ALONG_K).value, rtol=1e-4)
     np.testing.assert_allclose(forward.error[0], jacobian.along(ALONG_K).error, rtol=0.6)
@@ -115,7 +104,7 @@ def test_errors_hold() -> None:
     for _ in range(200):
         x = CENTRE + rng.normal(size=(8, 20, ATOMS, 3)) * np.sqrt(KT / STIFFNESS)
         one = as_run(x, np.full(ATOMS, 18), 10.0 * np.eye(3))
-        found = gradient(one, wells(), Square(), temperature_K=KELVIN, equilibration=0).along(ALONG_K)
+        found = gradient(one, wells(), SquaredDisplacement(), temperature_K=KELVIN, equilibration=0).along(ALONG_K)
         low, high = dataclasses.replace(found, status=Status.OK).interval(0.95)
         inside += bool(low <= -KT / STIFFNESS**2 <= high)
     assert 0.91 <= inside / 200 <= 0.99
@@ -130,7 +119,7 @@ def test_mean_of_frames_is_for_users_to_jit_and_map(run: Run) -> None:
         potential = wells()
         return jax.value_and_grad(
             lambda k: mean_of_frames(
-                potential.replace(params=potential.params | {"k": k}), Square(), frames, KELVIN, wells()
+                potential.replace(params=potential.params | {"k": k}), SquaredDisplacement(), frames, KELVIN, wells()
             )
         )(k)
 
@@ -144,18 +133,18 @@ def test_mean_of_frames_is_for_users_to_jit_and_map(run: Run) -> None:
 def test_refuses_what_cannot_be_given(run: Run) -> None:
     here: dict[str, Any] = {"temperature_K": KELVIN}
     with pytest.raises(ValueError, match="covariance, reweighting or forward, not 'adjoint'"):
-        gradient(run, wells(), Square(), estimator="adjoint", **here)
+        gradient(run, wells(), SquaredDisplacement(), estimator="adjoint", **here)
     with pytest.raises(ValueError, match="which needs at least one"):
-        gradient(run, wells(), Square(), estimator="forward", **here)
+        gradient(run, wells(), SquaredDisplacement(), estimator="forward", **here)
     with pytest.raises(ValueError, match="belongs to the reweighting estimator"):
-        gradient(run, wells(), Square(), reference=wells(), **here)
+        gradient(run, wells(), SquaredDisplacement(), reference=wells(), **here)
     with pytest.raises(ValueError, match="A loss is one number"):
-        gradient(run, wells(), Square(directions=True), loss=lambda mean: mean, **here)
+        gradient(run, wells(), SquaredDisplacement(directions=True), loss=lambda mean: mean, **here)
     with pytest.raises(ValueError, match="no momenta"):
         gradient(run, wells(), dataclasses.replace(Momentum()), **here)
     short = as_run(run.positions[:, :1], run.numbers, 10.0 * np.eye(3))
     with pytest.raises(ValueError, match="run longer, or more replicas"):
-        gradient(short, wells(), Square(), **here)
+        gradient(short, wells(), SquaredDisplacement(), **here)
 
 
 class Momentum(Temperature):

@@ -1,39 +1,18 @@
 """Derivatives through trajectories: exact where the start is forgotten, too small before, and how noise grows."""
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
-from simple_potentials import REDUCED_K, Wells
+from simple_potentials import REDUCED_K, SquaredDisplacement, Wells
 
-from jaxmlip.observables.observable import Observable
 from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.validation.pathwise import pathwise_gradient
 
 STIFFNESS, KT = 2.0, 0.05
 ENSEMBLE = NVT(KT * REDUCED_K, friction_per_ps=80.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Square(Observable):
-    """Mean squared displacement from the wells at 5 Å, by direction."""
-
-    directions: bool = True
-
-    @property
-    def name(self) -> str:
-        return "x2"
-
-    @property
-    def unit(self) -> str:
-        return "Å2"
-
-    def per_frame(self, frame: Any, potential: Any = None) -> Any:
-        squares = (frame.positions - 5.0) ** 2
-        return squares.mean(0) if self.directions else squares.mean()
 
 
 def wells() -> tuple[Wells, Atoms]:
@@ -50,7 +29,7 @@ def test_wells(agrees) -> None:
     """d⟨x²⟩/dk = −kT/k² at the longest horizon, less at the shortest; a loss of a vector gives the same."""
     potential, atoms = wells()
     found = pathwise_gradient(
-        potential, atoms, ENSEMBLE, Square(directions=False), steps=1280, replicas=8, horizons=5, **OPTIONS
+        potential, atoms, ENSEMBLE, SquaredDisplacement(), steps=1280, replicas=8, horizons=5, **OPTIONS
     )
     slope, error = (each["k"] for each in (found.longest.value, found.longest.error))
     agrees("wells: d<x2>/dk, pathwise", slope, error, -KT / STIFFNESS**2)
@@ -59,7 +38,15 @@ def test_wells(agrees) -> None:
     # Wells are not chaotic.
     assert found.growth_per_ps < 1.0
     losses = pathwise_gradient(
-        potential, atoms, ENSEMBLE, Square(), steps=1280, replicas=8, horizons=5, loss=jnp.mean, **OPTIONS
+        potential,
+        atoms,
+        ENSEMBLE,
+        SquaredDisplacement(directions=True),
+        steps=1280,
+        replicas=8,
+        horizons=5,
+        loss=jnp.mean,
+        **OPTIONS,
     )
     np.testing.assert_allclose(losses.longest.value["k"], slope, rtol=1e-4)
 
@@ -67,11 +54,13 @@ def test_wells(agrees) -> None:
 def test_refuses() -> None:
     potential, atoms = wells()
     with pytest.raises(ValueError, match="a multiple of 80 steps"):
-        pathwise_gradient(potential, atoms, ENSEMBLE, Square(), steps=100, replicas=2, **OPTIONS)
+        pathwise_gradient(potential, atoms, ENSEMBLE, SquaredDisplacement(), steps=100, replicas=2, **OPTIONS)
     with pytest.raises(ValueError, match="two or more"):
-        pathwise_gradient(potential, atoms, ENSEMBLE, Square(), steps=80, **OPTIONS)
+        pathwise_gradient(potential, atoms, ENSEMBLE, SquaredDisplacement(), steps=80, **OPTIONS)
     with pytest.raises(ValueError, match="say by loss="):
-        pathwise_gradient(potential, atoms, ENSEMBLE, Square(), steps=80, replicas=2, **OPTIONS)
+        pathwise_gradient(
+            potential, atoms, ENSEMBLE, SquaredDisplacement(directions=True), steps=80, replicas=2, **OPTIONS
+        )
     tight: dict[str, Any] = OPTIONS | {"skin": 1e-3}
     with pytest.raises(ValueError, match="did not hold on the way"):
-        pathwise_gradient(potential, atoms, ENSEMBLE, Square(False), steps=80, replicas=2, **tight)
+        pathwise_gradient(potential, atoms, ENSEMBLE, SquaredDisplacement(), steps=80, replicas=2, **tight)
