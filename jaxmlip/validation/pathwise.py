@@ -81,20 +81,11 @@ def pathwise_gradient(
             a number without a loss, or lists that lack room on the way.
     """
     params, rebuild = trainable(potential)
-    samples = steps // every
-    if horizons < 1 or steps % every or samples % 2**horizons:
-        raise ValueError(
-            f"{steps} steps with a sample every {every} cannot be halved {horizons} times into horizons with a sample "
-            f"in each half: take a multiple of {every * 2**horizons} steps, or fewer horizons."
-        )
+    lengths, shares = _horizons(steps, every, horizons)
     state, capacity = prepare_rollout(potential, starts, ensemble, replicas=replicas, timestep_fs=timestep_fs, **room)
     number = state.positions.shape[0]
     if number < 2:
         raise ValueError("Errors come from replicas, of which a derivative through trajectories needs two or more.")
-    lengths = [samples // 2 ** (horizons - 1 - n) for n in range(horizons)]
-    shares = np.zeros((horizons, samples))
-    for row, length in zip(shares, lengths, strict=True):
-        row[length // 2 : length] = 1.0 / (length - length // 2)
 
     def course(params: Any, state: Any) -> tuple[Any, Any]:
         """Means at all horizons of one replica, and whether it is valid."""
@@ -132,6 +123,21 @@ def pathwise_gradient(
     gradients = tuple(_of(jax.tree.map(lambda leaf, n=n: leaf[:, n], found)) for n in range(horizons))
     lengths_fs = tuple(float(length * every * timestep_fs) for length in lengths)
     return Pathwise(lengths_fs, gradients, _growth(gradients, lengths_fs))
+
+
+def _horizons(steps: int, every: int, horizons: int) -> tuple[list[int], np.ndarray]:
+    """Lengths of the horizons in samples, and the share [horizons, samples] of each sample in their averages."""
+    samples = steps // every
+    if horizons < 1 or steps % every or samples % 2**horizons:
+        raise ValueError(
+            f"{steps} steps with a sample every {every} cannot be halved {horizons} times into horizons with a sample "
+            f"in each half: take a multiple of {every * 2**horizons} steps, or fewer horizons."
+        )
+    lengths = [samples // 2 ** (horizons - 1 - n) for n in range(horizons)]
+    shares = np.zeros((horizons, samples))
+    for row, length in zip(shares, lengths, strict=True):
+        row[length // 2 : length] = 1.0 / (length - length // 2)
+    return lengths, shares
 
 
 def _of(parts: Any) -> Gradient:
