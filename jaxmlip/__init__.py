@@ -110,6 +110,10 @@ if TYPE_CHECKING:
     from jaxmlip.validation.averages import average as average
     from jaxmlip.validation.averages import frame_states as frame_states
     from jaxmlip.validation.averages import observe as observe
+    from jaxmlip.validation.calibration import Calibration as Calibration
+    from jaxmlip.validation.calibration import calibration as calibration
+    from jaxmlip.validation.certificate import ForceErrorCertificate as ForceErrorCertificate
+    from jaxmlip.validation.certificate import force_error_certificate as force_error_certificate
     from jaxmlip.validation.comparison import Validation as Validation
     from jaxmlip.validation.energies import frame_energies as frame_energies
     from jaxmlip.validation.gradients import Gradient as Gradient
@@ -117,9 +121,12 @@ if TYPE_CHECKING:
     from jaxmlip.validation.gradients import mean_of_frames as mean_of_frames
     from jaxmlip.validation.hybrid import HybridRun as HybridRun
     from jaxmlip.validation.hybrid import hybrid_monte_carlo as hybrid_monte_carlo
+    from jaxmlip.validation.last_layer import last_layer_posterior as last_layer_posterior
     from jaxmlip.validation.pathwise import pathwise_gradient as pathwise_gradient
     from jaxmlip.validation.proposals import Proposal as Proposal
     from jaxmlip.validation.task import Sampling as Sampling
+    from jaxmlip.validation.uncertainty import Uncertainty as Uncertainty
+    from jaxmlip.validation.uncertainty import observable_uncertainty as observable_uncertainty
     from jaxmlip.validation.validate import validate as validate
     from jaxmlip.validation.verdict import Tolerances as Tolerances
     from jaxmlip.validation.verdict import verdict as verdict
@@ -250,6 +257,13 @@ _HOME = {
     "Gradient": "validation.gradients",
     "gradient": "validation.gradients",
     "frame_energies": "validation.energies",
+    "Calibration": "validation.calibration",
+    "calibration": "validation.calibration",
+    "ForceErrorCertificate": "validation.certificate",
+    "force_error_certificate": "validation.certificate",
+    "last_layer_posterior": "validation.last_layer",
+    "Uncertainty": "validation.uncertainty",
+    "observable_uncertainty": "validation.uncertainty",
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 
 from jaxmlip.observables.estimate import Estimate
 from jaxmlip.systems.dataset import Frame
+from jaxmlip.validation.calibration import Calibration
+from jaxmlip.validation.certificate import ForceErrorCertificate
 
 STRATEGY_COLORS = {
     "foundation": "0.55",
@@ -122,6 +124,51 @@ def scatter_of_students(
             label=readable(name),
         )
     ax.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def calibration_curve(ax: Axes, found: Calibration, label: str = "") -> None:
+    """Coverage of intervals against their level, with bands of two standard errors; the diagonal is what is wanted."""
+    if not ax.lines:
+        ax.plot([0, 1], [0, 1], color="0.3", lw=0.8)
+    (line,) = ax.plot(found.levels, found.coverage, marker="o", ms=3, label=label or f"{found.number} estimates")
+    low, high = (np.clip(found.coverage + sign * 2 * found.coverage_error, 0, 1) for sign in (-1, 1))
+    ax.fill_between(found.levels, low, high, color=line.get_color(), alpha=0.18, lw=0)
+    ax.set(xlabel="level of the interval", ylabel="truths inside", xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+
+
+def predicted_against_found(ax: Axes, found: Calibration, unit: str, label: str = "") -> None:
+    """Root mean square deviations by predicted error, on logarithmic axes; the diagonal is what is wanted."""
+    ax.errorbar(found.predicted, found.found, 2 * found.found_error, fmt="o", capsize=2, label=label or None)
+    _diagonal(ax, found.predicted, found.found)
+    ax.set(xlabel=f"predicted error / {unit}", ylabel=f"found error / {unit}")
+
+
+def certificates(ax: Axes, predicted: Mapping[str, Sequence[tuple[float, ForceErrorCertificate]]]) -> None:
+    """Found force errors against predicted ones with their intervals, meV/Å; the diagonal is what is wanted.
+
+    Args:
+        ax: axes to draw into.
+        predicted: for each series by name, the found error (eV/Å) and the certificate.
+    """
+    for marker, (name, pairs) in zip("osD^v", predicted.items(), strict=False):
+        middle = np.array([1e3 * each.predicted for _, each in pairs])
+        ends = np.array([[1e3 * (e.predicted - e.low), 1e3 * (e.high - e.predicted)] for _, e in pairs]).T
+        found = np.array([1e3 * value for value, _ in pairs])
+        ax.errorbar(middle, found, xerr=ends, fmt=marker, ms=4, lw=0.7, capsize=1.5, alpha=0.8, label=name)
+        _diagonal(ax, middle, found)
+    ax.set(xlabel="predicted force error / meV Å$^{-1}$", ylabel="found force error / meV Å$^{-1}$")
+
+
+def _diagonal(ax: Axes, *values: np.ndarray) -> None:
+    """Equal logarithmic axes that hold some points, and the line where both coordinates agree."""
+    positive = np.concatenate([each[each > 0] for each in values])
+    low, high = 0.7 * positive.min(), 1.4 * positive.max()
+    before = [line for line in ax.lines if line.get_gid() == "diagonal"]
+    if before:
+        low, high = min(low, ax.get_xlim()[0]), max(high, ax.get_xlim()[1])
+        before[0].remove()
+    ax.plot([low, high], [low, high], color="0.3", lw=0.8, gid="diagonal")
+    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
 
 
 def _dig(numbers: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any] | None:

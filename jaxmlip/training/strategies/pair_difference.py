@@ -75,7 +75,7 @@ class PairPosterior(Posterior):
         """The sum of the foundation and a pair potential."""
         coefficients = np.zeros(self.empty.params.shape)
         for (pair, scale), values in zip(self.blocks, weights[1:], strict=True):
-            coefficients[pair] += _smooth(self.empty, scale) @ values
+            coefficients[pair] += smooth(self.empty, scale) @ values
         shifts = self.shifted_references(weights[0]) - np.asarray(self.foundation.references, np.float64)
         dtype = potential_dtype(self.foundation)
         return self.foundation + self.empty.replace(params=coefficients.astype(dtype), references=shifts)
@@ -129,7 +129,7 @@ def block_features(
 ) -> list[Float[np.ndarray, "samples centres"]]:
     """For each pair of elements and length scale, the smooth functions of the prior, summed over a graph's pairs."""
     functions = pair_functions(potential, graphs)
-    return [functions[:, pair] @ _smooth(potential, scale) for pair, scale in blocks]
+    return [functions[:, pair] @ smooth(potential, scale) for pair, scale in blocks]
 
 
 def pair_functions(potential: PairPotential, graphs: Sequence[Graph]) -> Float[np.ndarray, "samples pairs centres"]:
@@ -162,7 +162,7 @@ def _energy(potential: Potential, graph: Graph) -> Float[Array, ""]:
     return potential.energy(graph)[0]
 
 
-def _smooth(potential: PairPotential, scale: float) -> Float[np.ndarray, "centres centres"]:
+def smooth(potential: PairPotential, scale: float) -> Float[np.ndarray, "centres centres"]:
     """Cholesky factor of the covariance of the coefficients of one pair, in a prior of this length scale."""
     centres = log_centres(potential.shortest, potential.reach, potential.params.shape[-1])
     distances = (centres[:, None] - centres) / scale

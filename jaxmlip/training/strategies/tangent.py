@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlip.potentials.linearized import LinearizedPotential
-from jaxmlip.potentials.trainable import Trainable
+from jaxmlip.potentials.trainable import Group, Role, Trainable
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.graph import Graph, batch_graphs
 from jaxmlip.training.evidence import fit_by_evidence
@@ -77,20 +77,29 @@ class TangentPosterior(Posterior):
         return energies, [features[path] for path in self.arrays]
 
 
-def tangent_posterior(foundation: Trainable, samples: Sequence[Sample]) -> TangentPosterior:
+def tangent_posterior(
+    foundation: Trainable, samples: Sequence[Sample], *, roles: Sequence[Role] | None = None
+) -> TangentPosterior:
     """The posterior of the change of a foundation's parameters, and of its references, that explains energies.
 
     Args:
         foundation: with one readout.
         samples: with energies relative to its references; no other label is looked at.
+        roles: of the parameters that change; by default all.
 
     Raises:
-        ValueError: for an energy that is absent, and as `fit_by_evidence`.
+        ValueError: for an energy that is absent, if no parameter has one of the roles, and as `fit_by_evidence`.
     """
     labels = labels_of(samples)
     energies, features = tangent_features(foundation, [sample.graph for sample in samples])
     strengths = {path: float(np.sum(array**2)) for path, array in features.items()}
     arrays = tuple(path for path in features if strengths[path] > NEGLIGIBLE * sum(strengths.values()))
+    if roles is not None:
+        groups = jax.tree_util.tree_leaves_with_path(foundation.groups(), is_leaf=lambda leaf: isinstance(leaf, Group))
+        chosen = {jax.tree_util.keystr(path) for path, group in groups if group.role in roles}
+        arrays = tuple(path for path in arrays if path in chosen)
+        if not arrays:
+            raise ValueError(f"No parameter of this {type(foundation).__name__} is {' or '.join(roles)}.")
     counts, elements = element_counts(samples), elements_in(samples)
     blocks = [counts[:, list(elements)], *(features[path] for path in arrays)]
     linear = fit_by_evidence(blocks, labels - energies, counts.sum(axis=1))
