@@ -14,8 +14,10 @@ same command again goes on from what is there.
 
 import argparse
 import dataclasses
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,12 @@ from jaxmlip.potentials.files import load
 from jaxmlip.potentials.pairs import PairPotential
 from jaxmlip.potentials.potential import N_SPECIES, Potential, evaluate
 from jaxmlip.progress import progress_bar
-from jaxmlip.study.plots import certificates
+from jaxmlip.study.plots import calibration_curve, certificates
 from jaxmlip.systems.dataset import Frame, read_frames
-from jaxmlip.systems.graph import graph_from_atoms
+from jaxmlip.systems.graph import Graph, graph_from_atoms
 from jaxmlip.training.evidence import LinearPosterior, fit_by_evidence
 from jaxmlip.training.strategies.pair_difference import CENTRES, SHORTEST, PairDifference, block_features, smooth
+from jaxmlip.validation.calibration import calibration
 from jaxmlip.validation.certificate import ForceErrorCertificate, SurrogateFit, certified
 
 HERE = Path(__file__).parent
@@ -62,20 +65,45 @@ def main() -> None:
     if "JAXMLIP_DATA" not in os.environ:
         parser.error("JAXMLIP_DATA is not set; export the folder that has ice_maceoff/ in it.")
     data = Data(Path(os.environ["JAXMLIP_DATA"]) / "ice_maceoff", options.out)
-    predictions = []
+    cells = []
     with progress_bar(total=sum(map(len, CLUSTERS.values())), desc="certificates", unit="certificate") as bar:
         for radius, sizes in CLUSTERS.items():
             clusters = Clusters(data, radius, max(sizes))
             for number in sizes:
-                fits = [clusters.surrogate(to, start, number) for to, start in SURROGATES]
-                predictions.append((radius, number, fits, clusters.fit("off23", "mp0", number)))
+                cells.append(clusters.cell(number))
                 bar.update()
-    rows = []
-    for radius, number, fits, student in predictions:
-        found = data.error(student, "test", "off23", "mp0")
-        issued = [certified(student.within(data, "shown"), student.linear.noise, fits, level) for level in LEVELS]
-        rows.append((radius, number, found, issued, left_out(fits)))
-    report(rows, options.results)
+    found = [data.error(cell.coefficients, cell.cutoff, "test", "off23", "mp0") for cell in cells]
+    report(list(zip(cells, found, strict=True)), options.results)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What is known before a force of the high fidelity is looked at.
+
+    Attributes:
+        radius, number: of clusters; Å.
+        surrogates: what the strategy did to each.
+        within, noise: of the student, see `SurrogateFit`.
+        coefficients, cutoff: of the student's pair functions.
+    """
+
+    radius: str
+    number: int
+    surrogates: list[SurrogateFit]
+    within: float
+    noise: float
+    coefficients: list[float]
+    cutoff: float
+
+    def certificate(self, level: float) -> ForceErrorCertificate:
+        """The prediction."""
+        return certified(self.within, self.noise, self.surrogates, level)
+
+    def left_out(self, level: float) -> list[ForceErrorCertificate]:
+        """Each surrogate as the others predict it."""
+        rest = [[other for other in self.surrogates if other is not one] for one in self.surrogates]
+        pairs = zip(self.surrogates, rest, strict=True)
+        return [certified(one.within, one.noise, others, level) for one, others in pairs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +123,7 @@ class Student:
 
     def within(self, data: "Data", which: str) -> float:
         """Force error that the posterior expects, eV/Å."""
-        forces, rng = data.forces_of_functions(which, self.empty), np.random.default_rng(0)
+        forces, rng = data.forces_of_functions(which, self.empty.cutoff), np.random.default_rng(0)
         mean, metric = self.coefficients(self.linear.mean()), forces @ forces.T / forces.shape[1]
         draws = [self.coefficients(self.linear.sample(rng)) - mean for _ in range(DRAWS)]
         return float(np.sqrt(np.mean([draw @ metric @ draw for draw in draws])))
@@ -113,8 +141,8 @@ class Data:
 
     def frames(self, file: str, level: str, index: str) -> list[Frame]:
         """Labelled by MACE-MP-0 or MACE-OFF23."""
-        keys = {"energy_key": f"{level}_energy", "forces_key": f"{level}_forces"}
-        return read_frames(self.folder / f"{file}.extxyz", index=index, **keys)
+        path = self.folder / f"{file}.extxyz"
+        return read_frames(path, energy_key=f"{level}_energy", forces_key=f"{level}_forces", index=index)
 
     def energies(self, radius: str, name: str, number: int) -> np.ndarray:
         """Of clusters, eV."""
@@ -136,17 +164,17 @@ class Data:
             return np.concatenate([frame.forces.ravel() for frame in self.frames("bulk", name, index)])
         return self._labels("bulk", name, index)[1].ravel()
 
-    def error(self, student: Student, which: str, to: str, start: str) -> float:
-        """Root mean square error of the difference's forces, eV/Å."""
-        predicted = student.coefficients(student.linear.mean()) @ self.forces_of_functions(which, student.empty)
+    def error(self, coefficients: Any, cutoff: float, which: str, to: str, start: str) -> float:
+        """Root mean square error of a difference's forces, eV/Å."""
+        predicted = np.asarray(coefficients) @ self.forces_of_functions(which, cutoff)
         return float(np.sqrt(np.mean((predicted - (self.bulk(which, to) - self.bulk(which, start))) ** 2)))
 
-    def forces_of_functions(self, which: str, empty: PairPotential) -> np.ndarray:
+    def forces_of_functions(self, which: str, cutoff: float) -> np.ndarray:
         """[functions, components], eV/Å for a coefficient of 1 eV."""
-        key = (which, empty.cutoff)
+        key = (which, cutoff)
         if key not in self._functions:
-            index = {"shown": "0:5", "test": "5:15"}[which]
-            graphs = [graph_from_atoms(f.atoms, empty.cutoff) for f in self.frames("bulk", "mp0", index)]
+            index, empty = {"shown": "0:5", "test": "5:15"}[which], no_pairs(cutoff)
+            graphs = [graph_from_atoms(f.atoms, cutoff) for f in self.frames("bulk", "mp0", index)]
             found = [np.asarray(_function_forces(empty, graph), np.float64) for graph in graphs]
             self._functions[key] = np.concatenate([each.reshape(len(each), -1) for each in found], axis=1)
         return self._functions[key]
@@ -190,7 +218,7 @@ class Clusters:
         graphs = [graph_from_atoms(atoms, 5.0) for atoms in structures]
         self.features = []
         for cutoff in strategy.cutoffs:
-            empty = PairPotential(np.zeros((3, CENTRES), np.float32), np.zeros(N_SPECIES), (1, 8), cutoff, SHORTEST)
+            empty = no_pairs(cutoff)
             self.features.append((empty, block_features(empty, self.blocks, graphs)))
 
     def fit(self, to: str, start: str, number: int) -> Student:
@@ -204,20 +232,31 @@ class Clusters:
             fits.append(Student(fit_by_evidence(blocks, labels, counts.sum(axis=1)), empty, self.blocks))
         return max(fits, key=lambda student: student.linear.log_evidence)
 
+    def cell(self, number: int) -> Cell:
+        """What the first clusters give; kept in a file."""
+        path = self.data.kept / f"cell-{self.radius}-{number}.json"
+        if path.exists():
+            there = json.loads(path.read_text())
+            return Cell(**there | {"surrogates": [SurrogateFit(**each) for each in there["surrogates"]]})
+        fits = [self.surrogate(to, start, number) for to, start in SURROGATES]
+        student = self.fit("off23", "mp0", number)
+        coefficients = student.coefficients(student.linear.mean()).tolist()
+        within, cutoff = student.within(self.data, "shown"), student.empty.cutoff
+        found = Cell(self.radius, number, fits, within, student.linear.noise, coefficients, cutoff)
+        write_json(path, dataclasses.asdict(found))
+        return found
+
     def surrogate(self, to: str, start: str, number: int) -> SurrogateFit:
         """What the strategy does to a surrogate."""
         student = self.fit(to, start, number)
-        found = self.data.error(student, "shown", to, start)
+        coefficients = student.coefficients(student.linear.mean())
+        found = self.data.error(coefficients, student.empty.cutoff, "shown", to, start)
         return SurrogateFit(f"{to} − {start}", student.within(self.data, "shown"), student.linear.noise, found)
 
 
-def left_out(fits: list[SurrogateFit]) -> list[tuple[SurrogateFit, list[ForceErrorCertificate]]]:
-    """Each surrogate with the certificates that the others give."""
-    rest = [[other for other in fits if other is not one] for one in fits]
-    return [
-        (one, [certified(one.within, one.noise, others, level) for level in LEVELS])
-        for one, others in zip(fits, rest, strict=True)
-    ]
+def no_pairs(cutoff: float) -> PairPotential:
+    """Pair functions with coefficients of 0."""
+    return PairPotential(np.zeros((3, CENTRES), np.float32), np.zeros(N_SPECIES), (1, 8), cutoff, SHORTEST)
 
 
 def _shaken(potential: Potential, deviation: float, rng: np.random.Generator) -> Potential:
@@ -231,7 +270,7 @@ def _shaken(potential: Potential, deviation: float, rng: np.random.Generator) ->
 
 
 @jax.jit
-def _function_forces(empty: PairPotential, graph) -> jax.Array:
+def _function_forces(empty: PairPotential, graph: Graph) -> jax.Array:
     """Forces for one coefficient of 1 at a time."""
 
     def of_one(number: jax.Array) -> jax.Array:
@@ -241,63 +280,64 @@ def _function_forces(empty: PairPotential, graph) -> jax.Array:
     return jax.lax.map(of_one, jnp.arange(3 * CENTRES))
 
 
-def report(rows: list, folder: Path) -> None:
+def report(rows: list[tuple[Cell, float]], folder: Path) -> None:
     """Table, numbers and figure."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = {level: _held([(found, issued[k]) for _, _, found, issued, _ in rows]) for k, level in enumerate(LEVELS)}
-    others = [(one.found, issued) for *_, surrogates in rows for one, issued in surrogates]
-    unseen = {level: _held([(found, issued[k]) for found, issued in others]) for k, level in enumerate(LEVELS)}
+    students, others = "MACE-OFF23", "surrogates, each by the others"
+    series = {level: _series(rows, level, students, others) for level in LEVELS}
+    inside = {
+        level: {name: [c.low <= found <= c.high for found, c in pairs] for name, pairs in each.items()}
+        for level, each in series.items()
+    }
     lines = ["| radius, Å | N | posterior alone | predicted | 68 % | 90 % | found |", "|---|---|---|---|---|---|---|"]
-    for radius, number, found, issued, _ in rows:
-        ends = [f"{1e3 * each.low:.0f} to {1e3 * each.high:.0f}" for each in issued]
-        middle = [f"{1e3 * value:.0f}" for value in (issued[1].within, issued[1].predicted)]
-        lines.append(f"| {radius} | {number} | {' | '.join(middle)} | {' | '.join(ends)} | {1e3 * found:.0f} |")
+    for row, (cell, found) in enumerate(rows):
+        issued = [series[level][students][row][1] for level in LEVELS]
+        ends = " | ".join(f"{1e3 * each.low:.0f} to {1e3 * each.high:.0f}" for each in issued)
+        middle = f"{1e3 * cell.within:.0f} | {1e3 * issued[0].predicted:.0f}"
+        lines.append(f"| {cell.radius} | {cell.number} | {middle} | {ends} | {1e3 * found:.0f} |")
     lines += ["", "Force errors in bulk ice, meV/Å, root mean square over components.", ""]
-    for name, counts in (("MACE-OFF23", held), ("surrogates, each predicted by the others", unseen)):
-        inside = ", ".join(f"{100 * level:.0f} %: {int(np.sum(c))} of {len(c)}" for level, c in counts.items())
-        lines.append(f"* Inside the intervals, {name}: {inside}")
+    for name in (students, others):
+        counts = [f"{100 * level:.0f} %: {sum(each[name])} of {len(each[name])}" for level, each in inside.items()]
+        lines.append(f"* Inside the intervals, {name}: {', '.join(counts)}")
     write_text(folder / "certificate.md", "\n".join(lines) + "\n")
     numbers = {
-        "rows": [
-            {"radius_A": radius, "number": number, "found_eV_A": found, **_numbers(issued)}
-            for radius, number, found, issued, _ in rows
-        ],
-        "surrogates": [dataclasses.asdict(one) | {"radius_A": r, "number": n} for r, n, *_, s in rows for one, _ in s],
-        "inside": {str(level): float(np.mean(counts)) for level, counts in held.items()},
-        "surrogates_inside": {str(level): float(np.mean(counts)) for level, counts in unseen.items()},
+        "rows": [dataclasses.asdict(cell) | {"coefficients": None, "found": found} for cell, found in rows],
+        "inside": {str(level): {name: float(np.mean(c)) for name, c in each.items()} for level, each in inside.items()},
     }
     write_json(folder / "certificate.json", numbers)
-    drawn, axes = figure(1, 2, 9.0, 4.4)
-    series = {
-        "surrogates, each by the others": [(found, issued[1]) for found, issued in others],
-        "MACE-OFF23": [(found, issued[1]) for _, _, found, issued, _ in rows],
+    draw(series[LEVELS[-1]], folder / "certificate.png")
+
+
+def _series(rows: list[tuple[Cell, float]], level: float, students: str, others: str) -> dict:
+    """Found errors and certificates, of surrogates and of the students."""
+    left_out = [
+        (one.found, issued)
+        for cell, _ in rows
+        for one, issued in zip(cell.surrogates, cell.left_out(level), strict=True)
+    ]
+    return {others: left_out, students: [(found, cell.certificate(level)) for cell, found in rows]}
+
+
+def draw(series: dict[str, list[tuple[float, ForceErrorCertificate]]], path: Path) -> None:
+    """Predicted against found, with surrogates and by the posterior alone, and the coverage of the intervals."""
+    drawn, axes = figure(1, 3, 12.0, 4.2)
+    left, middle, right = axes[0]
+    certificates(left, series)
+    left.set_title("with surrogates, 90 % intervals")
+    alone = {
+        name: [(found, dataclasses.replace(c, predicted=c.within, low=c.within, high=c.within)) for found, c in pairs]
+        for name, pairs in series.items()
     }
-    certificates(axes[0, 0], series)
-    axes[0, 0].set_title("with surrogates, 90 % intervals")
-    for name, marker in (("surrogates, each by the others", "o"), ("MACE-OFF23", "s")):
-        x, y = np.array([(1e3 * issued.within, 1e3 * found) for found, issued in series[name]]).T
-        axes[0, 1].plot(x, y, marker, ms=4, alpha=0.8, label=name)
-    limits = axes[0, 0].get_xlim()
-    axes[0, 1].plot(limits, limits, color="0.3", lw=0.8)
-    axes[0, 1].set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal", title="the posterior alone")
-    axes[0, 1].set(xlabel="predicted force error / meV Å$^{-1}$", ylabel="found force error / meV Å$^{-1}$")
+    certificates(middle, alone)
+    middle.set(title="the posterior alone", xlim=left.get_xlim(), ylim=left.get_ylim())
+    for name, pairs in series.items():
+        predicted, found = [c.logarithm for _, c in pairs], [float(np.log(found)) for found, _ in pairs]
+        calibration_curve(right, calibration(predicted, found), name)
+    right.set_title("coverage of the intervals")
     for ax in axes[0]:
         ax.legend(fontsize=7, loc="upper left")
-    drawn.savefig(folder / "certificate.png", dpi=110)
+    drawn.savefig(path, dpi=110)
     plt.close(drawn)
-
-
-def _held(pairs: list[tuple[float, ForceErrorCertificate]]) -> np.ndarray:
-    """Whether found errors lie in their intervals."""
-    return np.array([issued.low <= found <= issued.high for found, issued in pairs])
-
-
-def _numbers(issued: list[ForceErrorCertificate]) -> dict:
-    """Of certificates of one posterior at several levels."""
-    one = issued[-1]
-    shared = {"predicted_eV_A": one.predicted, "posterior_eV_A": one.within, "noise_eV": one.noise}
-    ends = {f"interval_{each.level}": [each.low, each.high] for each in issued}
-    return shared | ends | {"inverse_length_per_A": one.inverse_length, "coverage": one.coverage}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from jaxmlip.observables.estimate import Estimate
 from jaxmlip.systems.dataset import Frame
@@ -154,7 +155,7 @@ def certificates(ax: Axes, predicted: Mapping[str, Sequence[tuple[float, ForceEr
         middle = np.array([1e3 * each.predicted for _, each in pairs])
         ends = np.array([[1e3 * (e.predicted - e.low), 1e3 * (e.high - e.predicted)] for _, e in pairs]).T
         found = np.array([1e3 * value for value, _ in pairs])
-        ax.errorbar(middle, found, xerr=ends, fmt=marker, ms=4, lw=0.7, capsize=1.5, alpha=0.8, label=name)
+        ax.errorbar(middle, found, xerr=ends, fmt=marker, ms=4, lw=0.7, alpha=0.7, label=name)
         _diagonal(ax, middle, found)
     ax.set(xlabel="predicted force error / meV Å$^{-1}$", ylabel="found force error / meV Å$^{-1}$")
 
@@ -169,6 +170,10 @@ def _diagonal(ax: Axes, *values: np.ndarray) -> None:
         before[0].remove()
     ax.plot([low, high], [low, high], color="0.3", lw=0.8, gid="diagonal")
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _dig(numbers: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any] | None:

@@ -21,6 +21,7 @@ from ase import Atoms
 from jaxtyping import Float
 from scipy import stats
 
+from jaxmlip.observables.estimate import Estimate
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.graph import atoms_from_graph
@@ -92,6 +93,14 @@ class ForceErrorCertificate:
     inverse_length: float
     coverage: float
     surrogates: tuple[SurrogateFit, ...]
+
+    @property
+    def logarithm(self) -> Estimate:
+        """The logarithm of the force error over 1 eV/Å, whose distribution is Student's; for `calibration`."""
+        dof = len(self.surrogates) - 1.0
+        error = math.log(self.high / self.predicted) / stats.t.ppf(0.5 + 0.5 * self.level, dof)
+        number = len(self.surrogates)
+        return Estimate(np.array(math.log(self.predicted)), np.array(error), float(number), number, dof=dof)
 
     def __str__(self) -> str:
         """The prediction in words."""

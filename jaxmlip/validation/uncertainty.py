@@ -96,7 +96,8 @@ def observable_uncertainty(
     Args:
         run: that the potential has sampled, at constant volume or constant pressure.
         potential: about which the members lie: the mean of a committee or of a posterior, or one of the members.
-        members: a committee, as a sequence or a stack of potentials (`jm.train_many`, then `stack`); or a posterior.
+        members: a committee, as a sequence of potentials (`jm.train_many`) or a stack of them; or a posterior, that of
+            `PairDifference`, of `TangentKernel` or `jm.last_layer_posterior`.
         observables: that are wanted. Those of fluctuations, such as heat capacities, need reweighting.
         temperature_K: of the ensemble.
         draws: potentials to draw from a posterior.
