@@ -225,6 +225,7 @@ _HERE = "jaxmlip.potentials"
 _add_kind("equivariant", Kind(f"{_HERE}.equivariant:EquivariantPotential", _encode_equivariant, _decode_equivariant))
 _add_kind("linearized", Kind(f"{_HERE}.linearized:LinearizedPotential", _encode_linearized, _decode_linearized))
 _add_kind("pairs", Kind(f"{_HERE}.pairs:PairPotential", _encode_fields, _decode_fields))
+_add_kind("pair_forces", Kind(f"{_HERE}.pairs:PairForces", _encode_fields, _decode_fields))
 _add_kind("chgnet", Kind(f"{_HERE}.chgnet:CHGNet", _encode_fields, _decode_fields))
 
 
