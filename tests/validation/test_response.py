@@ -32,8 +32,13 @@ CENTRES = np.array([[2.0, 2.0, 2.0], [2.0, 7.0, 2.0], [7.0, 2.0, 2.0], [7.0, 7.0
 class NeonSpread(Observable):
     """Mean squared displacement of neon from its wells."""
 
-    name = "x2"
-    unit = "Å2"
+    @property
+    def name(self) -> str:
+        return "x2"
+
+    @property
+    def unit(self) -> str:
+        return "Å2"
 
     def per_frame(self, frame: Any, potential: Any = None) -> Any:
         return ((frame.positions[:2] - CENTRES[:2].astype(np.float32)) ** 2).sum(1).mean()
