@@ -28,7 +28,7 @@ from jaxmlip.systems.graph import atoms_from_graph
 from jaxmlip.training.problem import TrainingProblem
 from jaxmlip.training.strategies.closed_form import ClosedForm, Posterior, element_counts, spread
 
-FEWEST = 4
+FEWEST = 5
 """Surrogates below which a spread of their errors is not to be trusted."""
 
 INVERSE_LENGTHS = np.append(0.0, np.geomspace(0.3, 30.0, 41))
