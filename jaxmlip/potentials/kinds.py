@@ -155,7 +155,8 @@ def _add_kind(name: str, kind: Kind) -> None:
 
 def _encode_fields(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of a dataclass, static ones and leaves."""
-    fields = [field for field in dataclasses.fields(potential) if field.name not in ("references", "node_class")]
+    of_here = ("references", "node_class", "form")
+    fields = [field for field in dataclasses.fields(potential) if field.name not in of_here]
     static = {f.name: getattr(potential, f.name) for f in fields if not f.metadata.get("pytree_node", True)}
     leaves = {f.name: getattr(potential, f.name) for f in fields if f.metadata.get("pytree_node", True)}
     return static, leaves

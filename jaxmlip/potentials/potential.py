@@ -296,8 +296,10 @@ def fingerprint(potential: Potential) -> str:
     """SHA-256 of a potential's numbers and of all that is static: equal in another process, for an equal potential."""
     leaves, structure = jax.tree.flatten(potential)
     without_places = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
-    # Classes are there by their names already, and `node_class` would tie the digest to where they are defined.
-    return digest(*leaves, re.sub(r"(, )?<class '[^']*'>(?(1)|,)", "", without_places))
+    # Classes are there by their names already, and `node_class` would tie the digest to where they are defined;
+    # and on which machine a potential is computed is no part of what it is.
+    of_here = r"(, )?(<class '[^']*'>|'(cpu|accelerator)')(?(1)|,)"
+    return digest(*leaves, re.sub(of_here, "", without_places))
 
 
 def check_species(potential: Potential, species: Int[np.ndarray, " atoms"]) -> None:
