@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from ase import Atoms
+from matplotlib.lines import Line2D
 from water_pairs import HIGH, LOW, water_pairs
 
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
@@ -135,5 +136,6 @@ def test_the_figure_shows_the_numbers() -> None:
     figure, ax = plt.subplots()
     certificates(ax, {"one": [(unseen.found, found)]})
     line, *_ = ax.containers[0].get_children()
+    assert isinstance(line, Line2D)
     np.testing.assert_allclose([line.get_xdata()[0], line.get_ydata()[0]], [1e3 * found.predicted, 1e3 * unseen.found])
     plt.close(figure)
