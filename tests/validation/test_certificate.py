@@ -137,6 +137,6 @@ def test_the_figure_shows_the_numbers() -> None:
     certificates(ax, {"one": [(unseen.found, found)]})
     line, *_ = ax.containers[0].get_children()
     assert isinstance(line, Line2D)
-    drawn = np.ravel([line.get_xdata(), line.get_ydata()])
-    np.testing.assert_allclose(drawn, [1e3 * found.predicted, 1e3 * unseen.found])
+    drawn = line.get_xydata()
+    np.testing.assert_allclose(np.ravel(np.asarray(drawn)), [1e3 * found.predicted, 1e3 * unseen.found])
     plt.close(figure)
