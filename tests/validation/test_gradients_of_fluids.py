@@ -116,7 +116,7 @@ def test_all_estimators_agree(agrees) -> None:
         )  # fmt: skip
         value, error = (np.squeeze(each if options else each["epsilon"]) for each in (found.value, found.error))
         agrees(f"smooth Lennard-Jones: d<U>/dε, {estimator}", value, error, known, known_error=known_error)
-    starts = [run[n] for n in np.flatnonzero(np.arange(len(run)) % run.n_frames == run.n_frames - 1)]
+    starts = run.during(slice(run.n_frames - 1, None)).frames()
     ensemble = NVT(REDUCED_K, friction_per_ps=1.0 / TAU_PS)
     found = pathwise_gradient(
         potential, starts, ensemble, PotentialEnergy(), steps=160, timestep_fs=0.01 * REDUCED_TIME_FS, horizons=3,
