@@ -9,7 +9,7 @@ largest marginal likelihood (`fit_by_evidence`).
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from jaxmlip.training.evidence import fit_by_evidence
 from jaxmlip.training.problem import TrainingProblem
 from jaxmlip.training.strategies.closed_form import ClosedForm, Posterior, element_counts, elements_in, labels_of
 from jaxmlip.training.strategies.registry import register_strategy
+from jaxmlip.types import AnyArray
 
 CENTRES = 40
 """Basis functions of each pair of elements; their distance is far below the length scales."""
@@ -86,6 +87,26 @@ class PairPosterior(Posterior):
         """Energies of the foundation in eV, and the functions of each block, summed over the pairs of a graph."""
         return energies_of(self.foundation, graphs), block_features(self.empty, self.blocks, graphs)
 
+    def force_features(
+        self, graph: Graph, directions: Float[np.ndarray, "directions atoms 3"]
+    ) -> list[Float[np.ndarray, "directions _"]]:
+        """Minus the derivatives of the functions of each block along the directions."""
+        (own,) = _with_own_neighbors(self.empty, [graph])
+        found = jax.device_get(
+            _functions_along(jax.device_put(self.empty), own, directions.astype(own.positions.dtype))
+        )
+        return _in_blocks(self.empty, self.blocks, -np.asarray(found, np.float64))
+
+    def by_weights(self, slope: Any) -> list[Float[np.ndarray, "*shape _"]]:
+        """From derivatives by the parameters of the foundation and by the coefficients of the pair functions."""
+        shape = np.shape(self.empty.params)
+        if not isinstance(slope, tuple) or len(slope) != 2 or np.shape(slope[1])[-2:] != shape:
+            raise ValueError(
+                "The derivative is not by the parameters of the sum of the foundation and its pair functions; take it "
+                "at posterior.potential()."
+            )
+        return _in_blocks(self.empty, self.blocks, np.asarray(slope[1], np.float64))
+
 
 def pair_posterior(
     foundation: Trainable, samples: Sequence[Sample], *, cutoff: float, length_scales: Sequence[float]
@@ -128,16 +149,27 @@ def block_features(
     potential: PairPotential, blocks: Sequence[tuple[int, float]], graphs: Sequence[Graph]
 ) -> list[Float[np.ndarray, "samples centres"]]:
     """For each pair of elements and length scale, the smooth functions of the prior, summed over a graph's pairs."""
-    functions = pair_functions(potential, graphs)
-    return [functions[:, pair] @ _smooth(potential, scale) for pair, scale in blocks]
+    return _in_blocks(potential, blocks, pair_functions(potential, graphs))
+
+
+def _in_blocks(
+    potential: PairPotential, blocks: Sequence[tuple[int, float]], functions: Float[np.ndarray, "*shape pairs centres"]
+) -> list[Float[np.ndarray, "*shape centres"]]:
+    """What the weights of each block multiply, from what the coefficients multiply."""
+    return [functions[..., pair, :] @ _smooth(potential, scale) for pair, scale in blocks]
 
 
 def pair_functions(potential: PairPotential, graphs: Sequence[Graph]) -> Float[np.ndarray, "samples pairs centres"]:
     """What the coefficients of a pair potential multiply in the energy of each graph; with neighbours of its own."""
-    structures = [atoms_from_graph(graph)[0] for graph in graphs]
-    own = [graph_from_atoms(atoms, potential.cutoff, dtype=potential_dtype(potential)) for atoms in structures]
     on_device = jax.device_put(potential)
-    return np.array([jax.device_get(_summed(on_device, graph)) for graph in _padded(own)], np.float64)
+    own = _padded(_with_own_neighbors(potential, graphs))
+    return np.array([jax.device_get(_summed(on_device, graph)) for graph in own], np.float64)
+
+
+def _with_own_neighbors(potential: PairPotential, graphs: Sequence[Graph]) -> list[Graph]:
+    """The same structures, with neighbour lists that reach as far as the pair functions."""
+    structures = [atoms_from_graph(graph)[0] for graph in graphs]
+    return [graph_from_atoms(atoms, potential.cutoff, dtype=potential_dtype(potential)) for atoms in structures]
 
 
 def energies_of(foundation: Potential, graphs: Sequence[Graph]) -> Float[np.ndarray, " samples"]:
@@ -155,6 +187,15 @@ def _padded(graphs: Sequence[Graph]) -> list[Graph]:
 @jax.jit
 def _summed(potential: PairPotential, graph: Graph) -> Float[Array, "pairs centres"]:
     return potential.functions(graph).sum(axis=0)
+
+
+@jax.jit
+def _functions_along(
+    potential: PairPotential, graph: Graph, directions: Float[AnyArray, "directions atoms 3"]
+) -> Float[Array, "directions pairs centres"]:
+    """Derivatives of the summed functions along displacements."""
+    _, slope = jax.linearize(lambda x: potential.functions(graph.replace(positions=x)).sum(axis=0), graph.positions)
+    return jax.lax.map(slope, directions)
 
 
 @jax.jit
