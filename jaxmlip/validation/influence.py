@@ -65,13 +65,11 @@ class Targets:
         """
         if directions < 1:
             raise ValueError(f"Forces are seen along one direction at least, not {directions}.")
-        rng, rows = np.random.default_rng(seed), []
-        for graph in _graphs(posterior, structures, "Structure"):
-            ways = rng.choice([-1.0, 1.0], (directions, graph.n_atoms, 3))
-            # References have no forces.
-            features = [np.zeros((directions, len(posterior.elements))), *posterior.force_features(graph, ways)]
-            rows.append([block / np.sqrt(3 * graph.n_atoms) for block in features])
-        return cls.exact([np.concatenate(blocks) for blocks in zip(*rows, strict=True)])
+        rng, graphs = np.random.default_rng(seed), _graphs(posterior, structures, "Structure")
+        ways = [rng.choice([-1.0, 1.0], (directions, graph.n_atoms, 3)) for graph in graphs]
+        features = posterior.force_features(graphs, [each / np.sqrt(each[0].size) for each in ways])
+        # References have no forces.
+        return cls.exact([np.zeros((len(features[0]), len(posterior.elements))), *features])
 
     @classmethod
     def energies(cls, posterior: Posterior, structures: Sequence[Atoms]) -> "Targets":

@@ -18,7 +18,7 @@ from jaxmlip.potentials.potential import N_SPECIES, Potential, evaluate, referen
 from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.dataset import Frame, describe
-from jaxmlip.systems.graph import Graph, graph_from_atoms
+from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
 from jaxmlip.training.evidence import LinearPosterior
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.loss import Terms
@@ -52,9 +52,17 @@ class Posterior(abc.ABC):
 
     @abc.abstractmethod
     def force_features(
-        self, graph: Graph, directions: Float[np.ndarray, "directions atoms 3"]
-    ) -> list[Float[np.ndarray, "directions _"]]:
-        """Derivatives of Σ_atoms F · direction by the weights of all blocks but the first, for one structure."""
+        self, graphs: Sequence[Graph], directions: Sequence[Float[np.ndarray, "directions _ 3"]]
+    ) -> list[Float[np.ndarray, "rows _"]]:
+        """Derivatives of Σ_atoms F · direction by the weights of all blocks but the first.
+
+        Args:
+            graphs: of single structures.
+            directions: for each structure [directions, atoms, 3], the same number for all.
+
+        Returns:
+            Rows for the directions of the first structure, then of the next.
+        """
 
     @abc.abstractmethod
     def by_weights(self, slope: Any) -> list[Float[np.ndarray, "*shape _"]]:
@@ -207,6 +215,24 @@ def counts_in(graphs: Sequence[Graph]) -> Float[np.ndarray, "graphs 119"]:
 def elements_in(samples: Sequence[Sample]) -> tuple[int, ...]:
     """Atomic numbers that occur, ascending."""
     return tuple(np.flatnonzero(element_counts(samples).sum(axis=0)).tolist())
+
+
+def padded(graphs: Sequence[Graph]) -> list[Graph]:
+    """Graphs of one shape, so that there is one compilation."""
+    shape = {"n_atoms": max(graph.n_atoms for graph in graphs), "slots": max(graph.n_slots for graph in graphs)}
+    return [batch_graphs([graph], **shape) for graph in graphs]
+
+
+def padded_with(
+    graphs: Sequence[Graph], directions: Sequence[Float[np.ndarray, "directions _ 3"]]
+) -> list[tuple[Graph, Float[np.ndarray, "directions atoms 3"]]]:
+    """The same, each with directions that padding atoms do not take part in."""
+    found = []
+    for graph, ways in zip(padded(graphs), directions, strict=True):
+        all_atoms = np.zeros((len(ways), graph.n_atoms, 3), graph.positions.dtype)
+        all_atoms[:, : ways.shape[1]] = ways
+        found.append((graph, all_atoms))
+    return found
 
 
 def spread(ensemble: Potential, atoms: Atoms) -> tuple[float, Float[np.ndarray, "atoms 3"]]:

@@ -21,10 +21,18 @@ from jaxmlip.potentials.pairs import PairPotential, element_pairs, log_centres
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample
-from jaxmlip.systems.graph import Graph, atoms_from_graph, batch_graphs, graph_from_atoms
+from jaxmlip.systems.graph import Graph, atoms_from_graph, graph_from_atoms
 from jaxmlip.training.evidence import fit_by_evidence
 from jaxmlip.training.problem import TrainingProblem
-from jaxmlip.training.strategies.closed_form import ClosedForm, Posterior, element_counts, elements_in, labels_of
+from jaxmlip.training.strategies.closed_form import (
+    ClosedForm,
+    Posterior,
+    element_counts,
+    elements_in,
+    labels_of,
+    padded,
+    padded_with,
+)
 from jaxmlip.training.strategies.registry import register_strategy
 from jaxmlip.types import AnyArray
 
@@ -88,14 +96,13 @@ class PairPosterior(Posterior):
         return energies_of(self.foundation, graphs), block_features(self.empty, self.blocks, graphs)
 
     def force_features(
-        self, graph: Graph, directions: Float[np.ndarray, "directions atoms 3"]
-    ) -> list[Float[np.ndarray, "directions _"]]:
+        self, graphs: Sequence[Graph], directions: Sequence[Float[np.ndarray, "directions _ 3"]]
+    ) -> list[Float[np.ndarray, "rows _"]]:
         """Minus the derivatives of the functions of each block along the directions."""
-        (own,) = _with_own_neighbors(self.empty, [graph])
-        found = jax.device_get(
-            _functions_along(jax.device_put(self.empty), own, directions.astype(own.positions.dtype))
-        )
-        return _in_blocks(self.empty, self.blocks, -np.asarray(found, np.float64))
+        on_device = jax.device_put(self.empty)
+        pairs = padded_with(_with_own_neighbors(self.empty, graphs), directions)
+        found = [jax.device_get(_functions_along(on_device, graph, ways)) for graph, ways in pairs]
+        return _in_blocks(self.empty, self.blocks, -np.concatenate(found).astype(np.float64))
 
     def by_weights(self, slope: Any) -> list[Float[np.ndarray, "*shape _"]]:
         """From derivatives by the parameters of the foundation and by the coefficients of the pair functions."""
@@ -162,7 +169,7 @@ def _in_blocks(
 def pair_functions(potential: PairPotential, graphs: Sequence[Graph]) -> Float[np.ndarray, "samples pairs centres"]:
     """What the coefficients of a pair potential multiply in the energy of each graph; with neighbours of its own."""
     on_device = jax.device_put(potential)
-    own = _padded(_with_own_neighbors(potential, graphs))
+    own = padded(_with_own_neighbors(potential, graphs))
     return np.array([jax.device_get(_summed(on_device, graph)) for graph in own], np.float64)
 
 
@@ -175,13 +182,7 @@ def _with_own_neighbors(potential: PairPotential, graphs: Sequence[Graph]) -> li
 def energies_of(foundation: Potential, graphs: Sequence[Graph]) -> Float[np.ndarray, " samples"]:
     """Energies in eV, relative to the references."""
     on_device = jax.device_put(foundation)
-    return np.array([float(_energy(on_device, graph)) for graph in _padded(graphs)])
-
-
-def _padded(graphs: Sequence[Graph]) -> list[Graph]:
-    """Graphs of one shape, so that there is one compilation."""
-    shape = {"n_atoms": max(graph.n_atoms for graph in graphs), "slots": max(graph.n_slots for graph in graphs)}
-    return [batch_graphs([graph], **shape) for graph in graphs]
+    return np.array([float(_energy(on_device, graph)) for graph in padded(graphs)])
 
 
 @jax.jit

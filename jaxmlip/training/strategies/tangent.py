@@ -20,10 +20,18 @@ from jaxtyping import Float
 from jaxmlip.potentials.linearized import LinearizedPotential
 from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample
-from jaxmlip.systems.graph import Graph, batch_graphs
+from jaxmlip.systems.graph import Graph
 from jaxmlip.training.evidence import fit_by_evidence
 from jaxmlip.training.problem import TrainingProblem
-from jaxmlip.training.strategies.closed_form import ClosedForm, Posterior, element_counts, elements_in, labels_of
+from jaxmlip.training.strategies.closed_form import (
+    ClosedForm,
+    Posterior,
+    element_counts,
+    elements_in,
+    labels_of,
+    padded,
+    padded_with,
+)
 from jaxmlip.training.strategies.registry import register_strategy
 from jaxmlip.types import AnyArray
 
@@ -83,12 +91,13 @@ class TangentPosterior(Posterior):
         return energies - _explained(blocks, self.moved), blocks
 
     def force_features(
-        self, graph: Graph, directions: Float[np.ndarray, "directions atoms 3"]
-    ) -> list[Float[np.ndarray, "directions _"]]:
+        self, graphs: Sequence[Graph], directions: Sequence[Float[np.ndarray, "directions _ 3"]]
+    ) -> list[Float[np.ndarray, "rows _"]]:
         """Derivatives by the parameters of each block; each direction costs a few energies."""
-        along = directions.astype(graph.positions.dtype)
-        found = jax.device_get(_force_slopes(jax.device_put(self.foundation), graph, along))
-        return self._blocks_of(found)
+        on_device = jax.device_put(self.foundation)
+        pairs = padded_with(graphs, directions)
+        found = [self._blocks_of(jax.device_get(_force_slopes(on_device, graph, ways))) for graph, ways in pairs]
+        return [np.concatenate(blocks) for blocks in zip(*found, strict=True)]
 
     def by_weights(self, slope: Any) -> list[Float[np.ndarray, "*shape _"]]:
         """From derivatives by the change of the linearised foundation, or by the parameters of the foundation."""
@@ -161,11 +170,10 @@ def _shapes(potential: Trainable) -> Any:
 
 def tangent_features(foundation: Trainable, graphs: Sequence[Graph]) -> tuple[Float[np.ndarray, " samples"], Features]:
     """Energies of single graphs in eV, relative to the references, and their derivatives by all parameters."""
-    shape = {"n_atoms": max(graph.n_atoms for graph in graphs), "slots": max(graph.n_slots for graph in graphs)}
     on_device = jax.device_put(foundation)
     energies, rows = [], []
-    for graph in graphs:
-        energy, slope = jax.device_get(_slope(on_device, batch_graphs([graph], **shape)))
+    for graph in padded(graphs):
+        energy, slope = jax.device_get(_slope(on_device, graph))
         energies.append(float(energy))
         leaves = jax.tree_util.tree_leaves_with_path(slope)
         rows.append({jax.tree_util.keystr(path): leaf.ravel() for path, leaf in leaves})
