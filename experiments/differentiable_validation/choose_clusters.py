@@ -4,17 +4,18 @@ On published labels of ice Ih (README.md of the repository: JAXMLIP_DATA). A fou
 lifted to MACE-OFF23 in closed form, from energies of 50 clusters. Five disjoint draws of these are five repeats. For
 each, 50 of the other 550 clusters are chosen in six ways:
 
-    random        without looking
-    energy draws  largest standard deviation of the energy per √atom over potentials drawn from the posterior
-    force draws   largest mean square standard deviation of its forces over them
-    bulk forces   jm.choose_labels for the forces of bulk frames 0 to 4, of which structures alone are looked at
-    bulk energy   jm.choose_labels for their energies
-    worst bulk    as bulk forces, but those 50 that are expected to help least: is the expectation worth anything?
+    random          without looking
+    energy spread   largest standard deviation of the energy per √atom in an infinite committee: the posterior's own
+    force spread    largest mean square standard deviation of the forces in it
+    bulk forces     as jm.choose_labels does for forces of bulk frames 0 to 4, of which structures alone are looked at
+    bulk energy     the same for their energies
+    least           the 50 that are expected to help the bulk's forces least: is the expectation worth anything?
 
-The spread of an infinite committee is known in closed form, and so nothing is drawn. All 100 energies then give a
-potential, whose energies and forces are compared with labels of bulk frames 5 to 14: nothing else sees these, and no
-label of MACE-OFF23 in the bulk has a part in anything before. Also: how far removing a label of the first repeat moves
-the bulk's energy, as predicted by jm.influence and by fits in which prior and noise are chosen anew.
+All 100 energies then give a potential, whose energies and forces are compared with labels of bulk frames 5 to 14:
+nothing else sees these, and no label of MACE-OFF23 in the bulk has a part in anything before. The fits are those of
+`tangent_kernel` and `pair_difference` on differences of the two labels of each cluster, with prior and noise chosen by
+the evidence of the labels that have been chosen. Also: how far removing a label of the first repeat moves the bulk's
+energy, as predicted by jm.influence and by fits in which prior and noise are chosen anew.
 
 What is done is kept in --out, and the same line goes on from there. Usage:
 
@@ -23,28 +24,35 @@ What is done is kept in --out, and the same line goes on from there. Usage:
 """
 
 import argparse
+import dataclasses
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 
 import jaxmlip as jm
 from jaxmlip.files import write_json, write_text
-from jaxmlip.potentials.files import load_potential
+from jaxmlip.systems.batches import make_samples
 from jaxmlip.training.distill import distillation_problem, split_validation
 from jaxmlip.training.evidence import fit_by_evidence
-from jaxmlip.training.strategies.closed_form import ClosedForm, Posterior
+from jaxmlip.training.strategies.closed_form import Posterior
+from jaxmlip.training.strategies.pair_difference import pair_posterior
 from jaxmlip.validation.influence import greedy_choice
 
 RESULTS = Path(__file__).parent / "results"
-REFERENCES = {1: -1.158988237380981, 8: -2.0814614295959}
-"""Isolated atoms of MACE-MP-0, eV."""
+CLUSTERS = "clusters_5.0A.extxyz"
+ISOLATED = {
+    "mp0": {1: -1.158988237380981, 8: -2.0814614295959},
+    "off23": {1: -13.571964772646918, 8: -2043.933693071156},
+}
+"""Energies of isolated atoms, eV."""
 
-STRATEGIES: dict[str, ClosedForm] = {"tangent_kernel": jm.TangentKernel(), "pair_difference": jm.PairDifference()}
-ARMS = ("random", "energy draws", "force draws", "bulk forces", "bulk energy", "worst bulk")
+STRATEGIES = ("tangent_kernel", "pair_difference")
+ARMS = ("random", "energy spread", "force spread", "bulk forces", "bulk energy", "least")
 METRICS = {
     "force_rmse_meV_A": "force RMSE, meV/Å",
     "energy_mean_meV_H2O": "|mean energy error|, meV/H2O",
@@ -52,121 +60,148 @@ METRICS = {
 }
 
 
-class Study:
-    """The data and the folder of one run.
+def frames(data: Path, file: str, level: str, index: str = ":") -> list[jm.Frame]:
+    """Labelled frames of a file."""
+    keys: dict[str, Any] = {"energy_key": f"{level}_energy", "forces_key": f"{level}_forces"}
+    return jm.read_frames(data / file, index=index, **keys)
+
+
+def references(level: str) -> np.ndarray:
+    """[119], of isolated atoms, eV."""
+    table = np.zeros(119)
+    table[list(ISOLATED[level])] = list(ISOLATED[level].values())
+    return table
+
+
+def distilled(data: Path, out: Path) -> jm.Potential:
+    """A student of MACE-MP-0 on all clusters and bulk frames 0 to 4; ten minutes on one core."""
+    path = out / "foundation.jaxmlip"
+    if not path.exists():
+        low = [*frames(data, "bulk.extxyz", "mp0", ":5"), *frames(data, CLUSTERS, "mp0")]
+        training, validation = split_validation(low, 0.02, 0)
+        model = jm.Equivariant(channels=32, l_max=2, message_l=0, correlation=3, layers=2, cutoff=5.0)
+        settings = jm.TrainingSettings(
+            epochs=20, batch_size=4, tiers=2, validation_every=2, energy_weight=40, forces_weight=10
+        )
+        problem = distillation_problem(model, training, validation, references("mp0"), settings=settings)
+        jm.save(jm.train(problem, settings, folder=out / "foundation").potential, path)
+    return jm.load(path)
+
+
+class Model:
+    """A closed form, with the derivatives of all clusters and of the bulk, which do not depend on any label.
 
     Attributes:
-        options: of the command line.
-        foundation: that all potentials go on from.
-        high, low: clusters with the labels of either level.
-        unlabelled: bulk frames 0 to 4.
+        template: a posterior whose labels are replaced.
+        features: derivatives of the energies of all clusters by each block of weights.
+        labels: [clusters], MACE-OFF23 − MACE-MP-0 beyond isolated atoms, eV; only those of chosen clusters are used.
+        sizes: [clusters], atoms.
+        forces, energies: of bulk frames 0 to 4.
+        own_forces: of all clusters, along `DIRECTIONS` random directions each.
     """
 
-    def __init__(self, options: argparse.Namespace, data: Path) -> None:
-        self.options, self.data = options, data
-        self.high = self.frames("clusters_5.0A.extxyz", "off23")
-        self.low = self.frames("clusters_5.0A.extxyz", "mp0")
-        self.unlabelled = [frame.atoms for frame in self.frames("bulk.extxyz", "mp0", ":5")]
-        self.foundation = self.distilled() if options.foundation is None else load_potential(str(options.foundation))
+    DIRECTIONS = 4
 
-    def frames(self, file: str, level: str, index: str = ":") -> list[jm.Frame]:
-        """Labelled frames of a file."""
-        keys: dict[str, Any] = {"energy_key": f"{level}_energy", "forces_key": f"{level}_forces"}
-        return jm.read_frames(self.data / file, index=index, **keys)
+    def __init__(self, data: Path, foundation: jm.Trainable, make: Callable[..., Posterior]) -> None:
+        high, low = (frames(data, CLUSTERS, level) for level in ("off23", "mp0"))
+        atoms = [frame.atoms for frame in high]
+        beyond = [
+            np.array([f.energy - references(level)[f.atoms.numbers].sum() for f in each])
+            for level, each in (("off23", high), ("mp0", low))
+        ]
+        self.labels, self.sizes = beyond[0] - beyond[1], np.array([len(each) for each in atoms], np.float64)
+        foundation = foundation.with_references(references("off23"))
+        samples = make_samples(low, foundation.cutoff, foundation.inner_cutoff, references("mp0"))
+        # Which arrays have any influence is seen from structures; the labels of this posterior are never used.
+        self.template = make(foundation, samples[:50])
+        _, self.features = self.template.energy_features([sample.graph for sample in samples])
+        unlabelled = [frame.atoms for frame in frames(data, "bulk.extxyz", "mp0", ":5")]
+        self.forces = jm.Targets.forces(self.template, unlabelled, directions=16)
+        self.energies = jm.Targets.energies(self.template, unlabelled)
+        self.own_forces = jm.Targets.forces(self.template, atoms, directions=self.DIRECTIONS)
 
-    def distilled(self) -> jm.Potential:
-        """A student of MACE-MP-0 on all clusters and bulk frames 0 to 4; about ten minutes on one core."""
-        path = self.options.out / "foundation.jaxmlip"
-        if not path.exists():
-            frames = [*self.frames("bulk.extxyz", "mp0", ":5"), *self.low]
-            training, validation = split_validation(frames, 0.02, 0)
-            references = np.zeros(119)
-            references[list(REFERENCES)] = list(REFERENCES.values())
-            model = jm.Equivariant(channels=32, l_max=2, message_l=0, correlation=3, layers=2, cutoff=5.0)
-            settings = jm.TrainingSettings(
-                epochs=20, batch_size=4, tiers=2, validation_every=2, energy_weight=40, forces_weight=10
-            )
-            problem = distillation_problem(model, training, validation, references, settings=settings)
-            jm.save(jm.train(problem, settings, folder=self.options.out / "foundation").potential, path)
-        return jm.load(path)
+    def rows(self, places: np.ndarray) -> list[np.ndarray]:
+        """Derivatives of the energies of clusters."""
+        return [block[places] for block in self.features]
 
-    def posterior(self, strategy: str, labelled: np.ndarray) -> Posterior:
-        """What the energies of some clusters say."""
-        how, high = STRATEGIES[strategy], [self.high[n] for n in labelled]
-        return how.posterior(how.problem(self.foundation, high, validation=high[:1], low=self.low, labels="energy"))
-
-    def atoms(self, places: np.ndarray) -> list[Atoms]:
-        """Structures of clusters."""
-        return [self.high[n].atoms for n in places]
-
-    def tested(self, posterior: Posterior) -> dict[str, float]:
-        """The final test, on bulk frames 5 to 14."""
-        test = self.frames("bulk.extxyz", "off23", "5:15")
-        found = jm.compare(test, jm.predict(posterior.potential(), [frame.atoms for frame in test]))
-        return {
-            "force_rmse_meV_A": found.force_rmse_meV_A,
-            "energy_mean_meV_H2O": 3 * abs(found.energy_mean_meV_atom),
-            "energy_std_meV_H2O": 3 * found.energy_std_meV_atom,
-        }
+    def posterior(self, places: np.ndarray) -> Posterior:
+        """What the energies of clusters say."""
+        linear = fit_by_evidence(self.rows(places), self.labels[places], self.sizes[places])
+        return dataclasses.replace(self.template, linear=linear)
 
 
-def chosen(study: Study, posterior: Posterior, rest: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def models(data: Path, foundation: jm.Trainable, strategy: str) -> list[Model]:
+    """Of a strategy; the evidence of the labels chooses between them."""
+    if strategy == "tangent_kernel":
+        return [Model(data, foundation, jm.tangent_posterior)]
+    how = jm.PairDifference()
+    return [
+        Model(data, foundation, functools.partial(pair_posterior, cutoff=cutoff, length_scales=how.length_scales))
+        for cutoff in how.cutoffs
+    ]
+
+
+def most_probable(of: list[Model], places: np.ndarray) -> tuple[Model, Posterior]:
+    """The model whose evidence is largest for the labels of these clusters."""
+    found = [(model, model.posterior(places)) for model in of]
+    return max(found, key=lambda pair: pair[1].linear.log_evidence)
+
+
+def chosen(model: Model, posterior: Posterior, rest: np.ndarray, number: int, seed: int) -> dict[str, Any]:
     """Places of clusters by each way of choosing, and what the bulk's force error is expected to become."""
-    number, linear, candidates = study.options.number, posterior.linear, study.atoms(rest)
-    bulk = jm.Targets.forces(posterior, study.unlabelled, directions=16)
-    energies, own = jm.Targets.energies(posterior, study.unlabelled), jm.Targets.energies(posterior, candidates)
-    atoms = np.array([len(each) for each in candidates], np.float64)
-    spread = linear.predict([block[0] for block in own.features])[1] * atoms**0.5
-    forces = jm.Targets.forces(posterior, candidates, directions=4)
-    squares = linear.predict([block[0] for block in forces.features])[1] ** 2
-    features = [block[0] * atoms[:, None] for block in own.features]
-    among, noise = linear.covariance_of(features, features), linear.noise**2 * atoms
-
-    best, gains = greedy_choice(among, bulk.covariance(linear, features), noise, bulk, number)
-    single = bulk.squared(bulk.covariance(linear, features)) / (np.diag(among) + noise)
+    linear, rows = posterior.linear, model.rows(rest)
+    among, noise = linear.covariance_of(rows, rows), linear.noise**2 * model.sizes[rest]
+    forces, energies = (each.covariance(linear, rows) for each in (model.forces, model.energies))
+    own = np.repeat(np.isin(np.arange(len(model.sizes)), rest), model.DIRECTIONS)
+    squares = linear.predict([block[0][own] for block in model.own_forces.features])[1] ** 2
+    best, gains = greedy_choice(among, forces, noise, model.forces, number)
     places = {
-        "random": rng.choice(len(rest), number, replace=False),
-        "energy draws": np.argsort(-spread)[:number],
-        "force draws": np.argsort(-squares.reshape(len(rest), -1).mean(axis=1))[:number],
+        "random": np.random.default_rng(seed).choice(len(rest), number, replace=False),
+        "energy spread": np.argsort(-np.diag(among) / model.sizes[rest])[:number],
+        "force spread": np.argsort(-squares.reshape(len(rest), -1).mean(axis=1))[:number],
         "bulk forces": best,
-        "bulk energy": greedy_choice(among, energies.covariance(linear, features), noise, energies, number)[0],
-        "worst bulk": np.argsort(single)[:number],
+        "bulk energy": greedy_choice(among, energies, noise, model.energies, number)[0],
+        "least": np.argsort(model.forces.squared(forces) / (np.diag(among) + noise))[:number],
     }
-    before = bulk.variance(linear)
+    before = model.forces.variance(linear)
     return {
         "places": {arm: rest[each].tolist() for arm, each in places.items()},
         "expected_force_rmse_meV_A": [1e3 * before**0.5, 1e3 * (before - gains.sum()) ** 0.5],
     }
 
 
-def repeat(study: Study, strategy: str, number: int) -> dict[str, Any]:
-    """One draw of labelled clusters, all ways of choosing the next, and their errors."""
-    order = np.random.default_rng(0).permutation(len(study.high))
-    size = study.options.number
-    labelled, rng = order[number * size : (number + 1) * size], np.random.default_rng(100 + number)
-    rest = np.setdiff1d(order, labelled)
-    posterior = study.posterior(strategy, labelled)
-    result = {"labelled": labelled.tolist(), **chosen(study, posterior, rest, rng)}
-    result["errors"] = {"before": study.tested(posterior)}
-    for arm in ARMS:
-        both = np.append(labelled, result["places"][arm])
-        result["errors"][arm] = study.tested(study.posterior(strategy, both))
+def repeat(of: list[Model], data: Path, draw: int, number: int) -> dict[str, Any]:
+    """One draw of labelled clusters, all ways of choosing the next, and errors on bulk frames 5 to 14."""
+    order = np.random.default_rng(0).permutation(len(of[0].sizes))
+    labelled = order[draw * number : (draw + 1) * number]
+    model, posterior = most_probable(of, labelled)
+    result = chosen(model, posterior, np.setdiff1d(order, labelled), number, seed=100 + draw)
+    test = frames(data, "bulk.extxyz", "off23", "5:15")
+
+    def tested(posterior: Posterior) -> dict[str, float]:
+        found = jm.compare(test, jm.predict(posterior.potential(), [frame.atoms for frame in test]))
+        energies = {"mean": 3 * abs(found.energy_mean_meV_atom), "std": 3 * found.energy_std_meV_atom}
+        return {"force_rmse_meV_A": found.force_rmse_meV_A} | {f"energy_{k}_meV_H2O": v for k, v in energies.items()}
+
+    result["errors"] = {"before": tested(posterior)}
+    for arm, places in result["places"].items():
+        result["errors"][arm] = tested(most_probable(of, np.append(labelled, places))[1])
     return result
 
 
-def influences(study: Study, strategy: str) -> dict[str, Any]:
+def influences(of: list[Model], number: int) -> dict[str, Any]:
     """Changes of the bulk's mean energy (frames 0 to 4) without each label of the first repeat, meV/H2O."""
-    posterior = study.posterior(strategy, np.random.default_rng(0).permutation(len(study.high))[: study.options.number])
-    linear, targets = posterior.linear, jm.Targets.energies(posterior, study.unlabelled)
-    rows = [block[0] for block in targets.features]
-    whole, anew = linear.predict(rows)[0].mean(), []
-    for place in range(len(linear.labels)):
-        rest = linear.without([place])
-        anew.append(fit_by_evidence(rest.features, rest.labels, rest.sizes).predict(rows)[0].mean() - whole)
-    predicted = jm.influence(posterior, targets)
+    labelled = np.random.default_rng(0).permutation(len(of[0].sizes))[:number]
+    model, posterior = most_probable(of, labelled)
+    rows = [block[0] for block in model.energies.features]
+    whole, anew = posterior.linear.predict(rows)[0].mean(), []
+    for place in range(number):
+        without = model.posterior(np.delete(labelled, place)).linear
+        anew.append(without.predict(rows)[0].mean() - whole)
+    predicted = jm.influence(posterior, model.energies)
     return {
-        "predicted": (3e3 * predicted.changes.mean(axis=1)).tolist(),
-        "fitted_anew": (3e3 * np.array(anew)).tolist(),
+        "predicted_meV_H2O": (3e3 * predicted.changes.mean(axis=1)).tolist(),
+        "fitted_anew_meV_H2O": (3e3 * np.array(anew)).tolist(),
         "effective_parameters": predicted.effective_parameters,
     }
 
@@ -210,7 +245,7 @@ def table(results: dict[str, Any]) -> str:
             for arm in ("before", "bulk forces")
         ]
         moved = content["influence"]
-        correlation = np.corrcoef(moved["predicted"], moved["fitted_anew"])[0, 1]
+        correlation = np.corrcoef(moved["predicted_meV_H2O"], moved["fitted_anew_meV_H2O"])[0, 1]
         cells = [f"{expected[0]:.0f}, {expected[1]:.0f}", f"{found[0]:.0f}, {found[1]:.0f}", f"{correlation:.2f}"]
         lines.append(f"| {strategy} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -230,9 +265,16 @@ def main() -> None:
     if not 2 <= options.repeats <= 600 // options.number - 1:
         parser.error(f"--repeats must be from 2 to {600 // options.number - 1}, for 600 clusters are there.")
     options.out.mkdir(parents=True, exist_ok=True)
-    study = Study(options, Path(os.environ["JAXMLIP_DATA"]) / "ice_maceoff")
+    data = Path(os.environ["JAXMLIP_DATA"]) / "ice_maceoff"
 
-    def kept(name: str, make: Any) -> Any:
+    @functools.cache
+    def made(strategy: str) -> list[Model]:
+        foundation = distilled(data, options.out) if options.foundation is None else jm.load(str(options.foundation))
+        if not isinstance(foundation, jm.Trainable):
+            parser.error(f"{options.foundation} cannot be trained; give a student of MACE-MP-0.")
+        return models(data, foundation, strategy)
+
+    def kept(name: str, make: Callable[[], Any]) -> Any:
         path = options.out / f"{name}-{options.number}.json"
         if not path.exists():
             write_json(path, make())
@@ -241,14 +283,14 @@ def main() -> None:
 
     results: dict[str, Any] = {"number": options.number, "strategies": {}}
     for strategy in STRATEGIES:
-        results["strategies"][strategy] = {
-            "repeats": [
-                kept(f"{strategy}-{n}", lambda n=n, s=strategy: repeat(study, s, n)) for n in range(options.repeats)
-            ],
-            "influence": kept(f"{strategy}-influence", lambda s=strategy: influences(study, s)),
-        }
-        for each in results["strategies"][strategy]["repeats"]:
-            each.pop("places")
+        draws = [
+            kept(f"{strategy}-{n}", lambda n=n, s=strategy: repeat(made(s), data, n, options.number))
+            for n in range(options.repeats)
+        ]
+        moved = kept(f"{strategy}-influence", lambda s=strategy: influences(made(s), options.number))
+        short = [{key: value for key, value in draw.items() if key != "places"} for draw in draws]
+        results["strategies"][strategy] = {"repeats": short, "influence": moved}
+        made.cache_clear()
     options.results.mkdir(parents=True, exist_ok=True)
     write_json(options.results / "choose_clusters.json", results)
     write_text(options.results / "choose_clusters.md", table(results))
