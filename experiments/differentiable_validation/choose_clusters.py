@@ -1,7 +1,7 @@
 """Which clusters to label next: chosen for the forces of the bulk, at random, or where a committee disagrees most.
 
 On published labels of ice Ih (README.md of the repository: JAXMLIP_DATA). A foundation that imitates MACE-MP-0 is
-lifted to MACE-OFF23 in closed form, from energies of 50 clusters. Five disjoint draws of these are five repeats. For
+lifted to MACE-OFF23 in closed form, from energies of 50 clusters. Ten disjoint draws of these are ten repeats. For
 each, 50 of the other 550 clusters are chosen in six ways:
 
     random          without looking
@@ -17,9 +17,12 @@ nothing else sees these, and no label of MACE-OFF23 in the bulk has a part in an
 the evidence of the labels that have been chosen. Also: how far removing a label of the first repeat moves the bulk's
 energy, as predicted by jm.influence and by fits in which prior and noise are chosen anew.
 
+With --train 5 the networks themselves are trained as well, by `single_fidelity` with energies and forces for 400 steps,
+on what three ways of choosing have chosen for tangent_kernel in the first five repeats; this takes half an hour.
+
 What is done is kept in --out, and the same line goes on from there. Usage:
 
-    uv run python experiments/differentiable_validation/choose_clusters.py [--repeats 5] [--number 50]
+    uv run python experiments/differentiable_validation/choose_clusters.py [--repeats 10] [--number 50] [--train 0]
         [--foundation FILE] [--out runs/choose_clusters]
 """
 
@@ -33,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 import jaxmlip as jm
 from jaxmlip.files import write_json, write_text
@@ -53,9 +57,12 @@ ISOLATED = {
 
 STRATEGIES = ("tangent_kernel", "pair_difference")
 ARMS = ("random", "energy spread", "force spread", "bulk forces", "bulk energy", "least")
+TRAINED = ("random", "force spread", "bulk forces")
+"""Arms for which networks are trained too."""
+
 METRICS = {
     "force_rmse_meV_A": "force RMSE, meV/Å",
-    "energy_mean_meV_H2O": "|mean energy error|, meV/H2O",
+    "energy_mean_meV_H2O": "mean energy error, absolute, meV/H2O",
     "energy_std_meV_H2O": "energy RMSE, mean removed, meV/H2O",
 }
 
@@ -97,6 +104,7 @@ class Model:
         labels: [clusters], MACE-OFF23 − MACE-MP-0 beyond isolated atoms, eV; only those of chosen clusters are used.
         sizes: [clusters], atoms.
         forces, energies: of bulk frames 0 to 4.
+        seen_anew: the same forces along other directions, for what is expected of a choice.
         own_forces: of all clusters, along `DIRECTIONS` random directions each.
     """
 
@@ -117,6 +125,7 @@ class Model:
         _, self.features = self.template.energy_features([sample.graph for sample in samples])
         unlabelled = [frame.atoms for frame in frames(data, "bulk.extxyz", "mp0", ":5")]
         self.forces = jm.Targets.forces(self.template, unlabelled, directions=16)
+        self.seen_anew = jm.Targets.forces(self.template, unlabelled, directions=16, seed=1)
         self.energies = jm.Targets.energies(self.template, unlabelled)
         self.own_forces = jm.Targets.forces(self.template, atoms, directions=self.DIRECTIONS)
 
@@ -148,26 +157,48 @@ def most_probable(of: list[Model], places: np.ndarray) -> tuple[Model, Posterior
 
 
 def chosen(model: Model, posterior: Posterior, rest: np.ndarray, number: int, seed: int) -> dict[str, Any]:
-    """Places of clusters by each way of choosing, and what the bulk's force error is expected to become."""
+    """Places of clusters by each way of choosing, and the force error of the bulk that is expected after each."""
     linear, rows = posterior.linear, model.rows(rest)
     among, noise = linear.covariance_of(rows, rows), linear.noise**2 * model.sizes[rest]
     forces, energies = (each.covariance(linear, rows) for each in (model.forces, model.energies))
     own = np.repeat(np.isin(np.arange(len(model.sizes)), rest), model.DIRECTIONS)
     squares = linear.predict([block[0][own] for block in model.own_forces.features])[1] ** 2
-    best, gains = greedy_choice(among, forces, noise, model.forces, number)
     places = {
         "random": np.random.default_rng(seed).choice(len(rest), number, replace=False),
         "energy spread": np.argsort(-np.diag(among) / model.sizes[rest])[:number],
         "force spread": np.argsort(-squares.reshape(len(rest), -1).mean(axis=1))[:number],
-        "bulk forces": best,
+        "bulk forces": greedy_choice(among, forces, noise, model.forces, number)[0],
         "bulk energy": greedy_choice(among, energies, noise, model.energies, number)[0],
         "least": np.argsort(model.forces.squared(forces) / (np.diag(among) + noise))[:number],
     }
-    before = model.forces.variance(linear)
+    before, cross = model.seen_anew.variance(linear), model.seen_anew.covariance(linear, rows)[0]
+    expected = {"before": before}
+    for arm, each in places.items():
+        with_noise = among[np.ix_(each, each)] + np.diag(noise[each])
+        explained = np.sum(cross[:, each].T * np.linalg.solve(with_noise, cross[:, each].T), axis=0)
+        expected[arm] = before - float(model.seen_anew.weights @ explained)
     return {
         "places": {arm: rest[each].tolist() for arm, each in places.items()},
-        "expected_force_rmse_meV_A": [1e3 * before**0.5, 1e3 * (before - gains.sum()) ** 0.5],
+        "expected_force_rmse_meV_A": {arm: 1e3 * square**0.5 for arm, square in expected.items()},
     }
+
+
+def tested(data: Path, potential: jm.Potential) -> dict[str, float]:
+    """The final test: errors on bulk frames 5 to 14."""
+    test = frames(data, "bulk.extxyz", "off23", "5:15")
+    found = jm.compare(test, jm.predict(potential, [frame.atoms for frame in test]))
+    energies = {"mean": 3 * abs(found.energy_mean_meV_atom), "std": 3 * found.energy_std_meV_atom}
+    return {"force_rmse_meV_A": found.force_rmse_meV_A} | {f"energy_{k}_meV_H2O": v for k, v in energies.items()}
+
+
+def trained(data: Path, foundation: jm.Potential, draw: dict[str, Any], arm: str, seed: int) -> dict[str, float]:
+    """Errors of a network trained on energies and forces of 90 of the clusters; the others decide what is kept."""
+    high = frames(data, CLUSTERS, "off23")
+    labelled = [high[n] for n in (*draw["labelled"], *draw["places"][arm])]
+    settings = jm.TrainingSettings(
+        epochs=9, batch_size=2, tiers=2, learning_rate=0.005, energy_weight=40, forces_weight=10, seed=seed
+    )
+    return tested(data, jm.finetune(foundation, labelled, strategy=jm.SingleFidelity(), settings=settings))
 
 
 def repeat(of: list[Model], data: Path, draw: int, number: int) -> dict[str, Any]:
@@ -176,16 +207,9 @@ def repeat(of: list[Model], data: Path, draw: int, number: int) -> dict[str, Any
     labelled = order[draw * number : (draw + 1) * number]
     model, posterior = most_probable(of, labelled)
     result = chosen(model, posterior, np.setdiff1d(order, labelled), number, seed=100 + draw)
-    test = frames(data, "bulk.extxyz", "off23", "5:15")
-
-    def tested(posterior: Posterior) -> dict[str, float]:
-        found = jm.compare(test, jm.predict(posterior.potential(), [frame.atoms for frame in test]))
-        energies = {"mean": 3 * abs(found.energy_mean_meV_atom), "std": 3 * found.energy_std_meV_atom}
-        return {"force_rmse_meV_A": found.force_rmse_meV_A} | {f"energy_{k}_meV_H2O": v for k, v in energies.items()}
-
-    result["errors"] = {"before": tested(posterior)}
+    result["errors"] = {"before": tested(data, posterior.potential())}
     for arm, places in result["places"].items():
-        result["errors"][arm] = tested(most_probable(of, np.append(labelled, places))[1])
+        result["errors"][arm] = tested(data, most_probable(of, np.append(labelled, places))[1].potential())
     return result
 
 
@@ -214,48 +238,48 @@ def mean_and_error(values: list[float]) -> str:
 
 
 def difference(values: list[float], random: list[float]) -> str:
-    """Against random choice in the same repeats, in standard errors of the mean difference (Student's t)."""
+    """Against random choice in the same repeats, in standard errors of the mean difference; 95 % of Student's t."""
     away = np.subtract(values, random)
     t = away.mean() / (away.std(ddof=1) / len(away) ** 0.5)
-    # Two-sided 95 % of Student's t with 1 to 9 degrees of freedom.
-    limit = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[min(len(away) - 2, 8)]
+    limit = scipy.stats.t.ppf(0.975, len(away) - 1)
     word = "cannot tell" if abs(t) < limit else "better" if t < 0 else "worse"
     return f"{t:+.1f} σ, {word}"
 
 
+def row(begin: list[str], arm: str, errors: list[dict[str, Any]]) -> str:
+    """Errors of one arm in all repeats."""
+    cells = list(begin)
+    for metric in METRICS:
+        values, random = ([each[name][metric] for each in errors] for name in (arm, "random"))
+        cells += [mean_and_error(values), "–" if arm in ("before", "random") else difference(values, random)]
+    return f"| {' | '.join(cells)} |"
+
+
 def table(results: dict[str, Any]) -> str:
     """All strategies, metrics and arms, for people."""
-    lines = [f"| strategy | clusters | {' | '.join(f'{title} | against random' for title in METRICS.values())} |"]
-    lines.append("|" + "---|" * (2 + 2 * len(METRICS)))
+    heads = ["expected force error", *(head for title in METRICS.values() for head in (title, "against random"))]
+    lines = [f"| strategy | clusters | {' | '.join(heads)} |", "|" + "---|" * (2 + len(heads))]
     for strategy, content in results["strategies"].items():
-        errors = [each["errors"] for each in content["repeats"]]
+        draws = content["repeats"]
         for arm in ("before", *ARMS):
-            cells = []
-            for metric in METRICS:
-                values, random = ([each[name][metric] for each in errors] for name in (arm, "random"))
-                compared = "–" if arm in ("before", "random") else difference(values, random)
-                cells += [mean_and_error(values), compared]
-            lines.append(f"| {strategy} | {arm} | {' | '.join(cells)} |")
-    lines += ["", "| strategy | expected force error before, after `bulk forces` | found | influence: correlation |"]
-    lines.append("|---|---|---|---|")
+            expected = mean_and_error([draw["expected_force_rmse_meV_A"][arm] for draw in draws])
+            lines.append(row([strategy, arm, expected], arm, [draw["errors"] for draw in draws]))
+    lines += [row(["trained", arm, "–"], arm, results["trained"]) for arm in TRAINED if results["trained"]]
+    lines += ["", "| strategy | effective parameters of 50 labels | influence against fits anew: correlation |"]
+    lines.append("|---|---|---|")
     for strategy, content in results["strategies"].items():
-        expected = np.mean([each["expected_force_rmse_meV_A"] for each in content["repeats"]], axis=0)
-        found = [
-            np.mean([each["errors"][arm]["force_rmse_meV_A"] for each in content["repeats"]])
-            for arm in ("before", "bulk forces")
-        ]
         moved = content["influence"]
         correlation = np.corrcoef(moved["predicted_meV_H2O"], moved["fitted_anew_meV_H2O"])[0, 1]
-        cells = [f"{expected[0]:.0f}, {expected[1]:.0f}", f"{found[0]:.0f}, {found[1]:.0f}", f"{correlation:.2f}"]
-        lines.append(f"| {strategy} | {' | '.join(cells)} |")
+        lines.append(f"| {strategy} | {moved['effective_parameters']:.1f} | {correlation:.2f} |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Do what is not done yet, and write the results."""
+def options_given() -> argparse.Namespace:
+    """The command line, refused where nothing could come of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5, help="disjoint draws of labelled clusters")
+    parser.add_argument("--repeats", type=int, default=10, help="disjoint draws of labelled clusters")
     parser.add_argument("--number", type=int, default=50, help="clusters labelled first, and next")
+    parser.add_argument("--train", type=int, default=0, help="repeats for which networks are trained too")
     parser.add_argument("--foundation", type=Path, help="a student of MACE-MP-0; by default one is distilled")
     parser.add_argument("--out", type=Path, default=Path("runs/choose_clusters"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the summary is written")
@@ -264,15 +288,27 @@ def main() -> None:
         parser.error("JAXMLIP_DATA is not set; export the folder that has ice_maceoff/ in it.")
     if not 2 <= options.repeats <= 600 // options.number - 1:
         parser.error(f"--repeats must be from 2 to {600 // options.number - 1}, for 600 clusters are there.")
+    if options.train and not 2 <= options.train <= options.repeats:
+        parser.error(f"--train must be 0, or from 2 to {options.repeats}, the number of repeats.")
+    return options
+
+
+def main() -> None:
+    """Do what is not done yet, and write the results."""
+    options = options_given()
     options.out.mkdir(parents=True, exist_ok=True)
     data = Path(os.environ["JAXMLIP_DATA"]) / "ice_maceoff"
 
     @functools.cache
+    def foundation() -> jm.Trainable:
+        found = distilled(data, options.out) if options.foundation is None else jm.load(str(options.foundation))
+        if not isinstance(found, jm.Trainable):
+            raise SystemExit(f"{options.foundation} cannot be trained; give a student of MACE-MP-0.")
+        return found
+
+    @functools.cache
     def made(strategy: str) -> list[Model]:
-        foundation = distilled(data, options.out) if options.foundation is None else jm.load(str(options.foundation))
-        if not isinstance(foundation, jm.Trainable):
-            parser.error(f"{options.foundation} cannot be trained; give a student of MACE-MP-0.")
-        return models(data, foundation, strategy)
+        return models(data, foundation(), strategy)
 
     def kept(name: str, make: Callable[[], Any]) -> Any:
         path = options.out / f"{name}-{options.number}.json"
@@ -281,7 +317,7 @@ def main() -> None:
             print(name, flush=True)
         return json.loads(path.read_text())
 
-    results: dict[str, Any] = {"number": options.number, "strategies": {}}
+    results: dict[str, Any] = {"number": options.number, "strategies": {}, "trained": []}
     for strategy in STRATEGIES:
         draws = [
             kept(f"{strategy}-{n}", lambda n=n, s=strategy: repeat(made(s), data, n, options.number))
@@ -291,6 +327,14 @@ def main() -> None:
         short = [{key: value for key, value in draw.items() if key != "places"} for draw in draws]
         results["strategies"][strategy] = {"repeats": short, "influence": moved}
         made.cache_clear()
+    for n in range(options.train):
+        draw = json.loads((options.out / f"{STRATEGIES[0]}-{n}-{options.number}.json").read_text())
+        results["trained"].append(
+            {
+                arm: kept(f"trained-{arm}-{n}", lambda a=arm, d=draw, n=n: trained(data, foundation(), d, a, n))
+                for arm in TRAINED
+            }
+        )
     options.results.mkdir(parents=True, exist_ok=True)
     write_json(options.results / "choose_clusters.json", results)
     write_text(options.results / "choose_clusters.md", table(results))
