@@ -191,22 +191,27 @@ def tested(data: Path, potential: jm.Potential) -> dict[str, float]:
     return {"force_rmse_meV_A": found.force_rmse_meV_A} | {f"energy_{k}_meV_H2O": v for k, v in energies.items()}
 
 
-def trained(data: Path, foundation: jm.Potential, draw: dict[str, Any], arm: str, seed: int) -> dict[str, float]:
+def drawn(clusters: int, draw: int, number: int) -> np.ndarray:
+    """Places of the clusters that are labelled first; those of different draws are different."""
+    return np.random.default_rng(0).permutation(clusters)[draw * number : (draw + 1) * number]
+
+
+def trained(data: Path, foundation: jm.Potential, draw: int, places: list[int]) -> dict[str, float]:
     """Errors of a network trained on energies and forces of 90 of the clusters; the others decide what is kept."""
     high = frames(data, CLUSTERS, "off23")
-    labelled = [high[n] for n in (*draw["labelled"], *draw["places"][arm])]
+    labelled = [high[n] for n in (*drawn(len(high), draw, len(places)), *places)]
     settings = jm.TrainingSettings(
-        epochs=9, batch_size=2, tiers=2, learning_rate=0.005, energy_weight=40, forces_weight=10, seed=seed
+        epochs=9, batch_size=2, tiers=2, learning_rate=0.005, energy_weight=40, forces_weight=10, seed=draw
     )
     return tested(data, jm.finetune(foundation, labelled, strategy=jm.SingleFidelity(), settings=settings))
 
 
 def repeat(of: list[Model], data: Path, draw: int, number: int) -> dict[str, Any]:
     """One draw of labelled clusters, all ways of choosing the next, and errors on bulk frames 5 to 14."""
-    order = np.random.default_rng(0).permutation(len(of[0].sizes))
-    labelled = order[draw * number : (draw + 1) * number]
+    labelled = drawn(len(of[0].sizes), draw, number)
+    rest = np.setdiff1d(np.arange(len(of[0].sizes)), labelled)
     model, posterior = most_probable(of, labelled)
-    result = chosen(model, posterior, np.setdiff1d(order, labelled), number, seed=100 + draw)
+    result = chosen(model, posterior, rest, number, seed=100 + draw)
     result["errors"] = {"before": tested(data, posterior.potential())}
     for arm, places in result["places"].items():
         result["errors"][arm] = tested(data, most_probable(of, np.append(labelled, places))[1].potential())
@@ -215,7 +220,7 @@ def repeat(of: list[Model], data: Path, draw: int, number: int) -> dict[str, Any
 
 def influences(of: list[Model], number: int) -> dict[str, Any]:
     """Changes of the bulk's mean energy (frames 0 to 4) without each label of the first repeat, meV/H2O."""
-    labelled = np.random.default_rng(0).permutation(len(of[0].sizes))[:number]
+    labelled = drawn(len(of[0].sizes), 0, number)
     model, posterior = most_probable(of, labelled)
     rows = [block[0] for block in model.energies.features]
     whole, anew = posterior.linear.predict(rows)[0].mean(), []
@@ -328,10 +333,10 @@ def main() -> None:
         results["strategies"][strategy] = {"repeats": short, "influence": moved}
         made.cache_clear()
     for n in range(options.train):
-        draw = json.loads((options.out / f"{STRATEGIES[0]}-{n}-{options.number}.json").read_text())
+        places = json.loads((options.out / f"{STRATEGIES[0]}-{n}-{options.number}.json").read_text())["places"]
         results["trained"].append(
             {
-                arm: kept(f"trained-{arm}-{n}", lambda a=arm, d=draw, n=n: trained(data, foundation(), d, a, n))
+                arm: kept(f"trained-{arm}-{n}", lambda n=n, p=places[arm]: trained(data, foundation(), n, p))
                 for arm in TRAINED
             }
         )

@@ -227,7 +227,9 @@ def choose_labels(posterior: Posterior, candidates: Sequence[Atoms], targets: Ta
 
     They are chosen one after the other, each by what it adds to those before it, so that of two structures that say the
     same one is taken (Bayesian A-optimality; Chaloner and Verdinelli, Statist. Sci. 10, 273 (1995)). No label of a
-    candidate takes part: what is expected depends on structures, prior and noise alone.
+    candidate takes part: what is expected depends on structures, prior and noise alone. Derivatives are held in memory,
+    8 bytes for each candidate (and target) and parameter. Expected is what the model knows of: errors that it cannot
+    have, and priors that few labels have misled, are not in it.
 
     Args:
         posterior: of the energies that there are.
