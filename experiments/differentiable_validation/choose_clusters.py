@@ -1,7 +1,7 @@
 """Which clusters to label next: chosen for the forces of the bulk, at random, or where a committee disagrees most.
 
 On published labels of ice Ih (README.md of the repository: JAXMLIP_DATA). A foundation that imitates MACE-MP-0 is
-lifted to MACE-OFF23 in closed form, from energies of 50 clusters. Ten disjoint draws of these are ten repeats. For
+lifted to MACE-OFF23 in closed form, from energies of 50 clusters. Nine disjoint draws of these are nine repeats. For
 each, 50 of the other 550 clusters are chosen in six ways:
 
     random          without looking
@@ -22,7 +22,7 @@ on what three ways of choosing have chosen for tangent_kernel in the first five 
 
 What is done is kept in --out, and the same line goes on from there. Usage:
 
-    uv run python experiments/differentiable_validation/choose_clusters.py [--repeats 10] [--number 50] [--train 0]
+    uv run python experiments/differentiable_validation/choose_clusters.py [--repeats 9] [--number 50] [--train 0]
         [--foundation FILE] [--out runs/choose_clusters]
 """
 
@@ -282,7 +282,7 @@ def table(results: dict[str, Any]) -> str:
 def options_given() -> argparse.Namespace:
     """The command line, refused where nothing could come of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=10, help="disjoint draws of labelled clusters")
+    parser.add_argument("--repeats", type=int, default=9, help="disjoint draws of labelled clusters")
     parser.add_argument("--number", type=int, default=50, help="clusters labelled first, and next")
     parser.add_argument("--train", type=int, default=0, help="repeats for which networks are trained too")
     parser.add_argument("--foundation", type=Path, help="a student of MACE-MP-0; by default one is distilled")
