@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     from jaxmlip.training.strategies.pair_difference import PairDifference as PairDifference
     from jaxmlip.training.strategies.registry import register_strategy as register_strategy
     from jaxmlip.training.strategies.tangent import TangentKernel as TangentKernel
+    from jaxmlip.training.strategies.tangent import tangent_posterior as tangent_posterior
     from jaxmlip.training.trainer import train as train
     from jaxmlip.training.trainer import train_many as train_many
     from jaxmlip.validation.averages import average as average
@@ -124,6 +125,11 @@ if TYPE_CHECKING:
     from jaxmlip.validation.gradients import mean_of_frames as mean_of_frames
     from jaxmlip.validation.hybrid import HybridRun as HybridRun
     from jaxmlip.validation.hybrid import hybrid_monte_carlo as hybrid_monte_carlo
+    from jaxmlip.validation.influence import Influence as Influence
+    from jaxmlip.validation.influence import LabelChoice as LabelChoice
+    from jaxmlip.validation.influence import Targets as Targets
+    from jaxmlip.validation.influence import choose_labels as choose_labels
+    from jaxmlip.validation.influence import influence as influence
     from jaxmlip.validation.last_layer import last_layer_posterior as last_layer_posterior
     from jaxmlip.validation.pathwise import pathwise_gradient as pathwise_gradient
     from jaxmlip.validation.proposals import Proposal as Proposal
@@ -274,6 +280,12 @@ _HOME = {
     "last_layer_posterior": "validation.last_layer",
     "Uncertainty": "validation.uncertainty",
     "observable_uncertainty": "validation.uncertainty",
+    "Influence": "validation.influence",
+    "LabelChoice": "validation.influence",
+    "Targets": "validation.influence",
+    "choose_labels": "validation.influence",
+    "influence": "validation.influence",
+    "tangent_posterior": "training.strategies.tangent",
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg
 import scipy.optimize
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 HYPERPRIOR = 4.0
 """Standard deviation of the logarithms of the unknowns about the scale of the labels: weak, but it holds what the
@@ -52,6 +52,11 @@ class LinearPosterior:
         kernels = [x @ x.T for x in self.features]
         return scipy.linalg.cho_factor(covariance(kernels, self.sizes, self.variances, self.noise), lower=True)
 
+    @cached_property
+    def precision(self) -> Float[np.ndarray, "labels labels"]:
+        """Inverse of the covariance of the labels."""
+        return scipy.linalg.cho_solve(self._factor, np.eye(len(self.labels)))
+
     def mean(self) -> list[Float[np.ndarray, " _"]]:
         """The most probable weights of each block."""
         return self._weights(self.labels)
@@ -82,13 +87,41 @@ class LinearPosterior:
         explained = np.sum(cross * scipy.linalg.cho_solve(self._factor, cross.T).T, axis=1)
         return mean, np.sqrt(np.maximum(prior - explained, 0.0))
 
+    def prior_covariance(
+        self, one: Sequence[Float[np.ndarray, "one _"]], other: Sequence[Float[np.ndarray, "other _"]]
+    ) -> Float[np.ndarray, "one other"]:
+        """Covariance of Σ_blocks X w for two sets of features, before any label."""
+        terms = zip(self.variances, one, other, strict=True)
+        return np.sum([variance * (x @ y.T) for variance, x, y in terms], axis=0)
+
+    def covariance_of(
+        self, one: Sequence[Float[np.ndarray, "one _"]], other: Sequence[Float[np.ndarray, "other _"]]
+    ) -> Float[np.ndarray, "one other"]:
+        """Covariance of Σ_blocks X w, without noise, for two sets of features, after the labels."""
+        explained = scipy.linalg.cho_solve(self._factor, self.prior_covariance(self.features, other))
+        return self.prior_covariance(one, other) - self.prior_covariance(one, self.features) @ explained
+
+    def without(self, places: Sequence[int] | Int[np.ndarray, " places"]) -> "LinearPosterior":
+        """What the other labels say, with the same variances and noise; the evidence is not computed anew (NaN).
+
+        Args:
+            places: numbers of the labels to leave out.
+        """
+        rest = np.delete(np.arange(len(self.labels)), places)
+        return dataclasses.replace(
+            self,
+            features=[block[rest] for block in self.features],
+            labels=self.labels[rest],
+            sizes=self.sizes[rest],
+            log_evidence=np.nan,
+        )
+
     def left_out(self) -> Float[np.ndarray, " labels"]:
         """Error (prediction − label) for each label by the model that has seen all others.
 
         Rasmussen and Williams, eq. 5.12; variances and noise stay as they are.
         """
-        inverse = scipy.linalg.cho_solve(self._factor, np.eye(len(self.labels)))
-        return -(inverse @ self.labels) / np.diag(inverse)
+        return -(self.precision @ self.labels) / np.diag(self.precision)
 
     def _weights(self, labels: Float[np.ndarray, " labels"]) -> list[Float[np.ndarray, " _"]]:
         dual = scipy.linalg.cho_solve(self._factor, labels)

@@ -97,6 +97,21 @@ def test_the_spread_of_the_ensemble_is_the_deviation(posterior, problem, high):
     assert (forces > 0).all()
 
 
+def test_of_a_trained_potential_the_prior_is_about_its_start(foundation, problem, posterior, high):
+    """What remains to be explained is what the foundation lacks, to first order, not what the trained one does."""
+    change = jax.tree.map(lambda leaf: 0.3 * leaf, posterior.potential().change)
+    trained = problem.potential.with_params(jax.tree.map(np.add, problem.potential.params, change))
+    found = tangent_posterior(trained, problem.train, start=problem.potential)
+    alone = tangent_posterior(trained, problem.train)
+    known = posterior.linear.labels
+    assert np.abs(found.linear.labels - known).max() < 0.2 * np.abs(alone.linear.labels - known).max()
+
+    mean, _ = found.energies(problem.validation)
+    references = [trained.references[frame.atoms.numbers].sum() for frame in high[24:]]
+    energies = [frame.energy for frame in predict(found.potential(), [frame.atoms for frame in high[24:]])]
+    np.testing.assert_allclose(mean + references, energies, atol=1e-3)
+
+
 def test_forces_have_no_part(foundation, high, posterior):
     """Hidden, absent or absurd: the same potential, bit for bit, whichever labels are said to be seen."""
 

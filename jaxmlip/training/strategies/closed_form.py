@@ -18,7 +18,7 @@ from jaxmlip.potentials.potential import N_SPECIES, Potential, evaluate, referen
 from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.dataset import Frame, describe
-from jaxmlip.systems.graph import Graph, graph_from_atoms
+from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
 from jaxmlip.training.evidence import LinearPosterior
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.loss import Terms
@@ -48,7 +48,32 @@ class Posterior(abc.ABC):
     def features(
         self, graphs: Sequence[Graph]
     ) -> tuple[Float[np.ndarray, " samples"], list[Float[np.ndarray, "samples _"]]]:
-        """Energies of the foundation in eV, relative to its references, and features of all blocks but the first."""
+        """Energies in eV for weights of 0, relative to the references, and features of all blocks but the first."""
+
+    @abc.abstractmethod
+    def force_features(
+        self, graphs: Sequence[Graph], directions: Sequence[Float[np.ndarray, "directions _ 3"]]
+    ) -> list[Float[np.ndarray, "rows _"]]:
+        """Derivatives of Σ_atoms F · direction by the weights of all blocks but the first.
+
+        Args:
+            graphs: of single structures.
+            directions: for each structure [directions, atoms, 3], the same number for all.
+
+        Returns:
+            Rows for the directions of the first structure, then of the next.
+        """
+
+    @abc.abstractmethod
+    def by_weights(self, slope: Any) -> list[Float[np.ndarray, "*shape _"]]:
+        """Derivatives by the weights of all blocks but the first, from those by the parameters of `potential()`.
+
+        Args:
+            slope: like the parameters; leaves may have the shape of what is differentiated in front.
+
+        Raises:
+            ValueError: if it is like the parameters of something else.
+        """
 
     def potential(self) -> Potential:
         """The most probable potential."""
@@ -61,9 +86,20 @@ class Posterior(abc.ABC):
 
     def energies(self, samples: Sequence[Sample]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Energies of samples in eV, relative to the foundation's references, and their standard deviations."""
-        energies, features = self.features([sample.graph for sample in samples])
-        mean, deviation = self.linear.predict([element_counts(samples)[:, list(self.elements)], *features])
+        energies, features = self.energy_features([sample.graph for sample in samples])
+        mean, deviation = self.linear.predict(features)
         return energies + mean, deviation
+
+    def energy_features(
+        self, graphs: Sequence[Graph]
+    ) -> tuple[Float[np.ndarray, " samples"], list[Float[np.ndarray, "samples _"]]]:
+        """Energies in eV for weights of 0, relative to the references, and their derivatives by all weights."""
+        energies, features = self.features(graphs)
+        return energies, [counts_in(graphs)[:, list(self.elements)], *features]
+
+    def without(self, places: Sequence[int]) -> "Posterior":
+        """What is said without some of the labels, with the same variances and noise; see `LinearPosterior.without`."""
+        return dataclasses.replace(self, linear=self.linear.without(places))
 
     def shifted_references(self, shifts: Float[np.ndarray, " elements"]) -> Float[np.ndarray, "119"]:
         """The foundation's references with shifts for the elements, eV."""
@@ -168,12 +204,35 @@ def labels_of(samples: Sequence[Sample]) -> Float[np.ndarray, " samples"]:
 
 def element_counts(samples: Sequence[Sample]) -> Float[np.ndarray, "samples 119"]:
     """Number of atoms of each element."""
-    return np.array([np.bincount(np.asarray(s.graph.species), minlength=N_SPECIES) for s in samples], np.float64)
+    return counts_in([sample.graph for sample in samples])
+
+
+def counts_in(graphs: Sequence[Graph]) -> Float[np.ndarray, "graphs 119"]:
+    """Number of atoms of each element in single graphs."""
+    return np.array([np.bincount(np.asarray(g.species), minlength=N_SPECIES) for g in graphs], np.float64)
 
 
 def elements_in(samples: Sequence[Sample]) -> tuple[int, ...]:
     """Atomic numbers that occur, ascending."""
     return tuple(np.flatnonzero(element_counts(samples).sum(axis=0)).tolist())
+
+
+def padded(graphs: Sequence[Graph]) -> list[Graph]:
+    """Graphs of one shape, so that there is one compilation."""
+    shape = {"n_atoms": max(graph.n_atoms for graph in graphs), "slots": max(graph.n_slots for graph in graphs)}
+    return [batch_graphs([graph], **shape) for graph in graphs]
+
+
+def padded_with(
+    graphs: Sequence[Graph], directions: Sequence[Float[np.ndarray, "directions _ 3"]]
+) -> list[tuple[Graph, Float[np.ndarray, "directions atoms 3"]]]:
+    """The same, each with directions that padding atoms do not take part in."""
+    found = []
+    for graph, ways in zip(padded(graphs), directions, strict=True):
+        all_atoms = np.zeros((len(ways), graph.n_atoms, 3), graph.positions.dtype)
+        all_atoms[:, : ways.shape[1]] = ways
+        found.append((graph, all_atoms))
+    return found
 
 
 def spread(ensemble: Potential, atoms: Atoms) -> tuple[float, Float[np.ndarray, "atoms 3"]]:

@@ -9,7 +9,7 @@ largest marginal likelihood (`fit_by_evidence`).
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,11 +21,20 @@ from jaxmlip.potentials.pairs import PairPotential, element_pairs, log_centres
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample
-from jaxmlip.systems.graph import Graph, atoms_from_graph, batch_graphs, graph_from_atoms
+from jaxmlip.systems.graph import Graph, atoms_from_graph, graph_from_atoms
 from jaxmlip.training.evidence import fit_by_evidence
 from jaxmlip.training.problem import TrainingProblem
-from jaxmlip.training.strategies.closed_form import ClosedForm, Posterior, element_counts, elements_in, labels_of
+from jaxmlip.training.strategies.closed_form import (
+    ClosedForm,
+    Posterior,
+    element_counts,
+    elements_in,
+    labels_of,
+    padded,
+    padded_with,
+)
 from jaxmlip.training.strategies.registry import register_strategy
+from jaxmlip.types import AnyArray
 
 CENTRES = 40
 """Basis functions of each pair of elements; their distance is far below the length scales."""
@@ -86,6 +95,25 @@ class PairPosterior(Posterior):
         """Energies of the foundation in eV, and the functions of each block, summed over the pairs of a graph."""
         return energies_of(self.foundation, graphs), block_features(self.empty, self.blocks, graphs)
 
+    def force_features(
+        self, graphs: Sequence[Graph], directions: Sequence[Float[np.ndarray, "directions _ 3"]]
+    ) -> list[Float[np.ndarray, "rows _"]]:
+        """Minus the derivatives of the functions of each block along the directions."""
+        on_device = jax.device_put(self.empty)
+        pairs = padded_with(_with_own_neighbors(self.empty, graphs), directions)
+        found = [jax.device_get(_functions_along(on_device, graph, ways)) for graph, ways in pairs]
+        return _in_blocks(self.empty, self.blocks, -np.concatenate(found).astype(np.float64))
+
+    def by_weights(self, slope: Any) -> list[Float[np.ndarray, "*shape _"]]:
+        """From derivatives by the parameters of the foundation and by the coefficients of the pair functions."""
+        shape = np.shape(self.empty.params)
+        if not isinstance(slope, tuple) or len(slope) != 2 or np.shape(slope[1])[-2:] != shape:
+            raise ValueError(
+                "The derivative is not by the parameters of the sum of the foundation and its pair functions; take it "
+                "at posterior.potential()."
+            )
+        return _in_blocks(self.empty, self.blocks, np.asarray(slope[1], np.float64))
+
 
 def pair_posterior(
     foundation: Trainable, samples: Sequence[Sample], *, cutoff: float, length_scales: Sequence[float]
@@ -128,33 +156,47 @@ def block_features(
     potential: PairPotential, blocks: Sequence[tuple[int, float]], graphs: Sequence[Graph]
 ) -> list[Float[np.ndarray, "samples centres"]]:
     """For each pair of elements and length scale, the smooth functions of the prior, summed over a graph's pairs."""
-    functions = pair_functions(potential, graphs)
-    return [functions[:, pair] @ smooth(potential, scale) for pair, scale in blocks]
+    return _in_blocks(potential, blocks, pair_functions(potential, graphs))
+
+
+def _in_blocks(
+    potential: PairPotential, blocks: Sequence[tuple[int, float]], functions: Float[np.ndarray, "*shape pairs centres"]
+) -> list[Float[np.ndarray, "*shape centres"]]:
+    """What the weights of each block multiply, from what the coefficients multiply."""
+    return [functions[..., pair, :] @ smooth(potential, scale) for pair, scale in blocks]
 
 
 def pair_functions(potential: PairPotential, graphs: Sequence[Graph]) -> Float[np.ndarray, "samples pairs centres"]:
     """What the coefficients of a pair potential multiply in the energy of each graph; with neighbours of its own."""
-    structures = [atoms_from_graph(graph)[0] for graph in graphs]
-    own = [graph_from_atoms(atoms, potential.cutoff, dtype=potential_dtype(potential)) for atoms in structures]
     on_device = jax.device_put(potential)
-    return np.array([jax.device_get(_summed(on_device, graph)) for graph in _padded(own)], np.float64)
+    own = padded(_with_own_neighbors(potential, graphs))
+    return np.array([jax.device_get(_summed(on_device, graph)) for graph in own], np.float64)
+
+
+def _with_own_neighbors(potential: PairPotential, graphs: Sequence[Graph]) -> list[Graph]:
+    """The same structures, with neighbour lists that reach as far as the pair functions."""
+    structures = [atoms_from_graph(graph)[0] for graph in graphs]
+    return [graph_from_atoms(atoms, potential.cutoff, dtype=potential_dtype(potential)) for atoms in structures]
 
 
 def energies_of(foundation: Potential, graphs: Sequence[Graph]) -> Float[np.ndarray, " samples"]:
     """Energies in eV, relative to the references."""
     on_device = jax.device_put(foundation)
-    return np.array([float(_energy(on_device, graph)) for graph in _padded(graphs)])
-
-
-def _padded(graphs: Sequence[Graph]) -> list[Graph]:
-    """Graphs of one shape, so that there is one compilation."""
-    shape = {"n_atoms": max(graph.n_atoms for graph in graphs), "slots": max(graph.n_slots for graph in graphs)}
-    return [batch_graphs([graph], **shape) for graph in graphs]
+    return np.array([float(_energy(on_device, graph)) for graph in padded(graphs)])
 
 
 @jax.jit
 def _summed(potential: PairPotential, graph: Graph) -> Float[Array, "pairs centres"]:
     return potential.functions(graph).sum(axis=0)
+
+
+@jax.jit
+def _functions_along(
+    potential: PairPotential, graph: Graph, directions: Float[AnyArray, "directions atoms 3"]
+) -> Float[Array, "directions pairs centres"]:
+    """Derivatives of the summed functions along displacements."""
+    _, slope = jax.linearize(lambda x: potential.functions(graph.replace(positions=x)).sum(axis=0), graph.positions)
+    return jax.lax.map(slope, directions)
 
 
 @jax.jit
