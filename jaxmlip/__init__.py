@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     from jaxmlip.training.distill import distil as distil
     from jaxmlip.training.finetune import finetune as finetune
     from jaxmlip.training.objective import Term as Term
+    from jaxmlip.training.objective import TermSource as TermSource
     from jaxmlip.training.objective import TermSums as TermSums
     from jaxmlip.training.problem import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.problem import TrainingProblem as TrainingProblem
@@ -120,6 +121,10 @@ if TYPE_CHECKING:
     from jaxmlip.validation.pathwise import pathwise_gradient as pathwise_gradient
     from jaxmlip.validation.proposals import Proposal as Proposal
     from jaxmlip.validation.task import Sampling as Sampling
+    from jaxmlip.validation.tuning import ObservableTarget as ObservableTarget
+    from jaxmlip.validation.tuning import ObservableTuning as ObservableTuning
+    from jaxmlip.validation.tuning import OwnSimulation as OwnSimulation
+    from jaxmlip.validation.tuning import own_simulations as own_simulations
     from jaxmlip.validation.validate import validate as validate
     from jaxmlip.validation.verdict import Tolerances as Tolerances
     from jaxmlip.validation.verdict import verdict as verdict
@@ -217,6 +222,7 @@ _HOME = {
     "distil": "training.distill",
     "PairDifference": "training.strategies.pair_difference",
     "Term": "training.objective",
+    "TermSource": "training.objective",
     "TermSums": "training.objective",
     "TrainingProblem": "training.problem",
     "Differential": "training.strategies.fresh",
@@ -244,6 +250,10 @@ _HOME = {
     "reduced_energies": "validation.weights",
     "pathwise_gradient": "validation.pathwise",
     "Validation": "validation.comparison",
+    "ObservableTarget": "validation.tuning",
+    "ObservableTuning": "validation.tuning",
+    "OwnSimulation": "validation.tuning",
+    "own_simulations": "validation.tuning",
     "validate": "validation.validate",
     "Sampling": "validation.task",
     "mean_of_frames": "validation.gradients",
