@@ -118,7 +118,7 @@ class ObservableErrors(Term):
 
 def answering(potential: Potential, head: int) -> Headed:
     """A potential whose readout of that number answers for every frame."""
-    return Headed(potential, np.full(FRAMES_AT_ONCE, head))
+    return Headed(potential, jnp.full(FRAMES_AT_ONCE, head))
 
 
 def atomic_energies_of(potential: Potential, head: int, frames: FrameState) -> Float[AnyArray, "replicas frames atoms"]:

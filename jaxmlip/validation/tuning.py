@@ -308,8 +308,8 @@ def _checked(
         )
     if own is None and not _moves(observable, frame):
         raise ValueError(
-            f"The {observable.name} is not of positions, so that its average has no gradient by the potential; leave it "
-            "out."
+            f"The {observable.name} is not of positions, so that its average has no gradient by the potential; leave "
+            "it out."
         )
     return Target(observable, value, size, weight * target.weight)
 
