@@ -79,6 +79,9 @@ if TYPE_CHECKING:
     from jaxmlip.simulation.trajectory import Outcome as Outcome
     from jaxmlip.simulation.trajectory import Run as Run
     from jaxmlip.simulation.trajectory import load_run as load_run
+    from jaxmlip.study.correlations import StudentErrors as StudentErrors
+    from jaxmlip.study.correlations import correlate as correlate
+    from jaxmlip.study.correlations import read_students as read_students
     from jaxmlip.systems.clusters import cut_clusters as cut_clusters
     from jaxmlip.systems.dataset import Frame as Frame
     from jaxmlip.systems.dataset import read_frames as read_frames
@@ -120,6 +123,8 @@ if TYPE_CHECKING:
     from jaxmlip.validation.hybrid import hybrid_monte_carlo as hybrid_monte_carlo
     from jaxmlip.validation.pathwise import pathwise_gradient as pathwise_gradient
     from jaxmlip.validation.proposals import Proposal as Proposal
+    from jaxmlip.validation.response import PredictedError as PredictedError
+    from jaxmlip.validation.response import predicted_error as predicted_error
     from jaxmlip.validation.task import Sampling as Sampling
     from jaxmlip.validation.tuning import ObservableTarget as ObservableTarget
     from jaxmlip.validation.tuning import ObservableTuning as ObservableTuning
@@ -243,6 +248,11 @@ _HOME = {
     "HybridRun": "validation.hybrid",
     "hybrid_monte_carlo": "validation.hybrid",
     "Proposal": "validation.proposals",
+    "PredictedError": "validation.response",
+    "predicted_error": "validation.response",
+    "StudentErrors": "study.correlations",
+    "correlate": "study.correlations",
+    "read_students": "study.correlations",
     "Tolerances": "validation.verdict",
     "verdict": "validation.verdict",
     "free_energy_difference": "validation.weights",

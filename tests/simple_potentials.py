@@ -15,7 +15,7 @@ from jaxmlip.types import Leaf, PerAtom
 
 @flax.struct.dataclass
 class Wells(Potential):
-    """Every atom in its own harmonic well, ½ k |r − r₀|²: params {"k": [], "centres": [atoms, 3]}."""
+    """Every atom in its own harmonic well, ½ k |r − r₀|²: params {"k": [] or [atoms], "centres": [atoms, 3]}."""
 
     params: Leaf
     references: Leaf = flax.struct.field(default_factory=lambda: np.zeros(119))
@@ -35,7 +35,7 @@ class Wells(Potential):
         centres = self.params["centres"]
         # A graph may be a batch of replicas of the same atoms.
         away = graph.positions.reshape(-1, *centres.shape) - centres
-        return 0.5 * self.params["k"] * (away**2).sum(-1).ravel()
+        return 0.5 * (self.params["k"] * (away**2).sum(-1)).ravel()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,17 +67,12 @@ def rigid_parts(frame: FrameState, molecules: tuple[Molecule, ...], vectors: Any
     vectors: that is why atoms count alike, whatever they weigh. The rest of a single atom is zero; linear molecules
     have no rotation about their axis.
     """
-    groups: dict[int, list[Molecule]] = defaultdict(list)
-    for molecule in molecules:
-        groups[len(molecule.atoms)].append(molecule)
     translation, rotation = jnp.zeros_like(vectors), jnp.zeros_like(vectors)
-    for size, group in groups.items():
-        atoms = np.array([molecule.atoms for molecule in group])
-        parents = np.array([molecule.parents for molecule in group])
+    for atoms, parents in _by_size(molecules):
         mine = vectors[atoms]
         mean = mine.mean(axis=1, keepdims=True)
         translation = translation.at[atoms].set(jnp.broadcast_to(mean, mine.shape))
-        if size == 1:
+        if atoms.shape[1] == 1:
             continue
         arms = _arms(frame, atoms, parents)
         squares = (arms**2).sum((1, 2))[:, None, None] * jnp.eye(3, dtype=arms.dtype)
@@ -89,6 +84,25 @@ def rigid_parts(frame: FrameState, molecules: tuple[Molecule, ...], vectors: Any
             turned += jnp.cross(turn[:, None, :], arms)
         rotation = rotation.at[atoms].set(turned)
     return translation, rotation, vectors - translation - rotation
+
+
+def arms_of(frame: FrameState, molecules: tuple[Molecule, ...]) -> Any:
+    """From the geometric centres of molecules to their atoms, [atoms, 3], Å."""
+    found = jnp.zeros_like(frame.positions)
+    for atoms, parents in _by_size(molecules):
+        found = found.at[atoms].set(_arms(frame, atoms, parents))
+    return found
+
+
+def _by_size(molecules: tuple[Molecule, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Atoms and parents [molecules, atoms] of the molecules of each number of atoms."""
+    groups: dict[int, list[Molecule]] = defaultdict(list)
+    for molecule in molecules:
+        groups[len(molecule.atoms)].append(molecule)
+    return [
+        (np.array([each.atoms for each in group]), np.array([each.parents for each in group]))
+        for group in groups.values()
+    ]
 
 
 def _arms(frame: FrameState, atoms: np.ndarray, parents: np.ndarray) -> Any:

@@ -1,37 +1,83 @@
-"""Work on many atoms, a few at a time."""
+"""Work on many atoms, some at a time: as many as stay in the cache of a CPU, or in the memory of an accelerator."""
 
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmlip.types import AnyArray
 
+Form = Literal["cpu", "accelerator"]
+"""For which machine a program is made. It is static in potentials, chosen once when they are made or loaded, and either
+may be asked for on any machine: `potential.replace(form="accelerator")`. The numbers are the same to rounding."""
+
 MOST_BLOCKS = 64
-"""Every block costs a pass over the gradient of all atoms; larger systems get larger blocks instead of more."""
+"""On a CPU: every block costs a pass over the gradient of all atoms; larger systems get larger blocks instead."""
+
+BUDGET = 4 * 2**30
+"""Bytes that a block may take on an accelerator, as arrays of numbers for each edge that are made again for the
+gradient."""
+
+COPIES = 9.0
+"""So many arrays as large as the messages' weights exist at once where energies and forces are computed of all atoms:
+0.9 and 2.3 MiB for each atom at 128 channels with 51 neighbours, l ≤ 3, scalar and vector messages (XLA's analysis)."""
 
 
-def in_blocks(function: Callable, size: int, *arrays: AnyArray):
-    """A function of arrays with an axis of atoms in front, applied to a few atoms at a time on a CPU.
+class Blocks(NamedTuple):
+    """How many atoms at a time.
 
-    What the function makes for a block is made again for the gradient instead of being kept: it stays in the cache, and
-    its buffers serve all blocks. On a GPU the function is applied to all atoms at once.
+    Attributes:
+        size: about.
+        most: number of blocks, at most; None where it is `size` that counts.
+    """
+
+    size: int
+    most: int | None
+
+
+def form_of_this_machine() -> Form:
+    """The form for jax's default backend; asked where potentials are made, never in traced code."""
+    return "cpu" if jax.default_backend() == "cpu" else "accelerator"
+
+
+def blocks_of(form: Form, cached: int, numbers_of_atom: int) -> Blocks:
+    """Blocks of a form.
+
+    Args:
+        form: see `Form`.
+        cached: atoms of a block on a CPU.
+        numbers_of_atom: size of the largest array that exists for each atom.
+    """
+    if form == "cpu":
+        return Blocks(cached, MOST_BLOCKS)
+    return Blocks(max(1, int(BUDGET / (COPIES * 4.0 * max(1, numbers_of_atom)))), None)
+
+
+def in_blocks(function: Callable, blocks: Blocks, *arrays: AnyArray):
+    """A function of arrays with an axis of atoms in front, applied to some atoms at a time.
+
+    What the function makes for a block is made again for the gradient instead of being kept: on a CPU it stays in the
+    cache, and everywhere its buffers serve all blocks. On an accelerator that all atoms fit, there is one block, and
+    nothing is made again.
 
     Args:
         function: of one array for each of `arrays`, with the same axis in front; so are its results.
-        size: atoms of a block, about.
+        blocks: of `blocks_of`.
         arrays: [atoms, …].
     """
     atoms = arrays[0].shape[0]
-    if jax.default_backend() != "cpu":
-        return function(*arrays)
-    blocks = min(MOST_BLOCKS, -(-atoms // size))
-    size = -(-atoms // blocks)
-    blocks = -(-atoms // size)
+    if blocks.most is None and atoms <= blocks.size:
+        return function(*map(jnp.asarray, arrays))
+    number = -(-atoms // blocks.size)
+    if blocks.most is not None:
+        number = min(blocks.most, number)
+    size = -(-atoms // number)
+    number = -(-atoms // size)
 
     def cut(x: AnyArray) -> AnyArray:
-        padding = [(0, blocks * size - atoms)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, padding).reshape(blocks, size, *x.shape[1:])
+        padding = [(0, number * size - atoms)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding).reshape(number, size, *x.shape[1:])
 
     results = jax.lax.map(lambda block: jax.checkpoint(function)(*block), tuple(map(cut, arrays)))
-    return jax.tree.map(lambda x: x.reshape(blocks * size, *x.shape[2:])[:atoms], results)
+    return jax.tree.map(lambda x: x.reshape(number * size, *x.shape[2:])[:atoms], results)

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jaxtyping import Int
 
+from jaxmlip.potentials.blocks import Form, form_of_this_machine
 from jaxmlip.potentials.chgnet_network import ATOM_CUTOFF, BOND_CUTOFF, ELEMENTS, LAYERS, CHGNetNetwork
 from jaxmlip.potentials.potential import LABELS, N_SPECIES, Potential
 from jaxmlip.potentials.torch_checkpoint import read_checkpoint
@@ -46,12 +47,14 @@ class CHGNet(Potential):
     Attributes:
         params: variables of `CHGNetNetwork`.
         references: [119], AtomRef of the checkpoint, eV.
+        form: for which machine it is computed (static); see `blocks.Form`.
 
-    Nothing is static, so that all checkpoints share compiled code.
+    Nothing else is static, so that all checkpoints share compiled code.
     """
 
     params: Leaf
     references: Leaf
+    form: Form = flax.struct.field(pytree_node=False, default_factory=form_of_this_machine)
 
     @property
     def cutoff(self) -> float:
@@ -91,7 +94,7 @@ class CHGNet(Potential):
         vectors, _ = edge_vectors(graph)
         inner = min(graph.inner, graph.n_slots)
         reverse = reverse_slots(graph.neighbors[:, :inner], graph.shifts[:, :inner])
-        outputs = CHGNetNetwork().apply(params, graph.species, vectors, graph.neighbors, reverse)
+        outputs = CHGNetNetwork(self.form).apply(params, graph.species, vectors, graph.neighbors, reverse)
         # The bond graph would silently lack a bond that has moved outside of the inner slots.
         missed = jnp.any(jnp.sum(vectors[:, inner:] ** 2, axis=-1) < (BOND_CUTOFF - MISSED) ** 2, axis=1)
         energies, moments = (

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxmlip.potentials.blocks import in_blocks
+from jaxmlip.potentials.blocks import Form, blocks_of, in_blocks
 from jaxmlip.types import AnyArray, EdgeVectors, Leaf, Neighbors, PerAtom
 
 ATOM_CUTOFF = 6.0
@@ -47,7 +47,13 @@ _lecun = nn.initializers.lecun_normal()
 
 
 class CHGNetNetwork(nn.Module):
-    """Species and edge vectors in; atomic energies and magnetic moments out."""
+    """Species and edge vectors in; atomic energies and magnetic moments out.
+
+    Attributes:
+        form: see `blocks.Form`.
+    """
+
+    form: Form = "cpu"
 
     def setup(self) -> None:
         """Parameters; names follow the roles, sizes are those of the published checkpoints."""
@@ -100,17 +106,19 @@ class CHGNetNetwork(nn.Module):
                 moments = jnp.abs(self.moment(atoms)[:, 0])
             before, weights = atoms, (self.bond_embedding, self.atom_weights)
             gated, out = convolution()
-            atoms = atoms + atom_messages(gated, out, *weights, atoms, bonds, basis, neighbors)
+            atoms = atoms + atom_messages(gated, out, *weights, atoms, bonds, basis, neighbors, self.form)
             if inner and layer < LAYERS - 1:
                 gated, out = self.bond_convolutions[layer]()
                 if layer == 0:
                     gated = gated.embedded("angle", self.angle_embedding)
-                    messages, _ = angle_messages(None, gated, out, before, atoms, bonds, angles, bond_weights)
+                    here = before, atoms, bonds, angles, bond_weights, self.form
+                    messages, _ = angle_messages(None, gated, out, *here)
                 else:
                     if layer == 1:
                         angles = angles @ self.angle_embedding
                     update = self.angle_updates[layer - 1]()
-                    messages, angles = angle_messages(update, gated, out, before, atoms, bonds, angles, bond_weights)
+                    here = before, atoms, bonds, angles, bond_weights, self.form
+                    messages, angles = angle_messages(update, gated, out, *here)
                 other = jnp.asarray(messages).reshape(-1, CHANNELS).at[reverse].get(mode="fill", fill_value=0)
                 bonds = bonds + messages + other
 
@@ -251,6 +259,7 @@ def atom_messages(
     bonds: Float[AnyArray, "atoms inner channels"],
     basis: Float[AnyArray, "atoms slots radial"],
     neighbors: Neighbors,
+    form: Form,
 ) -> Float[AnyArray, "atoms channels"]:
     """Sum over its neighbours of the messages to each atom."""
     inner = bonds.shape[1]
@@ -264,7 +273,8 @@ def atom_messages(
         # The product with `out` is taken in here, because what ends a block is compiled for one thread.
         return jnp.sum(gated(both) * (basis @ atom_weights), axis=1) @ out
 
-    return in_blocks(block, BLOCK_ATOMS, center, bonds, basis, neighbors)
+    blocks = blocks_of(form, BLOCK_ATOMS, basis.shape[1] * 2 * CHANNELS)
+    return in_blocks(block, blocks, center, bonds, basis, neighbors)
 
 
 def angle_messages(
@@ -276,6 +286,7 @@ def angle_messages(
     bonds: Float[AnyArray, "atoms inner channels"],
     angles: Float[AnyArray, "atoms inner inner width"],
     weights: Float[AnyArray, "atoms inner channels"],
+    form: Form,
 ) -> tuple[Float[AnyArray, "atoms inner channels"], Float[AnyArray, "atoms inner inner width"]]:
     """Sum over the angles at an atom of the messages to each of its bonds, and the angles.
 
@@ -296,4 +307,5 @@ def angle_messages(
         messages = gated(shares(gated, atoms, bonds, angles)) * (weights[:, None] * different)
         return (weights * jnp.sum(messages, axis=2)) @ out, angles
 
-    return in_blocks(block, BLOCK_ATOMS, before, atoms, bonds, angles, weights)
+    blocks = blocks_of(form, BLOCK_ATOMS, inner * inner * 2 * CHANNELS)
+    return in_blocks(block, blocks, before, atoms, bonds, angles, weights)

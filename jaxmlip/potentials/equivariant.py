@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from jaxmlip.describing import count
 from jaxmlip.potentials.architecture import Architecture
+from jaxmlip.potentials.blocks import Form, form_of_this_machine
 from jaxmlip.potentials.equivariant_network import Network
 from jaxmlip.potentials.potential import N_SPECIES, UNKNOWN, TrainingRecord, all_labels
 from jaxmlip.potentials.radial import zbl
@@ -105,6 +106,7 @@ class EquivariantPotential(Trainable):
         heads: number of readouts, one per fidelity (static).
         tabulated: whether `params` have tables of the radial functions (static); see `tabulate`.
         record: of what it was trained on (static, but no part of what is compiled); see `trained_on`.
+        form: for which machine it is computed (static); see `blocks.Form`.
     """
 
     params: Leaf
@@ -118,6 +120,7 @@ class EquivariantPotential(Trainable):
     heads: int = flax.struct.field(pytree_node=False, default=1)
     tabulated: bool = flax.struct.field(pytree_node=False, default=False)
     record: TrainingRecord = flax.struct.field(pytree_node=False, default=UNKNOWN)
+    form: Form = flax.struct.field(pytree_node=False, default_factory=form_of_this_machine)
 
     def _described(self) -> tuple[str, ...]:
         model = self.specification
@@ -154,7 +157,7 @@ class EquivariantPotential(Trainable):
         row[list(self.known)] = np.arange(len(self.known))
         element = jnp.asarray(row)[graph.species]
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.params)
-        network = Network(self.specification, self.known, self.average_neighbors, self.heads, self.tabulated)
+        network = Network(self.specification, self.known, self.average_neighbors, self.heads, self.tabulated, self.form)
         output = jnp.asarray(
             network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0), graph.tiers)
         )
@@ -209,7 +212,7 @@ class EquivariantPotential(Trainable):
             scale=scale,
             shift=shift,
             seed=seed,
-        )
+        ).replace(form=self.form)
 
     def select_head(self, head: int) -> "EquivariantPotential":
         """The potential with one of its readouts alone; all others are dropped.

@@ -18,7 +18,7 @@ from ase.data import covalent_radii
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmlip.potentials.architecture import Architecture
-from jaxmlip.potentials.blocks import in_blocks
+from jaxmlip.potentials.blocks import Form, blocks_of, in_blocks
 from jaxmlip.potentials.equivariant_layers import (
     ByElement,
     Contraction,
@@ -28,6 +28,7 @@ from jaxmlip.potentials.equivariant_layers import (
     Product,
     Readout,
     parameter,
+    paths,
 )
 from jaxmlip.potentials.radial import agnesi, bessel, envelope
 from jaxmlip.types import AnyArray, EdgeMask, Neighbors
@@ -52,6 +53,7 @@ class Network(nn.Module):
         average_neighbors: divides the sums over neighbours.
         heads: number of readouts.
         tabulated: whether the parameters have tables of the radial functions (see `tabulate`).
+        form: see `blocks.Form`.
     """
 
     specification: Architecture
@@ -59,6 +61,7 @@ class Network(nn.Module):
     average_neighbors: float
     heads: int
     tabulated: bool = False
+    form: Form = "cpu"
 
     @nn.compact
     def __call__(
@@ -132,15 +135,18 @@ class Network(nn.Module):
             ) -> Array:
                 return update_block(sum_block(radial, harmonics, neighbors), own, element)
 
-            size = BLOCK_ATOMS // (1 + (l_in > 0))
+            weights = len(paths(l_in, spec.l_max)) * spec.channels
+            blocks = [
+                blocks_of(self.form, BLOCK_ATOMS // (1 + (l_in > 0)), part[0].shape[1] * weights) for part in edges
+            ]
             sum_block = functools.partial(summed, messages=messages, folded=folded, sources=sources)
             update_block = functools.partial(updated, product=product, by_element=by_element)
             if len(edges) == 1:
                 block = functools.partial(both, sum_block=sum_block, update_block=update_block)
-                features = in_blocks(block, size, *edges[0], features, element)
+                features = in_blocks(block, blocks[0], *edges[0], features, element)
             else:  # one loop for what has the same shape in every tier: compiling it for each would take long
-                sums = jnp.concatenate([in_blocks(sum_block, size, *part) for part in edges])
-                features = in_blocks(update_block, size, sums, features, element)
+                sums = [in_blocks(sum_block, size, *part) for size, part in zip(blocks, edges, strict=True)]
+                features = in_blocks(update_block, blocks[0], jnp.concatenate(sums), features, element)
             # As in MACE, a network of one layer has a linear readout.
             hidden = spec.readout_hidden if last and layer > 0 else None
             energies = energies + Readout(self.heads, hidden, name=f"readout_{layer}")(features[:, 0])

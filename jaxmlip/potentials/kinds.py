@@ -155,7 +155,8 @@ def _add_kind(name: str, kind: Kind) -> None:
 
 def _encode_fields(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of a dataclass, static ones and leaves."""
-    fields = [field for field in dataclasses.fields(potential) if field.name != "references"]
+    of_here = ("references", "node_class", "form")
+    fields = [field for field in dataclasses.fields(potential) if field.name not in of_here]
     static = {f.name: getattr(potential, f.name) for f in fields if not f.metadata.get("pytree_node", True)}
     leaves = {f.name: getattr(potential, f.name) for f in fields if f.metadata.get("pytree_node", True)}
     return static, leaves
@@ -225,6 +226,7 @@ _HERE = "jaxmlip.potentials"
 _add_kind("equivariant", Kind(f"{_HERE}.equivariant:EquivariantPotential", _encode_equivariant, _decode_equivariant))
 _add_kind("linearized", Kind(f"{_HERE}.linearized:LinearizedPotential", _encode_linearized, _decode_linearized))
 _add_kind("pairs", Kind(f"{_HERE}.pairs:PairPotential", _encode_fields, _decode_fields))
+_add_kind("pair_forces", Kind(f"{_HERE}.pairs:PairForces", _encode_fields, _decode_fields))
 _add_kind("chgnet", Kind(f"{_HERE}.chgnet:CHGNet", _encode_fields, _decode_fields))
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from jaxmlip.describing import elements, parameters, short
 from jaxmlip.digests import digest
+from jaxmlip.pytrees import Distinct
 from jaxmlip.systems.graph import Graph, strained
 from jaxmlip.types import AnyArray, Leaf, Matrices, PerAtom, PerGraph, Vectors
 
@@ -58,7 +59,7 @@ class TrainingRecord:
 UNKNOWN = TrainingRecord()
 
 
-class Potential(abc.ABC):
+class Potential(Distinct, abc.ABC):
     """Energy of a Graph. Subclasses are frozen pytrees (`flax.struct.dataclass`).
 
     Parameters are leaves and everything else is static, so that `jax.vmap` over a stack of potentials is an ensemble,
@@ -294,7 +295,11 @@ def reference_energy(potential: Potential, species: Int[np.ndarray, " atoms"]) -
 def fingerprint(potential: Potential) -> str:
     """SHA-256 of a potential's numbers and of all that is static: equal in another process, for an equal potential."""
     leaves, structure = jax.tree.flatten(potential)
-    return digest(*leaves, re.sub(r" at 0x[0-9a-f]+", "", str(structure)))
+    without_places = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
+    # Classes are there by their names already, and `node_class` would tie the digest to where they are defined;
+    # and on which machine a potential is computed is no part of what it is.
+    of_here = r"(, )?(<class '[^']*'>|'(cpu|accelerator)')(?(1)|,)"
+    return digest(*leaves, re.sub(of_here, "", without_places))
 
 
 def check_species(potential: Potential, species: Int[np.ndarray, " atoms"]) -> None:

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxmlip.pytrees import Distinct
 from jaxmlip.simulation.schedules import Schedule
 from jaxmlip.types import Leaf
 from jaxmlip.units import FS
@@ -20,7 +21,7 @@ PS = 1000.0 * FS
 """One picosecond in the internal unit of time."""
 
 
-class Dynamics(flax.struct.PyTreeNode, abc.ABC):
+class Dynamics(Distinct, flax.struct.PyTreeNode, abc.ABC):
     """The numbers of an ensemble in all replicas, and how a step integrates its equations of motion.
 
     Fields are numbers in internal units (eV, Å, amu): a `Schedule` each; `at(time)` has their values in place of them.

@@ -12,6 +12,7 @@ from ase import Atoms
 from jax.sharding import Mesh
 
 from jaxmlip.observables.observable import References
+from jaxmlip.potentials.blocks import form_of_this_machine
 from jaxmlip.potentials.potential import Potential, reference_energy, stack, without_stress
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import Bar, progress_bar
@@ -187,6 +188,7 @@ def make_session(
         layout=Layout(
             models=number > 1,
             mesh=_mesh(options.devices, number if number > 1 else len(starts), number > 1),
+            side_by_side=form_of_this_machine() == "accelerator",
             resting=plan.any_fixed or any(len(atoms) < len(everywhere[0]) for atoms in starts),
         ),
         # Replicas of equal index in different models have equal random numbers.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.pytrees import Distinct
 from jaxmlip.types import Leaf
 
 
@@ -51,7 +52,7 @@ class StateWithCell(State, Protocol):
     def stress(self) -> Leaf: ...
 
 
-class BasicState(flax.struct.PyTreeNode):
+class BasicState(Distinct, flax.struct.PyTreeNode):
     """The fields of `State`, to derive from."""
 
     position: Leaf

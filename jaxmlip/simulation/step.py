@@ -50,11 +50,14 @@ class Layout:
         mesh: devices that share the replicas, along its axis `SHARED`; None for one. Each looks after its own: the
             flags of `ReplicaState` then have a leading axis of devices.
         resting: whether there are atoms that do not move: padding of replicas that have fewer, and what is held.
+        side_by_side: whether models are computed all at once, as accelerators want it, or one after the other, which is
+            faster on a CPU.
     """
 
     models: bool = False
     mesh: Mesh | None = None
     resting: bool = False
+    side_by_side: bool = False
 
 
 ONE = Layout()
@@ -172,10 +175,10 @@ def predicted(
         return of_one_model(potential, *replicas)
     number = jax.tree.leaves(potential)[0].shape[0]
     by_model = potential, *(jnp.reshape(leaf, (number, -1, *leaf.shape[1:])) for leaf in replicas)
-    if jax.default_backend() == "cpu":  # where models side by side are slower than one after the other
-        found = jax.lax.map(lambda one: of_one_model(*one), by_model)
-    else:
+    if layout.side_by_side:
         found = jax.vmap(of_one_model)(*by_model)
+    else:
+        found = jax.lax.map(lambda one: of_one_model(*one), by_model)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
 
 

@@ -26,6 +26,7 @@ import flax.struct
 import jax.numpy as jnp
 
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.pytrees import Distinct
 from jaxmlip.systems.batches import Batch
 
 
@@ -46,7 +47,7 @@ class TermSums(NamedTuple):
     count: Any
 
 
-class Term(flax.struct.PyTreeNode, abc.ABC):
+class Term(Distinct, flax.struct.PyTreeNode, abc.ABC):
     """A part of an objective. Numbers are leaves; what decides the program is static."""
 
     @abc.abstractmethod

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxmlip.potentials.blocks import form_of_this_machine
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
@@ -110,7 +111,7 @@ def train_many(
     if vectorised is None and any(problem.source is not None for problem in problems):
         vectorised = False
     if vectorised is None:
-        vectorised = jax.default_backend() != "cpu"
+        vectorised = form_of_this_machine() == "accelerator"
     if vectorised:
         trained = _train_stack(problems, chosen, folder, progress, on_epoch)
     else:

@@ -15,9 +15,12 @@ from jaxmlip.validation.averages import FRAMES_AT_ONCE
 from jaxmlip.validation.energies import atomic_energies
 
 
-def in_batches(function: Callable[[FrameState], Any], frames: FrameState) -> Any:
-    """A function of frames [batch, ...] of frames [number, ...]; reverse mode keeps frames and recomputes the rest."""
-    number = len(frames.positions)
+def in_batches(function: Callable[[Any], Any], frames: Any) -> Any:
+    """A function of frames [batch, ...] of frames [number, ...]; reverse mode keeps frames and recomputes the rest.
+
+    Frames are a `FrameState`, or any pytree of what goes with frames.
+    """
+    number = len(jax.tree.leaves(frames)[0])
     pieces = -(-number // FRAMES_AT_ONCE)
     chosen = jnp.minimum(jnp.arange(pieces * FRAMES_AT_ONCE), number - 1).reshape(pieces, FRAMES_AT_ONCE)
     batches = jax.tree.map(lambda leaf: leaf[chosen], frames)

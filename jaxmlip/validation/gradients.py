@@ -21,6 +21,7 @@ where ∂U° is the mean over a few frames: it centres what the covariance multi
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -321,18 +322,8 @@ class _Frames:
 
     def reweighted(self, loss: Loss | None) -> Any:
         """The derivative of the weighted mean by automatic differentiation; like `parts` without groups."""
-        params, rebuild = trainable(self.potential)
         reference = self.potential if self.reference is None else self.reference
-
-        @jax.jit
-        def derivative(params: Any, reference: Potential, frames: FrameState) -> Any:
-            def outputs(params: Any) -> Any:
-                mean = mean_of_frames(rebuild(params), self.observable, frames, self.kT / KB, reference)
-                return mean if loss is None else loss(mean)
-
-            return jax.jacrev(outputs)(params)
-
-        found = derivative(params, reference, self.frames)
+        found = _derivative_of_mean(self.potential, reference, self.frames, self.kT / KB, self.observable, loss)
         # What the covariance is multiplied by, the derivative of the values themselves is not.
         if self.observable.depends_on_potential:
             of_values = self.cotangents(loss)[1]
@@ -358,3 +349,22 @@ class _Frames:
             series = series + np.einsum("ogfk,gfdk->gfdo", weights, own)
         shape = () if loss is not None else np.shape(self.observable.mean(self.values[:1, :1]))
         return series.reshape(*slopes.shape, *shape)
+
+
+@functools.partial(jax.jit, static_argnames=("observable", "loss"))
+def _derivative_of_mean(
+    potential: Potential,
+    reference: Potential,
+    frames: FrameState,
+    temperature_K: Any,
+    observable: Observable,
+    loss: Loss | None,
+) -> Any:
+    """By the parameters, of the mean in frames of a reference, or of a loss of it."""
+    params, rebuild = trainable(potential)
+
+    def outputs(params: Any) -> Any:
+        mean = mean_of_frames(rebuild(params), observable, frames, temperature_K, reference)
+        return mean if loss is None else loss(mean)
+
+    return jax.jacrev(outputs)(params)

@@ -8,7 +8,7 @@ from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
 from jaxmlip.potentials.files import load, save
-from jaxmlip.potentials.pairs import PairPotential, element_pairs, log_centres
+from jaxmlip.potentials.pairs import PairForces, PairPotential, element_pairs, log_centres
 from jaxmlip.potentials.potential import Prediction, evaluate
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms, strained
 
@@ -110,3 +110,29 @@ def test_unknown_elements_are_nan_and_files_keep_every_bit(tmp_path):
     back = load(tmp_path / "pairs.jaxmlip")
     assert jax.tree.structure(back) == jax.tree.structure(POTENTIAL)
     np.testing.assert_array_equal(back.params, POTENTIAL.params)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+FORCES = PairForces(np.random.default_rng(1).standard_normal((3, 16)), np.zeros(119), (1, 8), CUTOFF)
+
+
+def test_forces_are_linear_between_knots():
+    """Of two atoms, on the knots and halfway between; the energy is its integral up to the cutoff."""
+    width = CUTOFF / 16
+    for at in np.arange(2, 16, 0.5):
+        apart = Atoms("OH", positions=[[0, 0, 0], [0, 0, at * width]])
+        found = predict(FORCES, graph_from_atoms(apart, CUTOFF, dtype=np.float64))
+        at_knots = np.append(FORCES.params[1], 0.0)
+        force = np.interp(at, np.arange(17), at_knots)
+        assert float(np.asarray(found.forces)[1, 2]) == pytest.approx(force, abs=1e-12)
+        halves = np.arange(at, 16.5, 0.5)
+        energy = width * np.trapezoid(np.interp(halves, np.arange(17), at_knots), halves)
+        assert float(np.asarray(found.energy)[0]) == pytest.approx(energy, abs=1e-12)
+
+
+def test_forces_of_functions_are_derivatives_of_functions():
+    graph = padded(waters(), waters(periodic=False))
+    found = predict(FORCES, graph).forces
+    linear = np.einsum("acpk,pk->ac", np.asarray(FORCES.forces_of_functions(graph)), FORCES.params)
+    np.testing.assert_allclose(linear, found, atol=1e-12)
+    energies = np.einsum("apk,pk->a", np.asarray(FORCES.functions(graph)), FORCES.params)
+    np.testing.assert_allclose(energies, FORCES.atomic_energies(graph), atol=1e-12)

@@ -15,7 +15,7 @@ from jaxmlip.observables.thermodynamics import PotentialEnergy, Temperature
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import KB
 from jaxmlip.validation.averages import frame_states
-from jaxmlip.validation.gradients import gradient, mean_of_frames
+from jaxmlip.validation.gradients import _derivative_of_mean, gradient, mean_of_frames
 
 ATOMS, CENTRE, STIFFNESS, KELVIN = 4, 5.0, 0.5, 300.0
 KT = KB * KELVIN
@@ -151,3 +151,12 @@ class Momentum(Temperature):
     """A temperature that no run has recorded."""
 
     recorded = ""
+
+
+def test_same_shapes_share_one_program(run: Run) -> None:
+    """Of another potential, and of a loss that is the same function."""
+    options = {"temperature_K": KELVIN, "estimator": "reweighting"}
+    gradient(run, wells(), SquaredDisplacement(directions=True), loss=jnp.sum, **options)
+    before = _derivative_of_mean._cache_size()
+    gradient(run, wells(0.6), SquaredDisplacement(directions=True), loss=jnp.sum, **options)
+    assert _derivative_of_mean._cache_size() == before

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ase.data import atomic_numbers
 from ase.formula import Formula
 
 from jaxmlip.files import to_json, write_json
+from jaxmlip.potentials.blocks import form_of_this_machine
 from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load_potential, save
@@ -228,7 +228,7 @@ def _trained(study: Context, run: TrainingCase, folder: Path) -> Trained:
     """Train for a run, and where that is useful for the other seeds of its arm, whose results go to the waiting."""
     stacked = study.config.stack_seeds
     if stacked is None:
-        stacked = jax.default_backend() != "cpu"
+        stacked = form_of_this_machine() == "accelerator"
     arm = [dataclasses.replace(run, seed=seed) for seed in study.config.seeds]
     arm = [one for one in arm if study.workspace.finished(one.name, study.inputs(one)) is None]
     if stacked and len(arm) > 1 and type(run.strategy).solve is Strategy.solve:

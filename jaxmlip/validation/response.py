@@ -1,0 +1,282 @@
+"""Where an error of a student's comes from: what is predicted of it by atom, motion, element and distance.
+
+To first order, ⟨A⟩_student − ⟨A⟩_teacher = ⟨A_student − A_teacher⟩ + β cov(A, ΔU), ΔU = U_teacher − U_student, in the
+student's frames. Whatever splits ΔU into a sum splits the error: the work along paths from the mean structure does, by
+atoms and motions, and pair forces that are fitted to the difference of forces, by pairs and distances; see
+`force_paths`. What a split does not catch is a share of its own.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from ase.data import chemical_symbols
+from jaxtyping import Float
+from matplotlib.axes import Axes
+
+from jaxmlip.observables.estimate import Estimate
+from jaxmlip.observables.observable import Observable
+from jaxmlip.observables.statistics import correlated_mean
+from jaxmlip.potentials.pairs import PairForces, element_pairs
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.simulation.trajectory import Run
+from jaxmlip.systems.molecules import Molecule, molecules_in
+from jaxmlip.units import KB
+from jaxmlip.validation.averages import frame_states, observe, settled
+from jaxmlip.validation.energies import frame_energies
+from jaxmlip.validation.force_paths import pair_energies, work_of_paths
+from jaxmlip.validation.ways import Response, spacing
+
+By = Literal["atoms", "elements", "motions", "pairs", "distances"]
+
+MOTIONS = ("translation", "rotation", "vibration")
+"""Of molecules."""
+
+REST = "rest"
+"""What a split does not catch."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PredictedError:
+    """An observable's error as linear response predicts it, and its shares.
+
+    Attributes:
+        observable: whose error.
+        total: student − teacher; its error includes the second order.
+        itself: the share in it of values that depend on the potential, ⟨A_student − A_teacher⟩; 0 of others.
+        values: as the teacher has them, [replicas, frames, ...].
+        energies: shares of β ΔU in all frames, [replicas, frames, shares], by what they are shares of.
+        names: of the shares.
+        distances: Å, of the knots of the pair forces.
+        pair_forces: fitted to the difference of forces, teacher − student.
+        refused: why some splits are not there.
+    """
+
+    observable: Observable
+    total: Estimate
+    itself: Estimate
+    values: Float[np.ndarray, "replicas frames *shape"]
+    energies: Mapping[str, Float[np.ndarray, "replicas frames _"]]
+    names: Mapping[str, tuple[str, ...]]
+    distances: Float[np.ndarray, " knots"]
+    pair_forces: PairForces
+    refused: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        """The total, and what it can be split by."""
+        total = self._number(self.total)
+        return f"<PredictedError of {self.observable.name}: {total!r}, by {', '.join(self.energies)}>"
+
+    def by(self, what: By, *, whole: bool = False) -> Estimate:
+        """Shares of the error (but `itself`), in the order of `names`, with standard errors; they add up.
+
+        Of functions it is shares of ∫ |student − teacher| over their axis.
+
+        Args:
+            what: "atoms", "elements", "motions" of molecules, "pairs" of elements, or "distances" of pairs.
+            whole: of functions, give the functions instead, [shares, ...].
+
+        Raises:
+            ValueError: if there is no such split, saying why.
+        """
+        if what not in self.energies:
+            raise ValueError(
+                f"The error of {self.observable.name} is not split by {what}: "
+                f"{self.refused.get(what, 'choose from ' + ', '.join(self.energies))}"
+            )
+        values = self.values if whole else self._projected(self.values)
+        energies = self.energies[what]
+        deviation = values - values.mean(axis=(0, 1))
+        number = energies.shape[0] * energies.shape[1]
+        change = (energies - energies.mean(axis=(0, 1))) * (number / (number - 1.0))
+        series = change.reshape(*change.shape, *[1] * (values.ndim - 2)) * deviation[:, :, None]
+        return correlated_mean(series)
+
+    def draw(self, axes: Sequence[Axes] | np.ndarray) -> None:
+        """Three panels: motions and elements, atoms, distances of pairs; bars are standard errors.
+
+        Args:
+            axes: three, to draw into.
+
+        Raises:
+            ValueError: unless there are three.
+        """
+        if len(axes) != 3:
+            raise ValueError(f"The shares of an error are three panels, not {len(axes)}.")
+        unit = "" if not self._unit else f" / {self._unit}"
+        for ax, part in zip(axes, (self._draw_groups, self._draw_atoms, self._draw_distances), strict=True):
+            part(ax)
+            ax.set_ylabel(f"share of error{unit}")
+        axes[0].set_title(f"{self.observable.name}: {self._number(self.total)!r}")
+
+    def _draw_groups(self, ax: Axes) -> None:
+        place = 0
+        groups: tuple[tuple[By, str], ...] = (("motions", "C0"), ("elements", "C1"), ("pairs", "C2"))
+        for what, color in groups:
+            if what in self.energies:
+                shares, names = self.by(what), self.names[what]
+                where = np.arange(place, place + len(names))
+                ax.bar(where, shares.value, yerr=shares.error, color=color, label=f"by {what}", capsize=2)
+                for x, name in zip(where, names, strict=True):
+                    ax.text(float(x), 0.0, f" {name}", rotation=90, ha="center", va="bottom", fontsize="x-small")
+                place += len(names) + 1
+        ax.set_xticks([])
+        ax.legend(fontsize="x-small")
+
+    def _draw_atoms(self, ax: Axes) -> None:
+        if "atoms" not in self.energies:
+            ax.text(0.5, 0.5, self.refused["atoms"], ha="center", va="center", wrap=True, transform=ax.transAxes)
+            return
+        shares, names = self.by("atoms"), self.names["atoms"]
+        symbols = [name.split()[0] for name in names if name not in ("cell", REST)]
+        for symbol in dict.fromkeys(symbols):
+            mine = np.flatnonzero(np.array(symbols) == symbol)
+            ax.errorbar(mine, shares.value[mine], yerr=shares.error[mine], fmt=".", label=symbol, lw=0.8)
+        ax.set_xlabel("atom")
+        ax.legend(fontsize="x-small")
+
+    def _draw_distances(self, ax: Axes) -> None:
+        shares, count = self.by("distances"), len(self.distances)
+        for number, pair in enumerate(self.names["pairs"][:-1]):
+            mine = slice(number * count, (number + 1) * count)
+            ax.errorbar(self.distances, shares.value[mine], yerr=shares.error[mine], label=pair, lw=1.0)
+        ax.set_xlabel("distance / Å")
+        ax.legend(fontsize="x-small")
+
+    @property
+    def _unit(self) -> str:
+        axis = self.observable.axis
+        return self.observable.unit if axis is None else "Å" if self.observable.name.startswith("g_") else ""
+
+    def _projected(self, values: np.ndarray) -> np.ndarray:
+        """Of functions, the integral over the axis that the total's sign gives."""
+        if self.observable.axis is None:
+            return values
+        return values @ (spacing(self.observable) * np.sign(self.total.value))
+
+    def _number(self, estimate: Estimate) -> Estimate:
+        """Of functions, ∫ |total|; its error is that of the shares of all of ΔU, without the second order."""
+        if self.observable.axis is None:
+            return dataclasses.replace(estimate, unit=self.observable.unit)
+        all_of_it = {"motions": self.energies["pairs"].sum(axis=2, keepdims=True)}
+        whole = dataclasses.replace(self, energies=all_of_it, names={"motions": ("all",)}).by("motions")
+        return dataclasses.replace(
+            whole,
+            value=np.asarray(whole.value[0]),
+            error=np.asarray(whole.error[0]),
+            dof=float(np.ravel(whole.dof)[0]),
+            blocks=None,
+            source=None,
+            unit=self._unit,
+        )
+
+
+def predicted_error(
+    run: Run,
+    student: Potential,
+    teacher: Potential,
+    observables: Sequence[Observable],
+    *,
+    temperature_K: float | int,
+    equilibration: Literal["auto"] | float | int = "auto",
+    pair_reach: float | int = 6.0,
+    pair_knots: int = 40,
+    progress: bool = False,
+) -> dict[str, PredictedError]:
+    """What errors of a student's averages linear response predicts, and which atoms and interactions make them.
+
+    The teacher is called once a frame for energies, once for forces, and three times on the path to each frame.
+
+    Args:
+        run: that the student has sampled at constant volume or constant pressure.
+        student: any Potential.
+        teacher: any Potential.
+        observables: whose values are functions of a frame with plain means.
+        temperature_K: of the ensemble.
+        equilibration: what to discard, see `average`.
+        pair_reach: Å, up to which distances of pairs are told apart.
+        pair_knots: into how many.
+        progress: show a bar for the energies.
+
+    Returns:
+        By names of the observables. Splits by atoms, elements and motions are left out, and say why, where atoms do not
+        stay at their sites; motions are those of molecules where the structure has some, else of the atoms.
+
+    Raises:
+        ValueError: for elements that a potential does not know, observables that make no sense for the run or are of
+            fluctuations, or a run without frames in equilibrium.
+    """
+    for observable in observables:
+        if observable.of_fluctuations:
+            raise ValueError(f"The {observable.name} is no mean, of which there is a linear response.")
+    first, _ = settled(run, equilibration)
+    if run.n_frames - first < 2:
+        raise ValueError(f"Only {run.n_frames - first} frames of the run are in equilibrium: run longer.")
+    kept, beta = run.during(slice(first, None)), 1.0 / (KB * temperature_K)
+    bound = [observable.bound_to(kept[0]) for observable in observables]
+    values = [[_values(kept, each, who) for who in (student, teacher)] for each in bound]
+    of_student, of_teacher = frame_energies(kept, [student, teacher], progress=progress)
+    change = beta * (of_teacher - of_student)
+    frames = frame_states(kept, potential=student)
+    energies, names, refused = _splits(kept, student, teacher, frames)
+    shares, fitted = pair_energies(student, teacher, frames, reach=float(pair_reach), knots=pair_knots)
+    pairs = ["–".join(chemical_symbols[number] for number in pair) for pair in element_pairs(fitted.known)]
+    energies |= {"pairs": shares.sum(3), "distances": shares.reshape(*shares.shape[:2], -1)}
+    names |= {"pairs": tuple(pairs)}
+    names["distances"] = tuple(f"{pair} {knot:.2f} Å" for pair in pairs for knot in fitted.knots)
+    energies = {what: _with_rest(beta * each, change) for what, each in energies.items()}
+    names = {what: (*each, REST) for what, each in names.items()}
+    found = {}
+    for observable, (own, others) in zip(observables, values, strict=True):
+        _, _, total = Response(change).averages(observable, [own], [others])
+        itself = correlated_mean(own - others)
+        found[observable.name] = PredictedError(
+            observable, total, itself, others, energies, names, fitted.knots, fitted, refused
+        )
+    return found
+
+
+def _values(run: Run, observable: Observable, potential: Potential) -> np.ndarray:
+    needed = potential if observable.depends_on_potential else None
+    return np.asarray(observe(run, observable, potential=needed), np.float64)
+
+
+def _splits(
+    run: Run, student: Potential, teacher: Potential, frames: Any
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]], dict[str, str]]:
+    """Shares of ΔU by atoms, elements and motions, their names, and why there are none."""
+    moves_cell = run.cells.ndim == 4 and bool((run.frame_cells != run.frame_cells[:, :1]).any())
+    molecules = _molecules(run)
+    try:
+        work = work_of_paths(student, teacher, frames, run.positions[run.completed], molecules, moves_cell)
+    except ValueError as error:
+        return {}, {}, dict.fromkeys(("atoms", "elements", "motions"), str(error))
+    symbols = [chemical_symbols[number] for number in run.numbers]
+    elements = sorted(set(symbols))
+    by_atom = work.atoms.sum(3)
+    by_element = np.stack([by_atom[:, :, np.array(symbols) == each].sum(2) for each in elements], axis=2)
+    parts = {"atoms": by_atom, "elements": by_element, "motions": work.atoms.sum(2)}
+    names = {
+        "atoms": tuple(f"{symbol} {number}" for number, symbol in enumerate(symbols)),
+        "elements": tuple(elements),
+        "motions": ("displacement",) if molecules is None else MOTIONS,
+    }
+    if moves_cell:
+        parts = {what: np.concatenate([each, work.cell[:, :, None]], axis=2) for what, each in parts.items()}
+        names = {what: (*each, "cell") for what, each in names.items()}
+    return parts, names, {}
+
+
+def _molecules(run: Run) -> tuple[Molecule, ...] | None:
+    """Of the structure, unless it is a network or of single atoms."""
+    try:
+        found = molecules_in(run[0])
+    except ValueError:
+        return None
+    return found if any(len(molecule.atoms) > 1 for molecule in found) else None
+
+
+def _with_rest(energies: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """Shares of β ΔU and what they leave of it."""
+    return np.concatenate([energies, (change - energies.sum(axis=2))[:, :, None]], axis=2)
