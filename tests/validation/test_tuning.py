@@ -100,7 +100,8 @@ def test_sigma_of_a_distribution(agrees) -> None:
     start.rattle(0.1, seed=1)
     options: dict[str, Any] = {"timestep_fs": dt, "sample_every_fs": 20 * dt, "replicas": 4}
     hot = dataclasses.replace(reduced, temperature_K=3 * REDUCED_K)
-    start = simulate(fluid(1.0), start, hot, steps=400, progress=False, **(options | {"replicas": 1}))[-1]
+    one: dict[str, Any] = options | {"replicas": 1}
+    start = simulate(fluid(1.0), start, hot, steps=400, progress=False, **one)[-1]
     rdf = RDF("Ar", "Ar", r_max=1.7, bins=34)
     run = simulate(fluid(1.0), start, reduced, steps=3000, seed=5, progress=False, **options)
     wanted = ObservableTarget.of(rdf, average(run, rdf))
@@ -156,7 +157,7 @@ def test_killed_it_ends_with_the_same_bits(undisturbed, tmp_path, monkeypatch) -
     resumed = train(problem, always, folder=tmp_path, progress=False)
     assert jax.tree.all(jax.tree.map(np.array_equal, resumed.potential.params, undisturbed.potential.params))
     without = [[{k: v for k, v in r.items() if k != "wall_s"} for r in t.history] for t in (resumed, undisturbed)]
-    np.testing.assert_equal(*without)
+    np.testing.assert_equal(without[0], without[1])
     assert len(list((tmp_path / "simulations").glob("*.h5"))) == resumed.history[-1]["renewals"]
 
     other = problem_of_wells(0.5, 0.033, 0.001, **SHORT)
