@@ -61,13 +61,14 @@ def simulated(path: Path, potential: Any, ice: Any, time_ps: float, seed: int) -
 
 def measured(run: Any, teacher: dict[str, Any] | None, potential: Any, tested: list[Frame]) -> dict[str, Any]:
     """Averages, how far they are from the teacher's, and force errors on frames of the bulk."""
-    found = {name: jm.average(run, observable, equilibration=0.5) for name, observable in OBSERVABLES.items()}
+    settled = float(run.time_fs[-1]) / 4000.0
+    found = {name: jm.average(run, observable, equilibration=settled) for name, observable in OBSERVABLES.items()}
     said: dict[str, Any] = {
         "estimates": found,
         "density": [float(found["density"].value), float(found["density"].error)],
     }
     if teacher is not None:
-        off = rdf_error(found["g_OO"], teacher["g_OO"])
+        off: Any = rdf_error(found["g_OO"], teacher["g_OO"])
         said["rdf_error_A"] = [float(off.value), float(off.error), float(off.noise_floor)]
         said["density_sigma"] = float(found["density"].sigma_from(teacher["density"]))
     predicted = jm.predict(potential, [frame.atoms for frame in tested], progress=False)
