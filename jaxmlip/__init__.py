@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from jaxmlip.training.distill import distil as distil
     from jaxmlip.training.finetune import finetune as finetune
     from jaxmlip.training.objective import Term as Term
+    from jaxmlip.training.objective import TermSource as TermSource
     from jaxmlip.training.objective import TermSums as TermSums
     from jaxmlip.training.problem import TrainingDiverged as TrainingDiverged
     from jaxmlip.training.problem import TrainingProblem as TrainingProblem
@@ -136,6 +137,10 @@ if TYPE_CHECKING:
     from jaxmlip.validation.response import PredictedError as PredictedError
     from jaxmlip.validation.response import predicted_error as predicted_error
     from jaxmlip.validation.task import Sampling as Sampling
+    from jaxmlip.validation.tuning import ObservableTarget as ObservableTarget
+    from jaxmlip.validation.tuning import ObservableTuning as ObservableTuning
+    from jaxmlip.validation.tuning import OwnSimulation as OwnSimulation
+    from jaxmlip.validation.tuning import own_simulations as own_simulations
     from jaxmlip.validation.uncertainty import Uncertainty as Uncertainty
     from jaxmlip.validation.uncertainty import observable_uncertainty as observable_uncertainty
     from jaxmlip.validation.validate import validate as validate
@@ -235,6 +240,7 @@ _HOME = {
     "distil": "training.distill",
     "PairDifference": "training.strategies.pair_difference",
     "Term": "training.objective",
+    "TermSource": "training.objective",
     "TermSums": "training.objective",
     "TrainingProblem": "training.problem",
     "Differential": "training.strategies.fresh",
@@ -267,6 +273,10 @@ _HOME = {
     "reduced_energies": "validation.weights",
     "pathwise_gradient": "validation.pathwise",
     "Validation": "validation.comparison",
+    "ObservableTarget": "validation.tuning",
+    "ObservableTuning": "validation.tuning",
+    "OwnSimulation": "validation.tuning",
+    "own_simulations": "validation.tuning",
     "validate": "validation.validate",
     "Sampling": "validation.task",
     "mean_of_frames": "validation.gradients",

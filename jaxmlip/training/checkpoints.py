@@ -200,6 +200,8 @@ def fingerprint(problems: Sequence[TrainingProblem], settings: Sequence[Training
         if problem.objective:
             leaves, structure = jax.tree.flatten(problem.objective)
             parts += [str(structure), *map(np.asarray, leaves)]
+        if problem.source is not None:
+            parts.append(repr(problem.source))
         parts += [mine.model_dump_json(exclude=set(HARMLESS_SETTINGS)), *map(np.asarray, leaves)]
         for samples in (problem.train, problem.validation):
             if id(samples) not in known:

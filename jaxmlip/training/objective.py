@@ -19,6 +19,7 @@ A term of one's own is a pytree whose numbers are traced, so that weights and ta
 
 import abc
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -62,6 +63,44 @@ class Term(Distinct, flax.struct.PyTreeNode, abc.ABC):
     @abc.abstractmethod
     def weights(self) -> Mapping[str, Any]:
         """The factor of each quantity's mean in the loss."""
+
+
+class TermSource(abc.ABC):
+    """Where terms come from that hold for parameters near those they were made with, and are made anew when these move.
+
+    Such are terms of the frames that the potential itself has sampled. The trainer asks for terms before the first
+    validation, and after every epoch whether they still hold; terms of equal structure share the compiled step.
+
+    The `repr` of a source says all that decides its terms: a checkpoint of a training with another is refused.
+    """
+
+    @abc.abstractmethod
+    def outdated(self, terms: tuple[Term, ...], potential: Potential) -> bool:
+        """Whether terms say too little of a potential to go on with."""
+
+    @abc.abstractmethod
+    def renewed(
+        self, terms: tuple[Term, ...], potential: Potential, number: int, folder: Path | None, *, progress: bool
+    ) -> tuple[Term, ...]:
+        """Terms for parameters near those of a potential, the same whenever it is asked for the same.
+
+        Args:
+            terms: that they take the place of; none at first.
+            potential: with all of its readouts.
+            number: how many times terms have been made, 1 at first.
+            folder: where what `restored` needs is kept; None if the training has none.
+            progress: show a bar.
+        """
+
+    @abc.abstractmethod
+    def restored(self, potential: Potential, number: int, folder: Path) -> tuple[Term, ...]:
+        """What `renewed` gave at that number in a process that has ended.
+
+        Args:
+            potential: of equal structure; its parameters are those of a later step.
+            number: see `renewed`.
+            folder: see `renewed`.
+        """
 
 
 class Objective(flax.struct.PyTreeNode):

@@ -13,7 +13,7 @@ from jaxmlip.potentials.potential import Potential
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.dataset import Frame, describe
 from jaxmlip.training.loss import LabelErrors, LossKind, Terms, Weights
-from jaxmlip.training.objective import Objective, Term
+from jaxmlip.training.objective import Objective, Term, TermSource
 from jaxmlip.training.optimizers import DEFAULT_CHOICE, Optimizer
 
 LONG_TRAINING = 600
@@ -142,6 +142,7 @@ class TrainingProblem:
             history are without it.
         baseline: the potential whose predictions were subtracted from the labels, if any.
         objective: terms of the loss besides the labels', in training and validation.
+        source: of further terms, which follow the parameters; see there.
     """
 
     potential: Potential
@@ -154,6 +155,7 @@ class TrainingProblem:
     l2_sp: float = 0.0
     baseline: Potential | None = None
     objective: tuple[Term, ...] = ()
+    source: TermSource | None = None
 
     def minimised(self, settings: TrainingSettings) -> Objective:
         """The loss of the training samples."""
@@ -183,7 +185,8 @@ class Trained:
         potential: with the moving-average parameters of the best validation.
         history: one record for each validated epoch, 0 being the start: epoch, train_loss, validation_loss,
             validation_energy_rmse_meV_atom, validation_force_rmse_meV_A, validation_stress_rmse_GPa, learning_rate,
-            wall_s, and stress_weight if there is a stress term; NaN where there was no label, or nothing yet.
+            wall_s, and stress_weight if there is a stress term, renewals if terms follow the parameters (how many
+            times they have been made); NaN where there was no label, or nothing yet.
         best_epoch: the epoch whose parameters were kept.
         problem: what was trained.
         diverged: if the training was stopped, the sentence that says where and why.

@@ -54,6 +54,7 @@ class TrainingRun:
         epoch: the epoch under way, 0 being the validation of the initial parameters.
         position: steps of that epoch that are done.
         wall_s: time it has taken, s; that of runs before this one included.
+        renewals: how many times terms that follow the parameters have been made.
     """
 
     states: TrainState
@@ -62,17 +63,20 @@ class TrainingRun:
     epoch: int = 0
     position: int = 0
     wall_s: float = 0.0
+    renewals: int = 0
 
     def notes(self) -> dict:
         """Everything but the arrays, as plain data."""
         models = [vars(model) | {"errors": model.errors.to_json()} for model in self.models]
-        return {"models": models, "epoch": self.epoch, "position": self.position, "wall_s": self.wall_s}
+        names = ("epoch", "position", "wall_s", "renewals")
+        return {"models": models} | {name: getattr(self, name) for name in names}
 
     def go_on(self, arrays: tuple[TrainState, Any], notes: dict, mesh: Mesh | None) -> None:
         """Take the place of the run that a checkpoint was made of."""
         self.states, self.best = replicated(arrays, mesh)
         self.models = [Model(**model | {"errors": Tally(model["errors"])}) for model in notes["models"]]
         self.epoch, self.position, self.wall_s = notes["epoch"], notes["position"], notes["wall_s"]
+        self.renewals = notes.get("renewals", 0)  # there were none in earlier versions
 
 
 class Saver:

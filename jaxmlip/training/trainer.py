@@ -18,6 +18,7 @@ from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.plan import BatchIndices
 from jaxmlip.training.feed import Feed, make_feed
+from jaxmlip.training.following import Following
 from jaxmlip.training.metrics import UNITS, Tally, rmse
 from jaxmlip.training.objective import Objective, TermSums, total
 from jaxmlip.training.parallel import dealt, make_mesh, on_host, replicated
@@ -34,10 +35,8 @@ from jaxmlip.training.runs import Model, TrainingRun, kept
 from jaxmlip.training.stacking import (
     check_feed,
     check_stack,
-    stacked_controls,
     stacked_potentials,
     stacked_states,
-    stacked_validation,
 )
 from jaxmlip.training.step import EXPLOSION, PATIENCE, Report, choose, measure, schedule, update
 from jaxmlip.training.weighting import resolved
@@ -97,7 +96,8 @@ def train_many(
         folder: see `train`; metrics are written into `model-0`, `model-1`, … below it.
         progress: show a bar.
         on_epoch: called with the number of the model and each record of its history.
-        vectorised: whether to stack; by default the backend decides.
+        vectorised: whether to stack; by default the backend decides. Models whose terms follow their parameters (see
+            `TermSource`) are never stacked.
 
     Returns:
         What `train` returns, for each. A model that diverges stops where it was, with a warning and with
@@ -108,6 +108,8 @@ def train_many(
     """
     chosen = [settings] * len(problems) if isinstance(settings, TrainingSettings) else list(settings)
     check_stack(problems, chosen)
+    if vectorised is None and any(problem.source is not None for problem in problems):
+        vectorised = False
     if vectorised is None:
         vectorised = form_of_this_machine() == "accelerator"
     if vectorised:
@@ -137,14 +139,14 @@ def _train_stack(
     feed, held_out = _feeds(problems, common, mesh)
     rates = np.stack([schedule(mine, feed.steps) for mine in settings])
     templates = replicated(stacked_potentials(problems), mesh)
-    controls = replicated(stacked_controls(problems, settings), mesh)
-    objective = replicated(stacked_validation(problems, settings), mesh)
+    following = Following(problems, settings, folder, mesh, progress=progress)
     states = replicated(stacked_states(problems, common), mesh)
     run = TrainingRun(states, states.ema, [Model() for _ in problems])
 
     with kept(run, folder, problems, settings, mesh) as saver, _bar(run, common, feed.steps, progress) as bar:
         started = time.perf_counter() - run.wall_s
         monitor = _Monitor(run, feed, problems)
+        controls, objective = following.resumed(run)
         while run.epoch <= common.epochs and any(model.active for model in run.models):
             if run.epoch:  # epoch 0 validates the initial parameters
                 seeds = [epoch_seed(mine, run.epoch) for mine in settings]
@@ -164,16 +166,19 @@ def _train_stack(
                             break
                 monitor.finish()
 
+            if following.renew(run):  # so that what is validated holds for the parameters there are
+                controls, objective = following.numbers()
             due = run.epoch % common.validation_every == 0 or run.epoch == common.epochs
             recorded = [model.active and (due or model.diverged is not None) for model in run.models]
             if any(recorded):
                 run.wall_s = time.perf_counter() - started
                 rate = rates[:, run.epoch - 1, -1] if run.epoch else np.zeros(len(problems))
+                current = following.problems
                 tallies = _validate(templates.with_params(run.states.ema), held_out, objective, mesh, len(problems))
                 better = np.zeros(len(problems), bool)
                 for number in np.flatnonzero(recorded).tolist():
                     model, tally = run.models[number], tallies[number]
-                    record = _record(run, model, tally, settings[number], float(rate[number]), problems[number])
+                    record = _record(run, model, tally, settings[number], float(rate[number]), current[number])
                     model.history.append(record)
                     better[number] = record["validation_loss"] < model.lowest
                     if better[number]:
@@ -312,6 +317,7 @@ def _record(
     sums: dict[str, TermSums] = validation.sums()
     names = sorted(sums.keys() - UNITS.keys())
     further = {f"validation_{name}_loss": float(total({name: sums[name]}, {name: 1.0})) for name in names}
+    renewals = {} if problem.source is None else {"renewals": run.renewals}
     return {
         "epoch": run.epoch,
         "train_loss": float(np.mean(model.losses)) if model.losses else np.nan,
@@ -321,7 +327,7 @@ def _record(
         "validation_stress_rmse_GPa": rmse(sums, "stress"),
         "learning_rate": rate,
         "wall_s": run.wall_s,
-    } | (stress | further)
+    } | (stress | renewals | further)
 
 
 def _bar(run: TrainingRun, settings: TrainingSettings, steps: int, progress: bool) -> Any:

@@ -91,7 +91,7 @@ class Task:
     ) -> "Task":
         """Checked, before anything runs."""
         start = structure[0] if isinstance(structure, Run) else structure
-        temperature, pressure = _state_of(ensemble)
+        temperature, pressure = state_of(ensemble)
         chosen = _named(_default(start, ensemble) if observables is None else observables, temperature, pressure)
         for who, potential in (("student", student), ("teacher", teacher)):
             try:
@@ -164,7 +164,7 @@ class Task:
         return Validation("fail", f"the student's simulation fails: {reason}", every, math.nan, math.nan, {}, {})
 
 
-def _state_of(ensemble: Ensemble) -> tuple[float, float | None]:
+def state_of(ensemble: Ensemble) -> tuple[float, float | None]:
     """Temperature and pressure that an ensemble holds; ValueError if it does not."""
     temperature = getattr(ensemble, "temperature_K", None)
     if "thermostat" not in ensemble.time_constants_ps:
@@ -174,7 +174,7 @@ def _state_of(ensemble: Ensemble) -> tuple[float, float | None]:
     pressure = getattr(ensemble, "pressure_GPa", None) if ensemble.moves_cell else None
     for name, value in (("temperature", temperature), ("pressure", pressure)):
         if value is not None and not isinstance(value, float | int):
-            raise ValueError(f"A validation is at one {name}, not at {value!r}.")
+            raise ValueError(f"Frames are weighted at one {name}, not at {value!r}: give a single number.")
     if temperature is None:
         raise ValueError(f"{type(ensemble).__name__} has no temperature_K, which weights are made with.")
     return float(temperature), None if pressure is None else float(pressure)

@@ -22,6 +22,7 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
         "multi_fidelity": f"{_HERE}.multi_fidelity",
         "tangent_kernel": f"{_HERE}.tangent",
         "pair_difference": f"{_HERE}.pair_difference",
+        "observable_tuning": "jaxmlip.validation.tuning",
     },
 )
 """Strategies by name. Those of this package are imported when the first is asked for, others by an entry point of the
