@@ -114,7 +114,9 @@ def of_student(
     without = jm.validate(run, student, teacher, ensemble, **options, to=out / "without")
     direct = jm.validate(run, student, teacher, ensemble, **options, teacher_run=teacher_run, to=out / "direct")
     print(without, f"\nrefused: {dict(without.refused)}\n", direct, sep="\n", flush=True)
-    observables = {name: jm.observable_from_text(name, temperature_K=KELVIN, pressure_GPa=0.0) for name in names}
+    observables: dict[str, Any] = {
+        name: jm.observable_from_text(name, temperature_K=KELVIN, pressure_GPa=0.0) for name in names
+    }
     predicted = jm.predicted_error(run, student, teacher, list(observables.values()), temperature_K=KELVIN)
     panels, axes = figure(len(SPLIT), 3, 11.0, 2.6 * len(SPLIT))
     for row, name in zip(axes, SPLIT, strict=True):
