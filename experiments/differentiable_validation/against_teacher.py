@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 from jaxmlip.figures import figure
 
 KELVIN = 250.0
-OBSERVABLES = (
+OBSERVABLES: tuple[str, ...] = (
     "rdf:O-O",
     "rdf:O-H",
     "rdf:H-H",
@@ -56,7 +56,7 @@ def main() -> None:
         time_ps=options.time_ps, replicas=options.replicas, timestep_fs=1.0, sample_every_fs=5.0, bridge=False
     )
     ensemble: Any = jm.NVT(KELVIN, friction_per_ps=50.0)
-    names = list(OBSERVABLES)
+    names = [*OBSERVABLES]
     if options.ensemble == "npt":
         ensemble = jm.NPT(KELVIN, 0.0, "flexible", pressure_time_ps=0.05, friction_per_ps=50.0)
         names += ["density", "enthalpy"]
