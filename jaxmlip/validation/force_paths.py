@@ -55,6 +55,7 @@ def work_of_paths(
     unwrapped: Float[np.ndarray, "replicas frames atoms 3"],
     molecules: tuple[Molecule, ...] | None,
     moves_cell: bool,
+    common: bool,
 ) -> Work:
     """U_teacher − U_student of frames relative to their mean structure, as the work of the difference of forces.
 
@@ -68,6 +69,7 @@ def work_of_paths(
         unwrapped: the same positions, continuous in time, Å.
         molecules: all of the structure; None if there are none.
         moves_cell: whether cells differ.
+        common: whether all replicas have one mean structure, or each its own.
 
     Raises:
         ValueError: if cells are not periodic in three directions, or an atom leaves its mean place.
@@ -78,7 +80,7 @@ def work_of_paths(
     scaled = np.asarray(unwrapped, np.float64) @ np.linalg.inv(cells)
     centre = scaled.mean(axis=2, keepdims=True)
     scaled = scaled - centre + centre.mean(axis=(0, 1))  # wherever the whole has drifted
-    home, mean_cell = scaled.mean(axis=(0, 1)), cells.mean(axis=(0, 1))
+    home, mean_cell = (each.mean(axis=(0, 1) if common else 1, keepdims=True) for each in (scaled, cells))
     _check_at_home((scaled - home) @ cells, cells)
     points, weights = np.polynomial.legendre.leggauss(NODES)
     shares = 0.0

@@ -25,7 +25,7 @@ from jaxmlip.systems.molecules import Molecule, molecules_in
 from jaxmlip.units import KB
 from jaxmlip.validation.averages import frame_states, observe, settled
 from jaxmlip.validation.energies import frame_energies
-from jaxmlip.validation.force_paths import pair_energies, work_of_paths
+from jaxmlip.validation.force_paths import Work, pair_energies, work_of_paths
 from jaxmlip.validation.ways import Response, spacing
 
 By = Literal["atoms", "elements", "motions", "pairs", "distances"]
@@ -35,6 +35,9 @@ MOTIONS = ("translation", "rotation", "vibration")
 
 REST = "rest"
 """What a split does not catch."""
+
+LEFT_OVER = 0.1
+"""Spread within replicas of what paths leave of β ΔU, relative to that of β ΔU, beyond which they lead nowhere."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -108,20 +111,20 @@ class PredictedError:
         for ax, part in zip(axes, (self._draw_groups, self._draw_atoms, self._draw_distances), strict=True):
             part(ax)
             ax.set_ylabel(f"share of error{unit}")
-        axes[0].set_title(f"{self.observable.name}: {self._number(self.total)!r}")
+        axes[0].set_title(f"{self.observable.name}: {self._number(self.total).plain()}", loc="left")
 
     def _draw_groups(self, ax: Axes) -> None:
-        place = 0
+        place, ticks, labels = 0, [], []
         groups: tuple[tuple[By, str], ...] = (("motions", "C0"), ("elements", "C1"), ("pairs", "C2"))
         for what, color in groups:
             if what in self.energies:
                 shares, names = self.by(what), self.names[what]
                 where = np.arange(place, place + len(names))
                 ax.bar(where, shares.value, yerr=shares.error, color=color, label=f"by {what}", capsize=2)
-                for x, name in zip(where, names, strict=True):
-                    ax.text(float(x), 0.0, f" {name}", rotation=90, ha="center", va="bottom", fontsize="x-small")
+                ticks += where.tolist()
+                labels += names
                 place += len(names) + 1
-        ax.set_xticks([])
+        ax.set_xticks(ticks, labels, rotation=90, fontsize="x-small")
         ax.legend(fontsize="x-small")
 
     def _draw_atoms(self, ax: Axes) -> None:
@@ -219,7 +222,7 @@ def predicted_error(
     of_student, of_teacher = frame_energies(kept, [student, teacher], progress=progress)
     change = beta * (of_teacher - of_student)
     frames = frame_states(kept, potential=student)
-    energies, names, refused = _splits(kept, student, teacher, frames)
+    energies, names, refused = _splits(kept, student, teacher, frames, change / beta)
     shares, fitted = pair_energies(student, teacher, frames, reach=float(pair_reach), knots=pair_knots)
     pairs = ["–".join(chemical_symbols[number] for number in pair) for pair in element_pairs(fitted.known)]
     energies |= {"pairs": shares.sum(3), "distances": shares.reshape(*shares.shape[:2], -1)}
@@ -243,15 +246,23 @@ def _values(run: Run, observable: Observable, potential: Potential) -> np.ndarra
 
 
 def _splits(
-    run: Run, student: Potential, teacher: Potential, frames: Any
+    run: Run, student: Potential, teacher: Potential, frames: Any, change: Float[np.ndarray, "replicas frames"]
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]], dict[str, str]]:
     """Shares of ΔU by atoms, elements and motions, their names, and why there are none."""
     moves_cell = run.cells.ndim == 4 and bool((run.frame_cells != run.frame_cells[:, :1]).any())
     molecules = _molecules(run)
-    try:
-        work = work_of_paths(student, teacher, frames, run.positions[run.completed], molecules, moves_cell)
-    except ValueError as error:
-        return {}, {}, dict.fromkeys(("atoms", "elements", "motions"), str(error))
+    where = frames, run.positions[run.completed], molecules, moves_cell
+    for common in (True, False):  # where replicas have settled in several places, their mean is none of them
+        try:
+            work = work_of_paths(student, teacher, *where, common)
+        except ValueError as error:
+            refused = str(error)
+            continue
+        refused = _left_over(work, change)
+        if refused is None:
+            break
+    else:
+        return {}, {}, dict.fromkeys(("atoms", "elements", "motions"), refused)
     symbols = [chemical_symbols[number] for number in run.numbers]
     elements = sorted(set(symbols))
     by_atom = work.atoms.sum(3)
@@ -266,6 +277,20 @@ def _splits(
         parts = {what: np.concatenate([each, work.cell[:, :, None]], axis=2) for what, each in parts.items()}
         names = {what: (*each, "cell") for what, each in names.items()}
     return parts, names, {}
+
+
+def _left_over(work: Work, change: np.ndarray) -> str | None:
+    """What there is to say if the work of paths is not the difference of energies."""
+    of_atoms = work.atoms.sum(3)
+    rest = change - of_atoms.sum(2) - work.cell
+    within = (rest - rest.mean(axis=1, keepdims=True)).std()
+    if within <= LEFT_OVER * change.std():
+        return None
+    worst = int(np.argmax((of_atoms - of_atoms.mean(axis=1, keepdims=True)).std(axis=(0, 1))))
+    return (
+        f"paths from the mean structure leave {within / change.std():.0%} of the difference of energies, most likely "
+        f"because atom {worst} has several places: shares of atoms and motions are those of crystals that keep order."
+    )
 
 
 def _molecules(run: Run) -> tuple[Molecule, ...] | None:

@@ -143,6 +143,18 @@ def test_pair_forces_are_found() -> None:
     picture.clear()
 
 
+def test_replicas_may_have_settled_in_several_places() -> None:
+    """Each then has a mean structure of its own, and what differs between them is the rest."""
+    run = made_ice(np.random.default_rng(4), "translation")
+    moved = run.positions.copy()
+    moved[0, :, 4] += [0.6, 0.3, 0.0]
+    apart = dataclasses.replace(run, positions=moved)
+    found = predicted_error(apart, STUDENT, TEACHER, [RDF("O", "O", r_max=4.0, bins=8)], **OPTIONS)["g_OO"]
+    rest = found.energies["motions"][:, :, -1]
+    whole = found.energies["pairs"].sum(2)
+    assert (rest - rest.mean(axis=1, keepdims=True)).std() < 0.1 * whole.std()
+
+
 def test_liquids_are_split_by_pairs_only() -> None:
     """An atom that leaves its site is named; observables that are no means are refused."""
     run = made_ice(np.random.default_rng(2), "translation")
