@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from jaxmlip.systems.graph import edge_vectors as edge_vectors
     from jaxmlip.systems.graph import graph_from_atoms as graph_from_atoms
     from jaxmlip.systems.ice import ice_ih as ice_ih
+    from jaxmlip.systems.matpes import isolated_atom_energies as isolated_atom_energies
     from jaxmlip.systems.store import FrameStore as FrameStore
     from jaxmlip.systems.store import write_store as write_store
     from jaxmlip.training.distill import distil as distil
@@ -237,6 +238,7 @@ _HOME = {
     "graph_from_atoms": "systems.graph",
     "edge_vectors": "systems.graph",
     "ice_ih": "systems.ice",
+    "isolated_atom_energies": "systems.matpes",
     "distil": "training.distill",
     "PairDifference": "training.strategies.pair_difference",
     "Term": "training.objective",
