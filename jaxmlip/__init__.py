@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from jaxmlip.study.correlations import correlate as correlate
     from jaxmlip.study.correlations import read_students as read_students
     from jaxmlip.systems.clusters import cut_clusters as cut_clusters
+    from jaxmlip.systems.compositions import split_by_composition as split_by_composition
+    from jaxmlip.systems.crystals import many_crystals as many_crystals
     from jaxmlip.systems.dataset import Frame as Frame
     from jaxmlip.systems.dataset import read_frames as read_frames
     from jaxmlip.systems.dataset import write_frames as write_frames
@@ -227,6 +229,8 @@ _HOME = {
     "Run": "simulation.trajectory",
     "load_run": "simulation.trajectory",
     "cut_clusters": "systems.clusters",
+    "split_by_composition": "systems.compositions",
+    "many_crystals": "systems.crystals",
     "Frame": "systems.dataset",
     "read_frames": "systems.dataset",
     "write_frames": "systems.dataset",
