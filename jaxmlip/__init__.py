@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from jaxmlip.study.correlations import correlate as correlate
     from jaxmlip.study.correlations import read_students as read_students
     from jaxmlip.systems.clusters import cut_clusters as cut_clusters
+    from jaxmlip.systems.compositions import split_by_composition as split_by_composition
+    from jaxmlip.systems.crystals import many_crystals as many_crystals
     from jaxmlip.systems.dataset import Frame as Frame
     from jaxmlip.systems.dataset import read_frames as read_frames
     from jaxmlip.systems.dataset import write_frames as write_frames
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from jaxmlip.systems.graph import edge_vectors as edge_vectors
     from jaxmlip.systems.graph import graph_from_atoms as graph_from_atoms
     from jaxmlip.systems.ice import ice_ih as ice_ih
+    from jaxmlip.systems.matpes import isolated_atom_energies as isolated_atom_energies
     from jaxmlip.systems.store import FrameStore as FrameStore
     from jaxmlip.systems.store import write_store as write_store
     from jaxmlip.training.distill import distil as distil
@@ -226,6 +229,8 @@ _HOME = {
     "Run": "simulation.trajectory",
     "load_run": "simulation.trajectory",
     "cut_clusters": "systems.clusters",
+    "split_by_composition": "systems.compositions",
+    "many_crystals": "systems.crystals",
     "Frame": "systems.dataset",
     "read_frames": "systems.dataset",
     "write_frames": "systems.dataset",
@@ -237,6 +242,7 @@ _HOME = {
     "graph_from_atoms": "systems.graph",
     "edge_vectors": "systems.graph",
     "ice_ih": "systems.ice",
+    "isolated_atom_energies": "systems.matpes",
     "distil": "training.distill",
     "PairDifference": "training.strategies.pair_difference",
     "Term": "training.objective",

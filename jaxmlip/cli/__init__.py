@@ -147,7 +147,10 @@ def evaluate(
 @app.command("convert-data")
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="extxyz, ASE database, trajectory, or JSON of the MPtrj layout (.json, .json.gz)")
+        Path,
+        typer.Argument(
+            help="extxyz, ASE database, trajectory, or JSON of the MPtrj or MatPES layout (.json, .jsonl, or .gz)"
+        ),
     ],
     out: Annotated[Path, typer.Argument(help=".h5 file to write, which is read frame by frame")],
     energy_key: Annotated[
@@ -161,7 +164,7 @@ def convert(
 ) -> None:
     """Turn labelled frames into a store, for sets larger than memory; one frame after the other is in memory.
 
-    Bad entries of the MPtrj layout are left out, counted and named; any other bad frame ends the conversion.
+    Bad entries of the MPtrj and MatPES layouts are left out, counted and named; any other bad frame ends it.
     """
     with mistakes_in_one_sentence():
         from jaxmlip.study.convert import convert_data

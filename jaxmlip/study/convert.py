@@ -1,14 +1,40 @@
 """Files of labelled frames as stores: the `jaxmlip convert-data` command."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxmlip.progress import progress_bar
 from jaxmlip.simulation.frames import open_frames
+from jaxmlip.systems import matpes, mptrj
 from jaxmlip.systems.dataset import Frame, iterate_frames
 from jaxmlip.systems.label_keys import DEFAULT
-from jaxmlip.systems.mptrj import ENERGY_KEY, FORCES_KEY, STRESS_KEY, is_mptrj, iterate_mptrj
 from jaxmlip.systems.store import write_store
+
+
+class Layout(NamedTuple):
+    """A layout of JSON in which data sets are published; its files are recognised by what is in them."""
+
+    name: str
+    recognises: Callable[[Path], bool]
+    iterate: Callable[..., Iterator[Frame]]
+    keys: dict[str, str]
+
+
+LAYOUTS = (
+    Layout(
+        "MPtrj",
+        mptrj.is_mptrj,
+        mptrj.iterate_mptrj,
+        {"energy": mptrj.ENERGY_KEY, "forces": mptrj.FORCES_KEY, "stress": mptrj.STRESS_KEY},
+    ),
+    Layout(
+        "MatPES",
+        matpes.is_matpes,
+        matpes.iterate_matpes,
+        {"energy": matpes.ENERGY_KEY, "forces": matpes.FORCES_KEY, "stress": matpes.STRESS_KEY},
+    ),
+)
 
 
 def convert_data(
@@ -17,32 +43,34 @@ def convert_data(
     """Write the frames of a file to a store, one after the other, so that neither need fit into memory.
 
     Args:
-        source: what `open_frames` reads, or a file of the MPtrj layout.
+        source: what `open_frames` reads, or a file of the MPtrj or MatPES layout.
         out: file to write; its name ends in `.h5`.
         keys: names of the labels that are not the usual ones, as {"energy": "off23_energy"}; None for none.
         allow_close: see `read_frames`.
         progress: show a progress bar.
 
     Returns:
-        Number of frames, and a sentence for each entry of the MPtrj layout that was left out.
+        Number of frames, and a sentence for each entry of these layouts that was left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: see `read_frames` and `iterate_mptrj`; if names are given to labels of the MPtrj layout whose names
-            are fixed. Then nothing is written.
+        ValueError: see `read_frames`, `iterate_mptrj` and `iterate_matpes`; if names are given to labels of these
+            layouts whose names are fixed. Then nothing is written.
     """
     if out.suffix != ".h5":
         raise ValueError(f"The name of a store ends in .h5, and {out} does not.")
     left_out: list[str] = []
     frames: Iterable[Frame]
-    if ".json" in source.suffixes and is_mptrj(source):
+    published = {".json", ".jsonl"} & {*source.suffixes}
+    layout = next((layout for layout in LAYOUTS if published and layout.recognises(source)), None)
+    if layout is not None:
         if keys.keys() - {"energy"}:
             raise ValueError(
-                f"{source} is of the MPtrj layout, whose forces and stress have fixed names; give a name to the energy "
-                "alone."
+                f"{source} is of the {layout.name} layout, whose forces and stress have fixed names; give a name to "
+                "the energy alone."
             )
-        names = {"energy": ENERGY_KEY, "forces": FORCES_KEY, "stress": STRESS_KEY, **keys}
-        frames = iterate_mptrj(source, energy_key=names["energy"], allow_close=allow_close, left_out=left_out)
+        names = {**layout.keys, **keys}
+        frames = layout.iterate(source, energy_key=names["energy"], allow_close=allow_close, left_out=left_out)
     else:
         names = {**DEFAULT, **keys}
         read = open_frames if source.suffix == ".h5" else iterate_frames

@@ -24,7 +24,10 @@ from jaxmlip.types import HostMatrix
 LABELS = ("energy", "free_energy", "energies", "forces", "stress", "stresses")
 """What ASE calls results of a calculation that a frame's labels stand for; those that are not read are let go."""
 
-OF_ATOMS = ("magmoms", "charges")
+MAGMOMS = "magmoms"
+"""Array of a structure that holds the magnetic moments of its atoms (µB), as ASE calls the results of a calculation."""
+
+OF_ATOMS = (MAGMOMS, "charges")
 """What ASE calls results that belong to single atoms and stay with them."""
 
 ORIGIN = ("file", "frame")
@@ -50,6 +53,25 @@ class Frame:
     forces: Float[np.ndarray, "atoms 3"]
     stress: HostMatrix = dataclasses.field(default_factory=lambda: np.full((3, 3), np.nan))
     info: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def magmoms(self) -> Float[np.ndarray, " atoms"]:
+        """Magnetic moments in µB, along the axis of magnetisation; NaN where absent.
+
+        They stay with the structure, in `atoms.arrays["magmoms"]`, so that files and stores keep them.
+
+        Raises:
+            ValueError: if they have components (spin–orbit coupling), of which there is no single axis.
+        """
+        moments = self.atoms.arrays.get(MAGMOMS)
+        if moments is None:
+            return np.full(len(self.atoms), np.nan)
+        if moments.shape != (len(self.atoms),):
+            raise ValueError(
+                f"{describe(self, -1)}: {MAGMOMS!r} has shape {moments.shape} instead of ({len(self.atoms)},): only "
+                "collinear magnetic moments are a label."
+            )
+        return np.asarray(moments, np.float64)
 
     def __repr__(self) -> str:
         """The structure, its labels and where it is from."""

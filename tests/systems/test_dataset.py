@@ -203,7 +203,10 @@ def test_results_that_are_no_labels_are_kept(tmp_path: Path) -> None:
     (frame,) = read_frames(tmp_path / "a.xyz", energy_key=None, forces_key=None)
     write_frames(tmp_path / "b.xyz", [frame])
     (back,) = read_frames(tmp_path / "b.xyz", energy_key=None, forces_key=None)
-    np.testing.assert_array_equal(back.atoms.arrays["magmoms"], [2, 0, 0])
+    np.testing.assert_array_equal(back.magmoms, [2, 0, 0])
+    back.atoms.arrays["magmoms"] = np.ones((3, 3))
+    with pytest.raises(ValueError, match=r"b\.xyz, frame 0: 'magmoms' has shape \(3, 3\) instead of \(3,\)"):
+        _ = back.magmoms
     np.testing.assert_array_equal(back.atoms.info["dipole"], [0, 1, 2])
     assert not {"energy", "forces", "free_energy"} & (back.atoms.info.keys() | back.atoms.arrays.keys())
 

@@ -88,7 +88,6 @@ def test_units_signs_and_names(path: Path, crystal: Atoms) -> None:
         "ef_per_atom": -0.5,
         "e_per_atom_relaxed": -1.5,
         "ef_per_atom_relaxed": -0.6,
-        "magmom": [0.1 * k for k in range(8)],
         "bandgap": 0.25,
         "mp_id": "mp-22862",
         "material": "mp-22862",
@@ -96,7 +95,9 @@ def test_units_signs_and_names(path: Path, crystal: Atoms) -> None:
         "file": str(path),
         "frame": 0,
     }
-    assert second.info.keys() == first.info.keys() - {"magmom", "bandgap"}
+    np.testing.assert_array_equal(first.magmoms, [0.1 * k for k in range(8)])
+    assert np.isnan(second.magmoms).all()
+    assert second.info.keys() == first.info.keys() - {"bandgap"}
     assert (third.info["material"], third.info["frame_id"], third.info["frame"]) == ("mp-149", "mp-149-1-2", 2)
 
 
@@ -114,6 +115,7 @@ def test_into_a_store_and_compressed(path: Path, tmp_path: Path) -> None:
     store = FrameStore(tmp_path / "mp.h5")
     for one, other in zip(store, iterate_mptrj(path), strict=True):
         np.testing.assert_array_equal(one.stress, other.stress)
+        np.testing.assert_array_equal(one.magmoms, other.magmoms)
         assert one.info == other.info | {"file": str(small)}
     assert store.species == [11, 14, 17]
 
