@@ -62,6 +62,7 @@ def test_the_first_files_give_the_energies_they_gave(tmp_path: Path) -> None:
 def test_sums_and_tangents_of_the_first_version(tmp_path: Path) -> None:
     """Terms lack what they lacked alone, and tangents did not say of what they were."""
     old = load(FIRST)
+    assert isinstance(old, EquivariantPotential)
     tangent = LinearizedPotential(base=old, change=old.params, references=old.references)
     save(Sum((old, tangent)), tmp_path / "new.jaxmlip")
     header, arrays = contents(tmp_path / "new.jaxmlip")
