@@ -165,6 +165,17 @@ def info(
         typer.echo(to_json(found.to_json(), indent=None) if as_json else str(found))
 
 
+@app.command()
+def cite(
+    path: Annotated[Path, typer.Argument(help="potential, trajectory, or folder of a run")],
+) -> None:
+    """Print the works that a potential, a trajectory or a run rests on, as BibTeX."""
+    with mistakes_in_one_sentence():
+        from jaxmlip.study.citing import bibtex, references
+
+        typer.echo(bibtex(references(path)))
+
+
 @app.command("convert-data")
 def convert(
     source: Annotated[
