@@ -2,9 +2,11 @@
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from jaxmlip.cli import app
@@ -71,3 +73,9 @@ def test_what_cannot_be_cited_is_said(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["cite", str(tmp_path)])
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_citation_file_is_of_this_version() -> None:
+    said = yaml.safe_load((Path(__file__).parents[2] / "CITATION.cff").read_text())
+    assert said["version"] == version("jaxmlip")
+    assert f"title = {{{said['title'].replace('JAX', '{JAX}')}}}" in bibtex(["jaxmlip"])
