@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 from jaxmlip.figures import figure
 
 KELVIN = 250.0
-OBSERVABLES = (
+OBSERVABLES: tuple[str, ...] = (
     "rdf:O-O",
     "rdf:O-H",
     "rdf:H-H",
@@ -56,7 +56,7 @@ def main() -> None:
         time_ps=options.time_ps, replicas=options.replicas, timestep_fs=1.0, sample_every_fs=5.0, bridge=False
     )
     ensemble: Any = jm.NVT(KELVIN, friction_per_ps=50.0)
-    names = list(OBSERVABLES)
+    names = [*OBSERVABLES]
     if options.ensemble == "npt":
         ensemble = jm.NPT(KELVIN, 0.0, "flexible", pressure_time_ps=0.05, friction_per_ps=50.0)
         names += ["density", "enthalpy"]
@@ -114,7 +114,9 @@ def of_student(
     without = jm.validate(run, student, teacher, ensemble, **options, to=out / "without")
     direct = jm.validate(run, student, teacher, ensemble, **options, teacher_run=teacher_run, to=out / "direct")
     print(without, f"\nrefused: {dict(without.refused)}\n", direct, sep="\n", flush=True)
-    observables = {name: jm.observable_from_text(name, temperature_K=KELVIN, pressure_GPa=0.0) for name in names}
+    observables: dict[str, Any] = {
+        name: jm.observable_from_text(name, temperature_K=KELVIN, pressure_GPa=0.0) for name in names
+    }
     predicted = jm.predicted_error(run, student, teacher, list(observables.values()), temperature_K=KELVIN)
     panels, axes = figure(len(SPLIT), 3, 11.0, 2.6 * len(SPLIT))
     for row, name in zip(axes, SPLIT, strict=True):
