@@ -82,6 +82,8 @@ if TYPE_CHECKING:
     from jaxmlip.study.correlations import StudentErrors as StudentErrors
     from jaxmlip.study.correlations import correlate as correlate
     from jaxmlip.study.correlations import read_students as read_students
+    from jaxmlip.study.info import Info as Info
+    from jaxmlip.study.info import info as info
     from jaxmlip.systems.clusters import cut_clusters as cut_clusters
     from jaxmlip.systems.compositions import split_by_composition as split_by_composition
     from jaxmlip.systems.crystals import many_crystals as many_crystals
@@ -272,6 +274,8 @@ _HOME = {
     "StudentErrors": "study.correlations",
     "correlate": "study.correlations",
     "read_students": "study.correlations",
+    "Info": "study.info",
+    "info": "study.info",
     "Tolerances": "validation.verdict",
     "verdict": "validation.verdict",
     "free_energy_difference": "validation.weights",

@@ -26,7 +26,20 @@ from jaxmlip.systems.store import open_frames
 
 NO_STRESS = "Warning: The potential was trained on energies and forces, but never on stress: "
 
-COMMANDS = ["run", "train", "label", "evaluate", "md", "relax", "export", "convert-data", "tabulate", "config"]
+COMMANDS = [
+    "run",
+    "train",
+    "label",
+    "evaluate",
+    "md",
+    "relax",
+    "export",
+    "convert-data",
+    "tabulate",
+    "config",
+    "info",
+    "cite",
+]
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,38 @@ def evaluate(
         typer.echo(to_json(report.to_json(), indent=None) if as_json else as_table(report))
 
 
+@app.command()
+def info(
+    file: Annotated[
+        Path, typer.Argument(help="potential, trajectory, store, structures, configuration, or folder of a run")
+    ],
+    energy_key: EnergyKey = "energy",
+    forces_key: ForcesKey = "forces",
+    stress_key: StressKey = "stress",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Say what a file is, what made it, and what is odd about it: units, missing labels, close or repeated atoms."""
+    with mistakes_in_one_sentence():
+        from jaxmlip.files import to_json
+        from jaxmlip.study.info import info as info_of
+
+        names = {"energy_key": energy_key, "forces_key": forces_key, "stress_key": stress_key}
+        shown = {name: _or_none(key) for name, key in names.items()}
+        found = info_of(file, **shown, progress=sys.stderr.isatty())
+        typer.echo(to_json(found.to_json(), indent=None) if as_json else str(found))
+
+
+@app.command()
+def cite(
+    path: Annotated[Path, typer.Argument(help="potential, trajectory, or folder of a run")],
+) -> None:
+    """Print the works that a potential, a trajectory or a run rests on, as BibTeX."""
+    with mistakes_in_one_sentence():
+        from jaxmlip.study.citing import bibtex, references
+
+        typer.echo(bibtex(references(path)))
+
+
 @app.command("convert-data")
 def convert(
     source: Annotated[

@@ -2,7 +2,8 @@
 
 A `.jaxmlip` file is an uncompressed zip archive of `potential.json` (format, kind, static configuration, elemental
 references, provenance, and the shape and type of every array) and `arrays.npz` (the arrays). Nothing in it is
-executed: there is no pickle. The checksums of the archive guard every byte of content.
+executed: there is no pickle. The checksums of the archive guard every byte of content. Files of all versions of the
+format can be read (see `upgrades`).
 """
 
 import contextlib
@@ -28,9 +29,9 @@ from jaxmlip.potentials.ase_potential import AsePotential
 from jaxmlip.potentials.checks import check_one, readouts_shape
 from jaxmlip.potentials.kinds import KINDS, find_kind, find_names, kind_of, names_known
 from jaxmlip.potentials.potential import N_SPECIES, Potential, Sum
+from jaxmlip.potentials.upgrades import VERSION, upgraded, version_of
 
 FORMAT = "jaxmlip potential"
-VERSION = 1
 HEADER, ARRAYS = "potential.json", "arrays.npz"
 
 UNREADABLE = (
@@ -59,7 +60,7 @@ def load(name: str | Path, *, dtype: Any = None) -> Potential:
 
     Raises:
         FileNotFoundError: if a path leads to no file.
-        PotentialFileError: if the file is truncated, foreign, of another version, or does not fit together.
+        PotentialFileError: if the file is truncated, foreign, of a later version, or does not fit together.
         ValueError: if there is no potential of that name, the dtype is neither, or it is float64 and JAX is not allowed
             to use it.
         ImportError: if the calculator of `ase:…`, or the package a name needs, cannot be imported.
@@ -88,6 +89,7 @@ def _loaded(name: str | Path) -> Potential:
     with _refusing(path):
         with np.load(io.BytesIO(archive[ARRAYS]), allow_pickle=False) as content:
             arrays = {key: content[key] for key in content.files}
+        header, arrays = upgraded(header, arrays)
         potential = _decode(header["potential"], arrays)
         _check_network(potential)
     return potential
@@ -168,9 +170,12 @@ def save(potential: Potential, path: str | Path, *, provenance: Mapping[str, Any
 def read_header(path: str | Path) -> dict[str, Any]:
     """What a potential file says of itself: format, version, kind and configuration, references, provenance.
 
+    A file of an earlier version is described as it is. To write it anew, with the versions that made it kept:
+    `save(load(path), path, provenance=read_header(path)["provenance"])`.
+
     Raises:
         FileNotFoundError: if there is no such file.
-        PotentialFileError: if it is truncated, foreign, or of another version.
+        PotentialFileError: if it is truncated, foreign, or of a later version.
     """
     path = Path(path)
     if not path.is_file():
@@ -298,11 +303,7 @@ def _header(path: Path, archive: Mapping[str, bytes]) -> dict[str, Any]:
         header = json.loads(archive[HEADER])
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise ValueError(f"{HEADER} is not that of a {FORMAT}")
-        if header["version"] != VERSION:
-            raise ValueError(
-                f"it has version {header['version']} of the format, and this jaxmlip reads version {VERSION}; read it "
-                "with the jaxmlip that wrote it, or update"
-            )
+        version_of(header)
         return header
 
 

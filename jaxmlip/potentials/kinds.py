@@ -195,8 +195,8 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
     rest = {
         "average_neighbors": static["average_neighbors"],
         "heads": heads,
-        "tabulated": static.get("tabulated", False),
-        "record": TrainingRecord(static.get("trained_on")),  # files did not always say
+        "tabulated": static["tabulated"],
+        "record": TrainingRecord(static["trained_on"]),
     }
     return cls(**leaves, references=references, specification=specification, known=known, **rest)
 
@@ -214,7 +214,7 @@ def _encode_linearized(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _decode_linearized(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
     static, leaves = dict(static), dict(leaves)
-    change, name = leaves.pop("change"), static.pop("base", "equivariant")  # files did not always say
+    change, name = leaves.pop("change"), static.pop("base")
     kind = find_kind(name)
     if kind is None:
         raise ValueError(f"its base is of the kind {name!r}, which is not known here")

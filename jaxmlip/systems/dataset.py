@@ -134,15 +134,22 @@ def iterate_frames(
     forces_key: str | None = "forces",
     stress_key: str | None = "stress",
     allow_close: bool = False,
+    lacking: list[str] | None = None,
 ) -> Iterator[Frame]:
     """The frames of a file one by one, so that they need not fit into memory; see `read_frames`.
 
-    That no frame has a label is known, and said, after the last.
+    That no frame has a label is known, and said, after the last: as an error, or as a sentence in the list `lacking`,
+    if one is given.
     """
     keys = LabelKeys(Path(path), energy_key, forces_key, stress_key)
     for number, atoms in enumerate(_structures(Path(path))):
         yield _frame(atoms, keys, number, allow_close)
-    keys.check()
+    try:
+        keys.check()
+    except ValueError as error:
+        if lacking is None:
+            raise
+        lacking.append(str(error))
 
 
 def write_frames(path: str | Path, frames: Sequence[Frame], *, prefix: str = "") -> None:

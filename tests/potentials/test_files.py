@@ -16,6 +16,7 @@ from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict
 from jaxmlip.potentials.files import ARRAYS, HEADER, PotentialFileError, load, load_potential, read_header, save
 from jaxmlip.potentials.kinds import KINDS, Kind
 from jaxmlip.potentials.potential import LABELS, Potential, Sum, stack
+from jaxmlip.potentials.upgrades import VERSION
 
 SMALL = Equivariant(channels=4, l_max=1, correlation=1, cutoff=3.7, radial_functions=3, radial_mlp=(5,))
 NATURAL = -2043.933 / 3
@@ -89,7 +90,7 @@ class TestRoundTrip:
         header = read_header(str(tmp_path / "a.jaxmlip"))
         assert header["potential"]["references"] == {"H": -13.587, "Cu": NATURAL}
         assert header["potential"]["static"]["specification"]["cutoff"] == 3.7
-        assert (header["potential"]["kind"], header["dtype"], header["version"]) == ("equivariant", "float32", 1)
+        assert (header["potential"]["kind"], header["dtype"], header["version"]) == ("equivariant", "float32", VERSION)
         assert header["provenance"]["seed"] == 3
         assert header["provenance"]["config"] == {"width": 0.5, "of": str(tmp_path)}
         assert header["provenance"]["versions"]["jax"] == jax.__version__
@@ -106,6 +107,9 @@ class TestRoundTrip:
         header, arrays = contents(path)
         del header["potential"]["static"]["trained_on"]
         rewrite(path, header, arrays)
+        with pytest.raises(PotentialFileError, match="'trained_on' is missing"):
+            load_potential(path)
+        rewrite(path, header | {"version": 1}, arrays)
         assert load_potential(path).trained_on is None
         assert load_potential("chgnet:gga").trained_on == LABELS
         header["potential"]["static"]["trained_on"] = ["charge"]
@@ -232,14 +236,17 @@ class TestRefusals:
 
     def test_header(self, path):
         header, arrays = contents(path)
-        rewrite(path, header | {"version": 2}, arrays)
-        self.refused(path, "it has version 2 of the format, and this jaxmlip reads version 1")
-        with pytest.raises(PotentialFileError, match="version 2"):
-            read_header(path)
+        for version in (VERSION + 1, 0, "1", None, True):
+            rewrite(path, header | {"version": version}, arrays)
+            self.refused(
+                path, rf"it has version {version!r} of the format \(jaxmlip 0.* wrote it\), and this jaxmlip reads"
+            )
+            with pytest.raises(PotentialFileError, match=f"version {version!r}"):
+                read_header(path)
         rewrite(path, header | {"format": "a picture"}, arrays)
         self.refused(path, "not that of a jaxmlip potential")
         rewrite(path, header | {"potential": header["potential"] | {"kind": "oracle"}}, arrays)
-        kinds = "sum, equivariant, linearized, pairs, chgnet"
+        kinds = ", ".join(["sum", *KINDS])
         self.refused(path, f"it is of the kind 'oracle', but what is registered is {kinds}; import jaxmlip.potentials")
         rewrite(path, {key: value for key, value in header.items() if key != "potential"}, arrays)
         self.refused(path, "'potential' is missing")
@@ -280,7 +287,7 @@ class TestRefusals:
             "NaN or infinite; the training has diverged": small.replace(scale=np.array([np.nan])),
             "values of references are NaN": small.replace(references=np.full(119, np.inf)),
             "references has shape": small.replace(references=np.zeros(5)),
-            "no file format for morse:Morse; the kinds are sum, equivariant, linearized, pairs, chgnet": morse(),
+            f"no file format for morse:Morse; the kinds are {', '.join(['sum', *KINDS])}": morse(),
             "save takes one potential, and this is a stack of several: save its members one by one": stack([small] * 2),
         }
         for reason, potential in unfit.items():
