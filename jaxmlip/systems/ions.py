@@ -1,8 +1,7 @@
 """Oxidation states that are common, and sizes of ions and atoms: what a first guess of a crystal needs.
 
-The charges are the common ones of Greenwood and Earnshaw (Chemistry of the Elements, 2nd ed., 1997), as far as the
-prototypes here can use them; the radii are Shannon's effective ionic radii for six neighbours, high spin where there is
-a choice (Acta Cryst. A 32, 751 (1976)). The libraries that have such tables (`smact`) bring pymatgen along.
+The charges are a choice of common ones, as far as the prototypes here can use them; the radii are Shannon's effective
+ionic radii for six neighbours, high spin where there is a choice (Acta Cryst. A 32, 751 (1976)).
 """
 
 import numpy as np
@@ -37,8 +36,8 @@ ANIONS: dict[int, dict[str, float | None]] = {
     -3: {"N": None, "P": None, "As": None, "Sb": None, "Bi": None},
     -4: {"C": None, "Si": None, "Ge": None, "Sn": None},
 }
-"""Radii in Å by element; none where bonds are covalent: their lengths are sums of covalent radii. Hydride: Gibb, Prog.
-Inorg. Chem. 3, 315 (1962)."""
+"""Radii in Å by element; none where bonds are covalent: their lengths are sums of covalent radii. Hydride
+has the usual value for salts, where Shannon has none."""
 
 COORDINATION = {4: 0.94, 6: 1.00, 8: 1.03, 12: 1.00}
 """By how much an ionic bond with so many neighbours differs from one with six (Goldschmidt, 1926); a twelvefold site
