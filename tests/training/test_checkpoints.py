@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import several_processes
 import train_here
 
 from jaxmlip.potentials.evaluation import predict
@@ -60,7 +61,7 @@ def started(labelled: Path, folder: Path, settings: TrainingSettings) -> subproc
     numbers = settings.model_dump(mode="json")
     out = str(folder.with_suffix(".out"))
     order.write_text(json.dumps({"frames": str(labelled), "settings": numbers, "folder": str(folder), "out": out}))
-    return subprocess.Popen([sys.executable, train_here.__file__, str(order)], stderr=subprocess.PIPE)
+    return several_processes.started(train_here.__file__, order)
 
 
 def when(process: subprocess.Popen, condition, number: int) -> int:
