@@ -132,7 +132,7 @@ def of_student(
 
 
 def row_of(without: Any, direct: Any, response: Any) -> dict[str, Any]:
-    """Numbers of one observable; functions are compared along the teacher's own difference from the student."""
+    """Numbers of one observable, along the difference that was found: that is positive, and noise alone makes it so."""
     gap = (direct.student - direct.teacher).value
     axis = response.observable.axis
     weights = np.sign(gap) * (1.0 if axis is None else float(axis[1] - axis[0]))
@@ -171,7 +171,7 @@ def row_of(without: Any, direct: Any, response: Any) -> dict[str, Any]:
 def as_table(rows: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "| observable | found, student − teacher | predicted by response | apart, σ | verdict without the teacher's "
+        "| observable | found, \\|student − teacher\\| | predicted along it | apart, σ | verdict without the teacher's "
         "simulation (by) | ladder's teacher − teacher's own, σ | verdict with it |",
         "|---|---|---|---|---|---|---|",
     ]
