@@ -139,7 +139,7 @@ class Ladder:
         of_difference = "Å" if isinstance(self.task.observables[name], RDF) else unit  # an integral over r
         statuses = [worst(*(each.status for each in samples)) for samples in (rung.of_student, rung.of_teacher)]
         student, teacher, difference = (
-            _no_better(dataclasses.replace(each, unit=unit), status)
+            no_better(dataclasses.replace(each, unit=unit), status)
             for each, status in zip(found, (*statuses, worst(*statuses)), strict=True)
         )
         tolerance = self.task.tolerance(name, teacher)
@@ -166,7 +166,7 @@ class Ladder:
     def _untold(self, name: str, observable: Observable) -> Comparison:
         """Where no way was allowed: what it would take."""
         values = self.own.values(observable, self.task.student, 0)
-        student = _no_better(dataclasses.replace(observable.estimate(values), unit=observable.unit), self.own.status)
+        student = no_better(dataclasses.replace(observable.estimate(values), unit=observable.unit), self.own.status)
         there, number = self.weighted.teacher, self.own.energies[0].size
         frames = number * ENOUGH / max(there.effective_frames, 1e-300)
         needs = f"some {float(f'{frames:.1g}'):,.0f} of the student's frames (there are {number})"
@@ -309,7 +309,7 @@ def unstable_in_equilibrium(run: Run, temperature_K: float) -> str | None:
     return instability(run.during(slice(settled(run, "auto")[0], None)), temperature_K)
 
 
-def _no_better(estimate: Estimate, status: Status) -> Estimate:
+def no_better(estimate: Estimate, status: Status) -> Estimate:
     """The estimate with the worse of two statuses, and without an error where there is none."""
     status = worst(estimate.status, status)
     error = estimate.error if status.has_error else np.full_like(estimate.error, np.nan)

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from jaxmlip.observables.estimate import Estimate
 from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.statistics import correlated_mean
+from jaxmlip.observables.structure import RDF
 from jaxmlip.potentials.pairs import PairForces, element_pairs
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.trajectory import Run
@@ -26,6 +27,7 @@ from jaxmlip.units import KB
 from jaxmlip.validation.averages import frame_states, observe, settled
 from jaxmlip.validation.energies import frame_energies
 from jaxmlip.validation.force_paths import Work, pair_energies, work_of_paths
+from jaxmlip.validation.ladder import no_better
 from jaxmlip.validation.ways import Response, spacing
 
 By = Literal["atoms", "elements", "motions", "pairs", "distances"]
@@ -94,7 +96,7 @@ class PredictedError:
         number = energies.shape[0] * energies.shape[1]
         change = (energies - energies.mean(axis=(0, 1))) * (number / (number - 1.0))
         series = change.reshape(*change.shape, *[1] * (values.ndim - 2)) * deviation[:, :, None]
-        return correlated_mean(series)
+        return no_better(correlated_mean(series), self.total.status)
 
     def draw(self, axes: Sequence[Axes] | np.ndarray) -> None:
         """Three panels: motions and elements, atoms, distances of pairs; bars are standard errors.
@@ -150,7 +152,7 @@ class PredictedError:
     @property
     def _unit(self) -> str:
         axis = self.observable.axis
-        return self.observable.unit if axis is None else "Å" if self.observable.name.startswith("g_") else ""
+        return self.observable.unit if axis is None else "Å" if isinstance(self.observable, RDF) else ""
 
     def _projected(self, values: np.ndarray) -> np.ndarray:
         """Of functions, the integral over the axis that the total's sign gives."""
@@ -213,7 +215,7 @@ def predicted_error(
     for observable in observables:
         if observable.of_fluctuations:
             raise ValueError(f"The {observable.name} is no mean, of which there is a linear response.")
-    first, _ = settled(run, equilibration)
+    first, status = settled(run, equilibration)
     if run.n_frames - first < 2:
         raise ValueError(f"Only {run.n_frames - first} frames of the run are in equilibrium: run longer.")
     kept, beta = run.during(slice(first, None)), 1.0 / (KB * temperature_K)
@@ -235,7 +237,7 @@ def predicted_error(
         _, _, total = Response(change).averages(observable, [own], [others])
         itself = correlated_mean(own - others)
         found[observable.name] = PredictedError(
-            observable, total, itself, others, energies, names, fitted.knots, fitted, refused
+            observable, no_better(total, status), itself, others, energies, names, fitted.knots, fitted, refused
         )
     return found
 
