@@ -74,6 +74,19 @@ def test_wells_of_one_element_are_to_blame(agrees) -> None:
     assert found.names["motions"] == ("displacement", "rest")
 
 
+def test_a_run_that_drifts_has_no_error() -> None:
+    """Neither of the total nor of its shares."""
+    rng = np.random.default_rng(0)
+    x = CENTRES + rng.normal(size=(8, 40, 4, 3)) * np.sqrt(KT / STIFFNESS)
+    drift = np.linspace(0.0, 50.0, 40) + rng.normal(size=(8, 40))
+    run = as_run(x, NUMBERS, 10.0 * np.eye(3), potential_energy=drift)
+    both = wells(STIFFNESS, STIFFNESS), wells(STIFFNESS + CHANGE, STIFFNESS)
+    found = predicted_error(run, *both, [NeonSpread()], temperature_K=KELVIN)["x2"]
+    assert not found.total.status.has_error
+    assert np.isnan(found.total.error)
+    assert np.isnan(found.by("pairs").error).all()
+
+
 def made_ice(rng: np.random.Generator, motion: str) -> Run:
     """Frames of ice whose molecules only translate, rotate or vibrate, or only their cell is strained."""
     ice = ice_ih(molecules=16, seed=0)
