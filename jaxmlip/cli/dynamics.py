@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from jaxmlip.cli.options import CloseOption, PotentialOption, mistakes_in_one_sentence, sigterm_like_ctrl_c
+from jaxmlip.cli.options import (
+    CloseOption,
+    PotentialOption,
+    chosen_tables,
+    mistakes_in_one_sentence,
+    sigterm_like_ctrl_c,
+)
 
 app = typer.Typer()
 
@@ -38,6 +44,9 @@ def md(
     sample_every_fs: SampleOption = 10.0,
     replicas: ReplicasOption = 1,
     seed: SeedOption = 0,
+    tables: Annotated[
+        str, typer.Option(help="auto: tables for radial networks where they pay (see tabulate); on or off")
+    ] = "auto",
     allow_close: CloseOption = False,
 ) -> None:
     """Simulate a structure at constant energy, at constant temperature, or at constant temperature and pressure.
@@ -68,6 +77,7 @@ def md(
             replicas=replicas,
             seed=seed,
             on_failure="mark",
+            tables=chosen_tables(tables),
         )
         since = f", {result.resumed} of them from before" if result.resumed else ""
         typer.echo(
