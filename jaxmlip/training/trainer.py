@@ -173,20 +173,13 @@ def _train_stack(
             if any(recorded):
                 run.wall_s = time.perf_counter() - started
                 rate = rates[:, run.epoch - 1, -1] if run.epoch else np.zeros(len(problems))
-                current = following.problems
                 tallies = _validate(templates.with_params(run.states.ema), held_out, objective, mesh, len(problems))
                 better = np.zeros(len(problems), bool)
+                taken = (run.epoch - 1) * feed.steps + run.position if run.epoch else 0
                 for number in np.flatnonzero(recorded).tolist():
-                    model, tally = run.models[number], tallies[number]
-                    record = _record(run, model, tally, settings[number], float(rate[number]), current[number])
-                    model.history.append(record)
-                    better[number] = record["validation_loss"] < model.lowest
-                    if better[number]:
-                        model.best_epoch, model.lowest = run.epoch, record["validation_loss"]
-                    if model.diverged is not None:
-                        model.diverged += f" The parameters of epoch {model.best_epoch} are kept."
-                        model.active = False
-                    taken = (run.epoch - 1) * feed.steps + run.position if run.epoch else 0
+                    model, tally, problem = run.models[number], tallies[number], following.problems[number]
+                    record = _record(run, model, tally, settings[number], float(rate[number]), problem)
+                    better[number] = _noted(model, record, run.epoch)
                     saver.write(number, record, taken, {"training": model.errors, "validation": tally})
                     if on_epoch is not None:
                         on_epoch(number, record)
@@ -201,17 +194,28 @@ def _train_stack(
 
     best = on_host(run.best)
     return [
-        Trained(
-            problem.potential.with_params(jax.tree.map(lambda leaf, number=number: leaf[number], best)).having_seen(
-                label for label, seen in problem.terms._asdict().items() if seen
-            ),
-            model.history,
-            model.best_epoch,
-            problem,
-            model.diverged,
-        )
+        _trained(problem, model, jax.tree.map(lambda leaf, number=number: leaf[number], best))
         for number, (problem, model) in enumerate(zip(problems, run.models, strict=True))
     ]
+
+
+def _noted(model: Model, record: Record, epoch: int) -> bool:
+    """Whether a validation is the model's best so far, which is noted; one that has diverged stops being active."""
+    model.history.append(record)
+    better = record["validation_loss"] < model.lowest
+    if better:
+        model.best_epoch, model.lowest = epoch, record["validation_loss"]
+    if model.diverged is not None:
+        model.diverged += f" The parameters of epoch {model.best_epoch} are kept."
+        model.active = False
+    return better
+
+
+def _trained(problem: TrainingProblem, model: Model, params: Any) -> Trained:
+    """What is returned of a model."""
+    seen = [label for label, seen in problem.terms._asdict().items() if seen]
+    potential = problem.potential.with_params(params).having_seen(seen)
+    return Trained(potential, model.history, model.best_epoch, problem, model.diverged)
 
 
 class _Monitor:
