@@ -7,7 +7,8 @@ Replicas of 16 molecules are simulated with the teacher at constant pressure and
 trained on their energies, forces and stresses, simulated in its turn, and trained again with labels of its own frames
 added: those are the frames that are reweighted later. Run again to go on where it was. Usage:
 
-    uv run python experiments/differentiable_validation/make_student.py [--time-ps 1.2] [--epochs 80] [--out runs/student]
+    uv run python experiments/differentiable_validation/make_student.py [--time-ps 1.2] [--epochs 80]
+        [--out runs/student]
 """
 
 import argparse
