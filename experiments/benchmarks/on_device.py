@@ -185,10 +185,11 @@ def kernels(call: Callable[[], Any], most: int = 3) -> list[Row]:
         of_device = [plane for plane in planes if plane.name.startswith("/device:")]
         spent: Counter[str] = Counter()
         for plane in of_device or planes:
-            for line in plane.lines:
-                # Lines of a device are its streams; others sum the same kernels by module or by step.
-                if of_device and "stream" not in line.name.lower() and "ops" not in line.name.lower():
-                    continue
+            lines = list(plane.lines)
+            # A GPU's lines are its streams, a TPU's its operations; others sum the same by module or by step.
+            of_kernels = [line for kind in ("Stream", "XLA Ops") for line in lines if line.name.startswith(kind)]
+            streams = [line for line in of_kernels if line.name.startswith("Stream")]
+            for line in (streams or of_kernels) if of_device else lines:
                 for event in line.events:
                     if of_device or any(key == "hlo_op" for key, _ in event.stats):
                         spent[event.name] += event.duration_ns
@@ -247,7 +248,7 @@ class Report:
             last = json.dumps(self.content) if as_json else f"{self.content['device']}: {self.folder}"
             print(last, flush=True)
             sys.stdout.flush()
-            os._exit(0 if self.content["correct"] and not self.content["failed"] else 1)
+            os._exit(1 if self.content["failed"] or self.content["correct"] is False else 0)
 
     def end_by(self, clock: Clock, as_json: bool) -> None:
         """End when the time of all is over, whatever hangs."""
