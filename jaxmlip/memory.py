@@ -26,7 +26,7 @@ def needed_bytes(compiled: Any) -> int:
     return int(whole - said.alias_size_in_bytes)
 
 
-def check_fits(jitted: Any, *arguments: Any, number: int, what: str) -> None:
+def check_fits(jitted: Any, *arguments: Any, number: int, what: str, mend: str, **static: Any) -> None:
     """Compile a function for arguments and refuse it if it does not fit, where the device has a limit.
 
     The call that follows finds it compiled.
@@ -36,6 +36,8 @@ def check_fits(jitted: Any, *arguments: Any, number: int, what: str) -> None:
         *arguments: it will be called with, or arguments of the same shapes.
         number: of what its memory grows with.
         what: what that is, for the message, such as "replicas of 96 atoms".
+        mend: what else to do, for the message.
+        **static: arguments by name, of the function.
 
     Raises:
         TooLarge: naming how many would fit, if memory is proportional to the number.
@@ -43,10 +45,10 @@ def check_fits(jitted: Any, *arguments: Any, number: int, what: str) -> None:
     limit = memory_limit()
     if limit is None:
         return
-    needed = needed_bytes(jitted.lower(*arguments).compile())
+    needed = needed_bytes(jitted.lower(*arguments, **static).compile())
     if needed > limit:
         fits = number * limit // needed
         raise TooLarge(
             f"{number} {what} need {needed / GIB:.3g} GiB, and the device has {limit / GIB:.3g} GiB: about {fits} "
-            f"would fit{'' if fits else ', which is not one'}; give fewer, or share them among devices (devices=N)."
+            f"would fit{'' if fits else ', which is not one'}; give fewer, or {mend}."
         )

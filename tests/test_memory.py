@@ -20,16 +20,18 @@ def test_what_a_program_needs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
     many = jax.jit(lambda x: jnp.sort(jnp.sin(x)) @ jnp.cos(x))
     x = jnp.ones(2**18)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        check_fits(many, x, number=1, what="arrays")
+        check_fits(many, x, number=1, what="arrays", mend="shorter ones")
         assert "XLA compilation" not in caplog.text  # a CPU says nothing, and nothing is asked
         monkeypatch.setattr(memory, "memory_limit", lambda: 2**30)
-        check_fits(many, x, number=1, what="arrays")
+        check_fits(many, x, number=1, what="arrays", mend="shorter ones")
         many(x)
         assert caplog.text.count("Finished XLA compilation of jit(<lambda>)") == 1
     assert 2**20 < needed_bytes(many.lower(x).compile()) < 2**24
     monkeypatch.setattr(memory, "memory_limit", lambda: 2**19)
-    with pytest.raises(TooLarge, match=r"1 arrays need .* about 0 would fit, which is not one; give fewer"):
-        check_fits(many, x, number=1, what="arrays")
+    with pytest.raises(
+        TooLarge, match=r"1 arrays need .* about 0 would fit, which is not one; give fewer, or shorter ones"
+    ):
+        check_fits(many, x, number=1, what="arrays", mend="shorter ones")
 
 
 def test_a_simulation_says_how_many_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:

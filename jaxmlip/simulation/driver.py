@@ -262,7 +262,8 @@ class Driver:
         """Compute the forces at the start, by a step of no length with the code of all others; TooLarge if no room."""
         replicas = len(self.sizes)
         number, what = (self.atoms, "atoms") if replicas == 1 else (replicas, f"replicas of {self.atoms} atoms")
-        check_fits(advance, *self._arguments(0, 0.0), number=number, what=what)
+        mend = "share replicas among devices (devices=N)"
+        check_fits(advance, *self._arguments(0, 0.0), number=number, what=what, mend=mend)
         self._run(until=0, timestep_fs=0.0)
 
     def advance(self, until: int) -> float:
