@@ -110,7 +110,7 @@ def simulated(options: argparse.Namespace) -> dict[str, Any]:
 
     model = Equivariant(channels=64, l_max=3, message_l=1, cutoff=5.0)
     potential = model.build([8], average_neighbors=20.0).replace(form="accelerator")
-    atoms = bulk("O", "sc", a=2.2, cubic=True).repeat(round(options.atoms ** (1 / 3)))  # 46 neighbours, as in ice
+    atoms = bulk("O", "sc", a=2.2, cubic=True).repeat(round(options.atoms ** (1 / 3)))  # 56 neighbours; ice has 48
     driver = make_session([potential], atoms, NVT(300.0), Options(steps=100, on_failure="mark")).driver
     start = time.perf_counter()
     compiled = advance.lower(*driver._arguments(100, 0.5)).compile()

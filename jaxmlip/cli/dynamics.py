@@ -63,6 +63,7 @@ def md(
         from jaxmlip.simulation.simulate import simulate
 
         chosen = ensemble_of(ensemble, temperature_k, pressure_gpa, cell, friction_per_ps)
+        with_tables = chosen_tables(tables)
         join_processes()
         model = load_potential(potential)
         start = last_structure(structure, allow_close=allow_close)
@@ -77,7 +78,7 @@ def md(
             replicas=replicas,
             seed=seed,
             on_failure="mark",
-            tables=chosen_tables(tables),
+            tables=with_tables,
         )
         since = f", {result.resumed} of them from before" if result.resumed else ""
         typer.echo(

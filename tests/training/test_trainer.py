@@ -65,9 +65,7 @@ def test_learns_what_the_labels_say(trained, high):
 
 def test_a_batch_that_does_not_fit_into_the_device_is_refused(trained, high, monkeypatch):
     monkeypatch.setattr(memory, "memory_limit", lambda: 10_000)
-    with pytest.raises(
-        ValueError, match=r"4 structures in a batch \(batch_size\) need .*; give fewer, or share"
-    ):
+    with pytest.raises(ValueError, match=r"4 structures in a batch \(batch_size\) need .*; give fewer, or share"):
         train(problem(high), SETTINGS, progress=False)
 
 
