@@ -176,7 +176,7 @@ def force_call(bench: Bench, rows: list[Row]) -> None:
     kinds = {f"L = {L}{tables}": (L, bool(tables)) for L in (0, 1) for tables in ("", ", tables")}
     potentials: dict[str, EquivariantPotential] = {}
     for kind, (L, tables) in kinds.items():
-        plain = potentials.get(f"L = {L}") or model(bench.sizes.channels, L)
+        plain = potentials.get(f"L = {L}") or model(bench.sizes.channels, L, bench.sizes.order)
         potentials[kind] = tabulate(plain) if tables else plain
     counted = 384 if bench.sizes is FULL else 96
     cutoff = potentials["L = 0"].cutoff
@@ -247,7 +247,7 @@ def profile(bench: Bench, rows: list[Row]) -> None:
     """The kernels of a force call."""
     atoms = bench.sizes.profiled
     for L in (0, 1):
-        potential = jax.device_put(model(bench.sizes.channels, L))
+        potential = jax.device_put(model(bench.sizes.channels, L, bench.sizes.order))
         graph = jax.device_put(graph_from_atoms(box(atoms), potential.cutoff))
         call = partial(jax.jit(evaluate), potential, graph)
         rows.extend({"potential": f"L = {L}, {atoms} atoms"} | row for row in kernels(call))
