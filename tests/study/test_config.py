@@ -7,6 +7,7 @@ import yaml
 
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.config import load_config, schema, template
+from jaxmlip.study.cross_functional.config import CrossFunctional
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.train_one import TrainOne
 from jaxmlip.training.strategies.continued import SingleFidelity
@@ -64,7 +65,7 @@ def test_names_stand_for_the_strategies_of_the_file(quick):
         ("system.molecules=many", "system.molecules: .*integer.*'many'"),
         ("seed", "not of the form key=value"),
         ("seed.deep=1", "sets a key below seed, which is a single value"),
-        ("study=alchemy", "the studies are clusters_to_bulk, learning_curve, train"),
+        ("study=alchemy", "the studies are clusters_to_bulk, cross_functional, learning_curve, train"),
         ("name=../up", "name: .*pattern"),
     ],
 )
@@ -84,9 +85,9 @@ def test_files_that_are_no_configuration(tmp_path):
         load_config(tmp_path / "broken.yaml")
 
 
-@pytest.mark.parametrize("kind", ["clusters_to_bulk", "train"])
+@pytest.mark.parametrize("kind", ["clusters_to_bulk", "cross_functional", "train"])
 def test_template_and_schema_describe_the_model(tmp_path, kind):
-    model = {"clusters_to_bulk": ClustersToBulk, "train": TrainOne}[kind]
+    model = {"clusters_to_bulk": ClustersToBulk, "cross_functional": CrossFunctional, "train": TrainOne}[kind]
     text = template(kind)
     path = tmp_path / "template.yaml"
     path.write_text(text)
