@@ -6,6 +6,7 @@ import pydantic
 from ase.data import atomic_numbers
 
 from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.potentials.models import AnyModel
 from jaxmlip.study.frames import FileData
 from jaxmlip.study.schedule import Schedule
 from jaxmlip.study.section import Section, told_apart
@@ -29,7 +30,7 @@ class Foundation(Section):
     references: dict[str, float] | None = pydantic.Field(
         default=None, description="elemental reference energies of the low fidelity, eV; fitted if there are none"
     )
-    student: Equivariant = Equivariant()
+    student: AnyModel = Equivariant()
     training: Schedule = Schedule(steps=12000, validations=20)
 
     @pydantic.field_validator("references")
