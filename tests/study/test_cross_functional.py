@@ -30,6 +30,8 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "cross_functional"
 
 MODEL = {"channels": 2, "layers": 1, "l_max": 1, "correlation": 1, "radial_mlp": [4], "cutoff": 3.2}
 
+PROTOTYPES = ["bcc", "rocksalt", "fluorite", "antifluorite"]
+
 ELEMENTS = {"Li": 3, "Na": 11, "K": 19, "Mg": 12, "O": 8, "F": 9, "Cl": 17}
 
 
@@ -159,7 +161,11 @@ def content(teachers, **changes):
         "seeds": [0],
         "source": str(teachers / "source.jaxmlip"),
         "target": str(teachers / "target.jaxmlip"),
-        "structures": {"number": 36, "elements": [*ELEMENTS], "prototypes": ["bcc", "rocksalt", "fluorite", "antifluorite"]},
+        "structures": {
+            "number": 36,
+            "elements": [*ELEMENTS],
+            "prototypes": ["bcc", "rocksalt", "fluorite", "antifluorite"],
+        },
         "validation_fraction": 0.2,
         "test_fraction": 0.3,
         "architectures": {"tiny": MODEL},
@@ -276,7 +282,7 @@ def test_mistakes_are_named_before_anything_is_trained(teachers, tmp_path):
 def test_configurations_of_the_experiment(name):
     config = load_config(EXPERIMENTS / f"{name}.yaml")
     assert isinstance(config, CrossFunctional)
-    assert {"student", "nequip_like"} <= config.architectures.keys()
+    assert {"student", "nequip_like", *([] if name == "quick" else ["chgnet"])} == config.architectures.keys()
     assert len(config.sizes) >= (3 if name == "quick" else 5)
     assert (config.files is not None) == (name == "full")
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import threading
 
 import pytest
 
@@ -101,6 +102,25 @@ def test_parts_of_a_folder_are_claimed_one_by_one(tmp_path):
             assert not third
     with other.claimed("a", wait=True) as free:
         assert free
+
+
+def test_parts_that_another_is_at_work_on_come_last(tmp_path, quiet):
+    """And none is dealt before the other lets go of it."""
+    other, released = Workspace(tmp_path / "run"), threading.Event()
+    held = other.claimed("b", wait=True)
+    assert held.__enter__()
+
+    def release():
+        released.set()
+        held.__exit__(None, None, None)
+
+    order = []
+    for number in quiet().dealt(["a", "b", "c"]):
+        order.append("abc"[number])
+        assert order[-1] != "b" or released.is_set()
+        if order == ["a", "c"]:
+            threading.Timer(0.2, release).start()
+    assert order == ["a", "c", "b"]
 
 
 def test_seeds_differ_by_purpose_and_seed():

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from jaxmlip.potentials.chgnet import CHGNetModel
 from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.potentials.models import AnyModel
 from jaxmlip.study.schedule import Schedule
 from jaxmlip.study.section import Section
 
@@ -63,10 +65,11 @@ class CrossFunctional(Section):
     structures: Structures = Structures()
     validation_fraction: float = pydantic.Field(default=0.15, gt=0, lt=0.5, description="of compositions")
     test_fraction: float = pydantic.Field(default=0.2, gt=0, lt=0.5, description="of compositions")
-    architectures: dict[Title, Equivariant] = pydantic.Field(
+    architectures: dict[Title, AnyModel] = pydantic.Field(
         default={
             "student": Equivariant(channels=32, l_max=2),
             "nequip_like": Equivariant(channels=32, l_max=2, correlation=1, message_l=1, layers=3),
+            "chgnet": CHGNetModel(),
         },
         min_length=1,
         description="what is trained, by a name",

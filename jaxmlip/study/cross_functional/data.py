@@ -106,7 +106,7 @@ def parts_of(names: Sequence[str], config: CrossFunctional) -> dict[str, Part]:
 
 def _from_teachers(config: CrossFunctional, workspace: Workspace) -> Data:
     teachers: dict[Level, str] = {"source": config.source, "target": config.target}
-    loaded = {level: load_potential(name) for level, name in teachers.items()}
+    loaded: dict[Level, Potential] = {level: load_potential(name) for level, name in teachers.items()}
     elements = _elements(config, loaded)
     settings = {"structures": config.structures, "elements": elements, "seed": config.seed}
     settings |= {"validation": config.validation_fraction, "test": config.test_fraction}
