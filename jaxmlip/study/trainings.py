@@ -36,4 +36,5 @@ def keep_trained(config: Section, folder: Path, trained: Trained, potential: Pot
     provenance = {"config": config.model_dump(mode="json"), "versions": versions()}
     save(potential, folder / POTENTIAL, provenance=provenance)
     write_json(folder / "history.json", trained.history)
-    write_json(folder / "outcome.json", {"best_epoch": trained.best_epoch, "diverged": trained.diverged})
+    outcome = {name: getattr(trained, name) for name in ("best_epoch", "diverged", "converged")}
+    write_json(folder / "outcome.json", outcome)

@@ -242,7 +242,7 @@ Average = Callable[[np.ndarray, np.ndarray], Any]
 
 def responded(values: np.ndarray, change: np.ndarray) -> np.ndarray:
     """⟨A⟩ − β cov(A, ΔU)."""
-    return first_order(values, change).mean(axis=(0, 1))
+    return np.asarray(first_order(values, change).mean(axis=(0, 1)))
 
 
 def _reweighted(observable: Observable) -> Average:
