@@ -8,6 +8,10 @@ from typing import Any
 import jinja2
 
 
+MOST_DIGITS = 6
+"""Behind the point: an error that would need more is one of rounding."""
+
+
 def template_of(study: str) -> jinja2.Template:
     """The page `report.html.jinja` of a study, which extends `page.html.jinja` or stands alone."""
     templates = jinja2.Environment(
@@ -27,12 +31,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def value_and_error(number: dict[str, Any] | None, digits: int) -> str:
-    """Value ± standard error, with so many digits or as many as show the error; or a dash."""
+    """Value ± standard error, with so many digits or as many as show the error (up to `MOST_DIGITS`); or a dash."""
     if number is None or number["value"] is None:
         return "–"
     error = number.get("error")
     if error is None:
         return f"{number['value']:.{digits}f}"
     if 0 < error < math.inf:
-        digits = max(digits, -math.floor(math.log10(error)))
+        digits = max(digits, min(-math.floor(math.log10(error)), MOST_DIGITS))
     return f"{number['value']:.{digits}f} ± {error:.{digits}f}"
