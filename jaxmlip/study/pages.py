@@ -7,7 +7,6 @@ from typing import Any
 
 import jinja2
 
-
 MOST_DIGITS = 6
 """Behind the point: an error that would need more is one of rounding."""
 
