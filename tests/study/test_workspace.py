@@ -106,20 +106,22 @@ def test_parts_of_a_folder_are_claimed_one_by_one(tmp_path):
 
 def test_parts_that_another_is_at_work_on_come_last(tmp_path, quiet):
     """And none is dealt before the other lets go of it."""
-    other, released = Workspace(tmp_path / "run"), threading.Event()
-    held = other.claimed("b", wait=True)
-    assert held.__enter__()
+    held, may_go = threading.Event(), threading.Event()
 
-    def release():
-        released.set()
-        held.__exit__(None, None, None)
+    def hold():
+        with Workspace(tmp_path / "run").claimed("b", wait=True):
+            held.set()
+            may_go.wait(60)
 
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(60)
     order = []
     for number in quiet().dealt(["a", "b", "c"]):
         order.append("abc"[number])
-        assert order[-1] != "b" or released.is_set()
         if order == ["a", "c"]:
-            threading.Timer(0.2, release).start()
+            may_go.set()
+    other.join()
     assert order == ["a", "c", "b"]
 
 
