@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from jaxmlip.potentials.ase import Calculator as Calculator
     from jaxmlip.potentials.ase_potential import AsePotential as AsePotential
     from jaxmlip.potentials.ase_potential import from_ase as from_ase
+    from jaxmlip.potentials.chgnet import CHGNetModel as CHGNetModel
     from jaxmlip.potentials.equivariant import Equivariant as Equivariant
     from jaxmlip.potentials.errors import compare as compare
     from jaxmlip.potentials.evaluation import label as label
@@ -201,6 +202,7 @@ _HOME = {
     "Calculator": "potentials.ase",
     "from_ase": "potentials.ase_potential",
     "AsePotential": "potentials.ase_potential",
+    "CHGNetModel": "potentials.chgnet",
     "Equivariant": "potentials.equivariant",
     "label": "potentials.evaluation",
     "predict": "potentials.evaluation",

@@ -21,7 +21,7 @@ from contenders import OURS_COMMAND, Contender, ice, interleaved, median_ms, pee
 
 OURS = """
 import jax, numpy as np
-from jaxmlip.potentials.chgnet import load_chgnet
+from jaxmlip.potentials.chgnet_checkpoint import load_chgnet
 from jaxmlip.potentials.potential import evaluate
 from jaxmlip.systems.graph import graph_from_atoms
 from jaxmlip.units import GPA

@@ -271,9 +271,14 @@ def tabulate(
         typer.echo(f"Wrote {out}: {said} for each layer in turn.")
 
 
+KINDS = "clusters_to_bulk, cross_functional, learning_curve or train"
+
+
 @config_app.command("template")
 def config_template(
-    kind: Annotated[str, typer.Argument(help="clusters_to_bulk, learning_curve or train")] = "clusters_to_bulk",
+    kind: Annotated[
+        str, typer.Argument(help="clusters_to_bulk, cross_functional, learning_curve or train")
+    ] = "clusters_to_bulk",
 ) -> None:
     """Print a whole configuration with the meaning of every key."""
     with mistakes_in_one_sentence():
@@ -284,7 +289,9 @@ def config_template(
 
 @config_app.command("schema")
 def config_schema(
-    kind: Annotated[str, typer.Argument(help="clusters_to_bulk, learning_curve or train")] = "clusters_to_bulk",
+    kind: Annotated[
+        str, typer.Argument(help="clusters_to_bulk, cross_functional, learning_curve or train")
+    ] = "clusters_to_bulk",
 ) -> None:
     """Print the JSON schema of a configuration, for editors."""
     with mistakes_in_one_sentence():

@@ -140,12 +140,14 @@ class TrainableReferences(Adapter):
     """Elemental reference energies that move: an offset for each element and readout is added to each atom's energy.
 
     Attributes:
-        params: "offsets" [elements, heads] in eV, elements as in `species`; "potential", those of the potential.
+        params: "offsets" [elements, heads] in eV, elements as in `elements`; "potential", those of the potential.
         potential: without parameters of its own.
+        elements: atomic numbers that have an offset, ascending (static): those that the potential knows.
     """
 
     params: Leaf
     potential: Trainable
+    elements: tuple[int, ...] = flax.struct.field(pytree_node=False)
 
     def whole(self) -> Trainable:
         """The adapted potential with its parameters."""
@@ -159,14 +161,14 @@ class TrainableReferences(Adapter):
         """The adapted potential with one of its readouts, whose offsets become part of the elemental references."""
         check_head(self, head)
         references = np.array(self.references, np.float64)
-        references[list(self.species)] += np.asarray(self.params["offsets"], np.float64)[:, head]
+        references[list(self.elements)] += np.asarray(self.params["offsets"], np.float64)[:, head]
         return self.whole().select_head(head).with_references(references)
 
     def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
         """Those of the potential plus the offsets, eV; 0 for padding atoms."""
         energies = jnp.asarray(self.whole().readouts(graph))
         row = np.zeros(N_SPECIES, np.int32)
-        row[list(self.species)] = np.arange(len(self.species))
+        row[list(self.elements)] = np.arange(len(self.elements))
         offsets = jnp.asarray(self.params["offsets"], energies.dtype)[jnp.asarray(row)[graph.species]]
         return energies + jnp.where(graph.atom_mask[:, None], offsets, 0.0)
 
@@ -199,9 +201,10 @@ def low_rank(potential: Trainable, rank: int, seed: int) -> LowRank:
 
 def trainable_references(potential: Trainable) -> TrainableReferences:
     """The potential with offsets of its elemental references among its parameters, 0 at first."""
-    offsets = np.zeros((len(potential.species), potential.heads), np.float32)
+    elements = tuple(potential.species)
+    offsets = np.zeros((len(elements), potential.heads), np.float32)
     params = {"offsets": offsets, "potential": potential.params}
-    return TrainableReferences(params=params, potential=potential.with_params(None))
+    return TrainableReferences(params=params, potential=potential.with_params(None), elements=elements)
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

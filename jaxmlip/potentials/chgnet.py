@@ -1,33 +1,40 @@
-"""The pretrained CHGNet teachers: the network in flax.linen, the published weights read without torch.
+"""CHGNet as a potential, pretrained (see `chgnet_checkpoint`) or new, and what strategies need to train it.
 
-Deng et al., Nat. Mach. Intell. 5, 1031 (2023); version 0.3.0 of the weights for GGA/GGA+U, and the weights transferred
-to r2SCAN by Huang et al., npj Comput. Mater. (2025). Both come with the `chgnet` package, whose files alone are read.
+Deng et al., Nat. Mach. Intell. 5, 1031 (2023).
 """
 
-import importlib.util
-from collections.abc import Mapping
-from pathlib import Path
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from pydantic import BaseModel
 
+from jaxmlip.describing import count
 from jaxmlip.potentials.blocks import Form, form_of_this_machine
-from jaxmlip.potentials.chgnet_network import ATOM_CUTOFF, BOND_CUTOFF, ELEMENTS, LAYERS, CHGNetNetwork
-from jaxmlip.potentials.potential import LABELS, N_SPECIES, Potential
-from jaxmlip.potentials.torch_checkpoint import read_checkpoint
+from jaxmlip.potentials.chgnet_network import ATOM_CUTOFF, BOND_CUTOFF, ELEMENTS, LAYERS, CHGNetNetwork, drawn
+from jaxmlip.potentials.potential import LABELS, N_SPECIES, TrainingRecord, all_labels
+from jaxmlip.potentials.trainable import (
+    Group,
+    Trainable,
+    check_head,
+    check_one_head,
+    check_references,
+    check_single_readout,
+    grouped,
+    known_species,
+    path_name,
+)
 from jaxmlip.systems.graph import GHOST, Graph, edge_vectors
 from jaxmlip.types import AnyArray, Leaf, PerAtom
 
 MISSED = 1e-2
 """Å: a bond this close to the bond graph's cutoff weighs too little to matter, and is not called missing."""
-
-CHECKPOINTS = {"gga": "pretrained/0.3.0", "r2scan": "pretrained/r2scan"}
 
 UNFITTED = 1e-6
 """Magnitude in eV below which an elemental reference was never fitted: no training structure had the element."""
@@ -40,21 +47,93 @@ that of Yb, which the data of r2SCAN lack, they have the same bits before and af
 reached them. Their references for GGA are small instead of zero, and mean nothing."""
 
 
-@flax.struct.dataclass
-class CHGNet(Potential):
-    """A CHGNet as a potential.
+OF_READOUT = ("norm", "readout", "moment")
+"""Parameters of a readout: of energies, with the normalisation before it, and of magnetic moments."""
+
+LAST_LAYER = "readout_3"
+
+OF_LAYERS = ("atom_convolutions", "bond_convolutions", "angle_updates")
+
+
+class CHGNetModel(BaseModel, frozen=True, extra="forbid"):
+    """What a new CHGNet looks like: the architecture of version 0.3.0, which has no sizes to choose; `build` makes one.
 
     Attributes:
-        params: variables of `CHGNetNetwork`.
-        references: [119], AtomRef of the checkpoint, eV.
-        form: for which machine it is computed (static); see `blocks.Form`.
+        kind: how configurations tell it from other architectures.
+    """
 
-    Nothing else is static, so that all checkpoints share compiled code.
+    kind: Literal["chgnet"] = "chgnet"
+
+    @property
+    def cutoff(self) -> float:
+        """6 Å."""
+        return ATOM_CUTOFF
+
+    @property
+    def inner_cutoff(self) -> float:
+        """3 Å, the bond graph."""
+        return BOND_CUTOFF
+
+    def build(
+        self,
+        species: Sequence[int],
+        *,
+        average_neighbors: float = 1.0,
+        references: Float[np.ndarray, "119"] | None = None,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        seed: int = 0,
+    ) -> "CHGNet":
+        """A CHGNet with random parameters, each drawn as the original draws it.
+
+        CHGNet has no scale and shift beside its parameters. They enter by the last linear layer of the readout, whose
+        weights and bias are multiplied by the scale, and to whose bias the shift is added; training moves both.
+
+        Args:
+            species: atomic numbers it is to know, up to 94.
+            average_neighbors: of no use here: CHGNet's sums over neighbours are not divided by their number.
+            references: elemental reference energies in eV by atomic number; zero by default.
+            scale: eV, multiplies the network's output.
+            shift: eV, added to each atom's energy.
+            seed: of the random parameters.
+
+        Raises:
+            ValueError: for species that CHGNet has no embedding for.
+        """
+        del average_neighbors
+        known = known_species(species, most=ELEMENTS)
+        references = np.zeros(N_SPECIES) if references is None else np.array(references, np.float64)
+        check_references(references)
+        params = drawn_params(seed)
+        last = params[LAST_LAYER]
+        kernel, bias = np.float32(scale) * last["kernel"], np.float32(scale) * last["bias"] + np.float32(shift)
+        params[LAST_LAYER] = {"kernel": kernel, "bias": bias}
+        return CHGNet(params={"params": params}, references=references, known=known, record=TrainingRecord(()))
+
+
+@flax.struct.dataclass
+class CHGNet(Trainable):
+    """A CHGNet as a potential, to be used as it is or trained.
+
+    Attributes:
+        params: variables of `CHGNetNetwork`; those of the readouts have a leading axis if there are several.
+        references: [119], eV; AtomRef of a checkpoint.
+        known: atomic numbers it knows, ascending (static); None for a checkpoint, whose references say it, so that all
+            checkpoints share compiled code.
+        heads: number of readouts, one per fidelity (static).
+        record: of what it was trained on (static, but no part of what is compiled); see `trained_on`.
+        form: for which machine it is computed (static); see `blocks.Form`.
     """
 
     params: Leaf
     references: Leaf
+    known: tuple[int, ...] | None = flax.struct.field(pytree_node=False, default=None)
+    heads: int = flax.struct.field(pytree_node=False, default=1)
+    record: TrainingRecord = flax.struct.field(pytree_node=False, default=TrainingRecord(LABELS))
     form: Form = flax.struct.field(pytree_node=False, default_factory=form_of_this_machine)
+
+    def _described(self) -> tuple[str, ...]:
+        return (count(self.heads, "readout") if self.heads > 1 else "",)
 
     @property
     def cutoff(self) -> float:
@@ -68,98 +147,128 @@ class CHGNet(Potential):
 
     @property
     def species(self) -> tuple[int, ...]:
-        """Atomic numbers that training structures had, see `NOT_IN_MPTRJ`; not to be asked for in traced code."""
+        """Atomic numbers it knows; of a checkpoint those that training structures had, see `NOT_IN_MPTRJ`.
+
+        Of a checkpoint it is not to be asked for in traced code.
+        """
+        if self.known is not None:
+            return self.known
         fitted = np.flatnonzero(np.abs(np.asarray(self.references)) > UNFITTED).tolist()
         return tuple(number for number in fitted if number not in NOT_IN_MPTRJ)
 
     @property
-    def trained_on(self) -> tuple[str, ...]:
-        """All labels: CHGNet was fitted to energies, forces, stresses and magnetic moments."""
-        return LABELS
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Labels that its parameters have ever seen; of a checkpoint all, magnetic moments among them."""
+        return self.record.labels
+
+    def having_seen(self, labels: Iterable[str]) -> "CHGNet":
+        """The potential, trained on these labels too."""
+        return self.replace(record=TrainingRecord(all_labels([self.trained_on, tuple(labels)])))
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
-        """Contribution of each atom in eV, relative to AtomRef; NaN if a bond lies outside of the inner slots."""
-        energies, _ = self._apply(graph)
-        return energies
+        """Contribution of each atom in eV, relative to its reference; NaN if a bond lies outside of the inner slots.
+
+        Raises:
+            ValueError: if the potential has several heads.
+        """
+        check_one_head(self)
+        return self.outputs(graph)[0][:, 0]
+
+    def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
+        """Atomic energies in eV of every head."""
+        return self.outputs(graph)[0]
 
     def magnetic_moments(self, graph: Graph) -> PerAtom:
-        """Magnitude of each atom's magnetic moment in μB; 0 for padding atoms."""
-        _, moments = self._apply(graph)
-        return moments
+        """Magnitude of each atom's magnetic moment in μB; 0 for padding atoms.
 
-    def _apply(self, graph: Graph) -> tuple[PerAtom, PerAtom]:
-        """Atomic energies and magnetic moments, 0 for padding atoms."""
+        Raises:
+            ValueError: if the potential has several heads.
+        """
+        check_one_head(self)
+        return self.outputs(graph)[1][:, 0]
+
+    def outputs(self, graph: Graph) -> tuple[Float[AnyArray, "atoms heads"], Float[AnyArray, "atoms heads"]]:
+        """Atomic energies in eV and magnetic moments in μB of every head, 0 for padding atoms."""
         # Numpy leaves of the host cannot be indexed by what a transformation traces.
         params, graph = jax.tree.map(jnp.asarray, (self.params, graph))
         vectors, _ = edge_vectors(graph)
         inner = min(graph.inner, graph.n_slots)
         reverse = reverse_slots(graph.neighbors[:, :inner], graph.shifts[:, :inner])
-        outputs = CHGNetNetwork(self.form).apply(params, graph.species, vectors, graph.neighbors, reverse)
+        network = CHGNetNetwork(self.form)
+        features = network.apply(params, graph.species, vectors, graph.neighbors, reverse, method="features")
+
+        def of_head(readout: Any) -> tuple[Array, Array]:
+            everything = {"params": {**params["params"], **readout}}
+            return cast(tuple[Array, Array], network.apply(everything, *features, method="outputs"))
+
+        readout = {name: tree for name, tree in params["params"].items() if _is_of_readout(name)}
+        both = jax.vmap(of_head, out_axes=1)(readout) if self.heads > 1 else [x[:, None] for x in of_head(readout)]
         # The bond graph would silently lack a bond that has moved outside of the inner slots.
         missed = jnp.any(jnp.sum(vectors[:, inner:] ** 2, axis=-1) < (BOND_CUTOFF - MISSED) ** 2, axis=1)
         energies, moments = (
-            jnp.where(graph.atom_mask, jnp.where(missed, jnp.nan, x), 0.0) for x in cast(tuple[Array, Array], outputs)
+            jnp.where(graph.atom_mask[:, None], jnp.where(missed[:, None], jnp.nan, x), 0.0) for x in both
         )
         return energies, moments
 
+    def groups(self) -> Any:
+        """Bases and embeddings of atoms, bonds and angles; the layers; and the readouts of energies and moments."""
 
-def load_chgnet(which: Literal["gga", "r2scan"], dtype: type = np.float32) -> CHGNet:
-    """A pretrained CHGNet from the files of the installed `chgnet` package, which is not imported.
+        def group_of(path: str) -> Group:
+            part = path.split("/")[1]
+            name, _, layer = part.rpartition("_")
+            if _is_of_readout(part):
+                return Group("readout")
+            return Group("trunk", LAYERS - int(layer)) if name in OF_LAYERS else Group("embedding", LAYERS + 1)
 
-    Args:
-        which: "gga" for version 0.3.0 (GGA and GGA+U as in the Materials Project), "r2scan" for its transfer to r2SCAN.
-        dtype: of the parameters.
+        return grouped(self.params, group_of)
 
-    Raises:
-        ValueError: for another name, or if the checkpoint is truncated or not CHGNet's.
-        ModuleNotFoundError: if `chgnet` is not installed.
-    """
-    if which not in CHECKPOINTS:
-        raise ValueError(f"There is no CHGNet {which!r}; the names are {', '.join(CHECKPOINTS)}.")
-    spec = importlib.util.find_spec("chgnet")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            f"chgnet:{which} needs the checkpoint files of the package chgnet, which is not installed: run `uv sync` "
-            "(its group `teachers` is a default), or `pip install --no-deps chgnet`; torch is not needed."
+    def fresh(
+        self,
+        *,
+        references: Float[np.ndarray, "119"],
+        scale: float,
+        shift: float,
+        seed: int,
+        species: Sequence[int] | None = None,
+    ) -> "CHGNet":
+        """A new CHGNet, see `Trainable.fresh` and `CHGNetModel.build`."""
+        known = self.species if species is None else species
+        new = CHGNetModel().build(known, references=references, scale=scale, shift=shift, seed=seed)
+        return new.replace(form=self.form)
+
+    def with_references(self, references: Float[np.ndarray, "119"]) -> "CHGNet":
+        """The potential with other elemental reference energies, eV; it knows the elements that it knew."""
+        return self.replace(references=np.array(references, np.float64), known=self.species)
+
+    def select_head(self, head: int) -> "CHGNet":
+        """The potential with one of its readouts alone; all others are dropped.
+
+        Raises:
+            ValueError: if there is no such head.
+        """
+        check_head(self, head)
+        return self if self.heads == 1 else self._with_readouts(1, lambda leaf: leaf[head], self.params)
+
+    def with_heads(self, heads: int, *, fresh: int | None = None) -> "CHGNet":
+        """The potential with its single readout copied to every head, see `Trainable.with_heads`."""
+        check_single_readout(self, heads)
+        last = self.params if fresh is None else {"params": drawn_params(fresh)}
+        return self._with_readouts(
+            heads, lambda *leaves: np.stack(leaves) if heads > 1 else leaves[0], *[self.params] * (heads - 1), last
         )
-    folder = Path(spec.submodule_search_locations[0]) / CHECKPOINTS[which]
-    files = sorted(folder.glob("*.pth.tar"))
-    if not files:
-        raise ValueError(f"{folder} holds no checkpoint; chgnet:{which} needs chgnet 0.4.2 or a later 0.4.")
-    return read_chgnet(files[0], dtype=dtype)
+
+    def _with_readouts(self, heads: int, made: Callable[..., Any], *sources: Any) -> "CHGNet":
+        """The potential with readouts that are made of those in other parameters."""
+        parts = {
+            name: jax.tree.map(made, *(source["params"][name] for source in sources)) if _is_of_readout(name) else part
+            for name, part in self.params["params"].items()
+        }
+        return self.replace(params={"params": parts}, heads=heads)
 
 
-def read_chgnet(path: str | Path, dtype: type = np.float32) -> CHGNet:
-    """A CHGNet from one of its own checkpoints.
-
-    Args:
-        path: a `.pth.tar` file of the architecture of version 0.3.0.
-        dtype: of the parameters.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is truncated, no checkpoint, or one of another architecture.
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        weights = checkpoint["model"]["state_dict"]
-        params = _converted(weights)
-        atom_ref = weights["composition_model.fc.weight"][0].astype(np.float64)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: it lacks {error}.") from error
-    expected: dict[str, Any] = flatten_dict(jax.eval_shape(_initial_params), sep=".")
-    for key, found in cast(dict[str, Any], flatten_dict(params, sep=".")).items():
-        if found.shape != expected[key].shape:
-            raise ValueError(
-                f"{path} is not of CHGNet 0.3.0 or r2SCAN: {key} has shape {found.shape} instead of "
-                f"{expected[key].shape}."
-            )
-    references = np.zeros(N_SPECIES)
-    references[1 : ELEMENTS + 1] = atom_ref
-    return CHGNet(
-        params={"params": jax.tree.map(lambda leaf: np.array(leaf, dtype), params)},
-        references=references,
-    )
+def _is_of_readout(name: str) -> bool:
+    """Whether a part of the network belongs to the readouts."""
+    return name.startswith(OF_READOUT)
 
 
 def reverse_slots(
@@ -179,58 +288,17 @@ def reverse_slots(
     return jnp.where(match.any(axis=-1), neighbors * inner + slot, atoms * inner)
 
 
-def _initial_params() -> Mapping:
-    """The network's parameters before training, whose shapes a checkpoint must have."""
+def drawn_params(seed: int) -> dict[str, Any]:
+    """Parameters of the network before training, float32."""
+    draw = np.random.default_rng(seed)
+    return jax.tree_util.tree_map_with_path(lambda path, spread: drawn(path_name(path), spread, draw), dict(spreads()))
+
+
+@functools.cache
+def spreads() -> Mapping:
+    """What `CHGNetNetwork.init` gives."""
     vectors, slots = jnp.ones((1, 2, 3)), jnp.zeros((1, 2), jnp.int32)
-    variables = CHGNetNetwork().init(jax.random.key(0), jnp.ones(1, jnp.int32), vectors, slots, slots[:, :1])
-    return variables["params"]
-
-
-def _converted(weights: Mapping[str, np.ndarray]) -> dict:
-    """The original's state dictionary as our parameters."""
-
-    def gated(prefix: str, parts: tuple[str, ...], hidden: bool) -> dict:
-        """A gated perceptron; the original numbers its layers by whether a hidden one and dropout come before."""
-        branches = [f"{prefix}.mlp_{branch}.layers" for branch in ("core", "gate")]
-        index = 0 if hidden else 1
-        kernels = np.concatenate([weights[f"{branch}.{index}.weight"].T for branch in branches], axis=1)
-        tree = dict(zip(parts, np.split(kernels, len(parts)), strict=True))
-        tree["bias"] = np.concatenate([weights[f"{branch}.{index}.bias"] for branch in branches])
-        if hidden:
-            tree["second"] = np.stack([weights[f"{branch}.3.weight"].T for branch in branches])
-            tree["second_bias"] = np.stack([weights[f"{branch}.3.bias"] for branch in branches])
-        tree["scale"] = np.stack([weights[f"{prefix}.bn{branch}.weight"] for branch in (1, 2)])
-        tree["shift"] = np.stack([weights[f"{prefix}.bn{branch}.bias"] for branch in (1, 2)])
-        return tree
-
-    def dense(prefix: str) -> dict:
-        return {"kernel": weights[f"{prefix}.weight"].T, "bias": weights[f"{prefix}.bias"]}
-
-    around_angle = ("bond", "other", "angle", "center")
-    tree = {
-        "atom_embedding": weights["atom_embedding.embedding.weight"],
-        "atom_basis": {"frequencies": weights["bond_basis_expansion.rbf_expansion_ag.frequencies"]},
-        "bond_basis": {"frequencies": weights["bond_basis_expansion.rbf_expansion_bg.frequencies"]},
-        "angle_basis": {"frequencies": weights["angle_basis_expansion.fourier_expansion.frequencies"]},
-        "bond_embedding": weights["bond_embedding.weight"].T,
-        "atom_weights": weights["bond_weights_ag.weight"].T,
-        "bond_weights": weights["bond_weights_bg.weight"].T,
-        "angle_embedding": weights["angle_embedding.weight"].T,
-        "moment": dense("site_wise"),
-        "norm": {"scale": weights["readout_norm.weight"], "bias": weights["readout_norm.bias"]},
-    }
-    for layer in range(LAYERS):
-        tree[f"atom_convolutions_{layer}"] = {
-            "perceptron": gated(f"atom_conv_layers.{layer}.twoBody_atom", ("center", "bond", "neighbor"), True),
-            "out": weights[f"atom_conv_layers.{layer}.mlp_out.layers.1.weight"].T,
-        }
-    for layer in range(LAYERS - 1):
-        tree[f"bond_convolutions_{layer}"] = {
-            "perceptron": gated(f"bond_conv_layers.{layer}.twoBody_bond", around_angle, True),
-            "out": weights[f"bond_conv_layers.{layer}.mlp_out.layers.1.weight"].T,
-        }
-    for layer in range(LAYERS - 2):
-        tree[f"angle_updates_{layer}"] = gated(f"angle_layers.{layer}.twoBody_bond", around_angle, False)
-    for index, original in enumerate((0, 2, 4, 7)):
-        tree[f"readout_{index}"] = dense(f"mlp.layers.{original}")
-    return tree
+    init = jax.jit(CHGNetNetwork().init)
+    return jax.tree.map(np.asarray, init(jax.random.key(0), jnp.ones(1, jnp.int32), vectors, slots, slots[:, :1]))[
+        "params"
+    ]

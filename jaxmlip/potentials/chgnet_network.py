@@ -16,6 +16,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxmlip.potentials.blocks import Form, blocks_of, in_blocks
@@ -43,11 +44,21 @@ BLOCK_ATOMS = 32
 """Few enough that a block's edges (some 90 an atom, 128 channels) stay in the cache and its buffers are used again by
 the next block; enough that two cores have something to share."""
 
-_lecun = nn.initializers.lecun_normal()
+
+def _uniform(width: int) -> nn.initializers.Initializer:
+    """1/√width for weights and biases that are drawn between plus and minus that, as torch.nn.Linear does."""
+    return nn.initializers.constant(width**-0.5)
+
+
+def _linear(outputs: int) -> nn.Dense:
+    """A linear layer of all channels."""
+    return nn.Dense(outputs, kernel_init=_uniform(CHANNELS), bias_init=_uniform(CHANNELS))
 
 
 class CHGNetNetwork(nn.Module):
     """Species and edge vectors in; atomic energies and magnetic moments out.
+
+    Its `init` draws nothing: it gives the spread of each parameter, which `drawn` multiplies by random numbers.
 
     Attributes:
         form: see `blocks.Form`.
@@ -57,23 +68,23 @@ class CHGNetNetwork(nn.Module):
 
     def setup(self) -> None:
         """Parameters; names follow the roles, sizes are those of the published checkpoints."""
-        self.atom_embedding = self.param("atom_embedding", nn.initializers.normal(1.0), (ELEMENTS, CHANNELS))
+        self.atom_embedding = self.param("atom_embedding", nn.initializers.ones, (ELEMENTS, CHANNELS))
         self.atom_basis = RadialBasis(ATOM_CUTOFF)
         self.bond_basis = RadialBasis(BOND_CUTOFF)
         self.angle_basis = AngularBasis()
-        self.bond_embedding = self.param("bond_embedding", _lecun, (RADIAL, CHANNELS))
-        self.atom_weights = self.param("atom_weights", _lecun, (RADIAL, CHANNELS))
-        self.bond_weights = self.param("bond_weights", _lecun, (RADIAL, CHANNELS))
-        self.angle_embedding = self.param("angle_embedding", _lecun, (ANGULAR, CHANNELS))
+        self.bond_embedding = self.param("bond_embedding", _uniform(RADIAL), (RADIAL, CHANNELS))
+        self.atom_weights = self.param("atom_weights", _uniform(RADIAL), (RADIAL, CHANNELS))
+        self.bond_weights = self.param("bond_weights", _uniform(RADIAL), (RADIAL, CHANNELS))
+        self.angle_embedding = self.param("angle_embedding", _uniform(ANGULAR), (ANGULAR, CHANNELS))
         self.atom_convolutions = [Convolution(("center", "bond", "neighbor")) for _ in range(LAYERS)]
         self.bond_convolutions = [Convolution(("bond", "other", "angle", "center")) for _ in range(LAYERS - 1)]
         # Nothing reads the angles after the last bond update, so the published last angle update is left out.
         self.angle_updates = [
             GatedPerceptron(("bond", "other", "angle", "center"), hidden=False) for _ in range(LAYERS - 2)
         ]
-        self.moment = nn.Dense(1)
+        self.moment = _linear(1)
         self.norm = nn.LayerNorm(epsilon=NORM_EPSILON)
-        self.readout = [nn.Dense(CHANNELS), nn.Dense(CHANNELS), nn.Dense(CHANNELS), nn.Dense(1)]
+        self.readout = [_linear(CHANNELS), _linear(CHANNELS), _linear(CHANNELS), _linear(1)]
 
     def __call__(
         self,
@@ -82,7 +93,17 @@ class CHGNetNetwork(nn.Module):
         neighbors: Neighbors,
         reverse: Int[AnyArray, "atoms inner"],
     ) -> tuple[PerAtom, PerAtom]:
-        """Atomic energies in eV, relative to AtomRef, and magnetic moments in μB.
+        """Atomic energies in eV, relative to AtomRef, and magnetic moments in μB; for the arguments see `features`."""
+        return self.outputs(*self.features(species, vectors, neighbors, reverse))
+
+    def features(
+        self,
+        species: Int[AnyArray, " atoms"],
+        vectors: EdgeVectors,
+        neighbors: Neighbors,
+        reverse: Int[AnyArray, "atoms inner"],
+    ) -> tuple[Float[AnyArray, "atoms channels"], Float[AnyArray, "atoms channels"]]:
+        """What the trunk knows of each atom before its last layer and after it.
 
         Args:
             species: atomic numbers; anything for padding atoms.
@@ -100,10 +121,8 @@ class CHGNetNetwork(nn.Module):
             bond_weights = self.bond_basis(lengths[:, :inner]) @ self.bond_weights
             angles = self.angle_basis(vectors[:, :inner] / lengths[:, :inner, None])
 
-        moments = jnp.zeros_like(atoms[:, 0])
+        before = atoms
         for layer, convolution in enumerate(self.atom_convolutions):
-            if layer == LAYERS - 1:
-                moments = jnp.abs(self.moment(atoms)[:, 0])
             before, weights = atoms, (self.bond_embedding, self.atom_weights)
             gated, out = convolution()
             atoms = atoms + atom_messages(gated, out, *weights, atoms, bonds, basis, neighbors, self.form)
@@ -121,11 +140,31 @@ class CHGNetNetwork(nn.Module):
                     messages, angles = angle_messages(update, gated, out, *here)
                 other = jnp.asarray(messages).reshape(-1, CHANNELS).at[reverse].get(mode="fill", fill_value=0)
                 bonds = bonds + messages + other
+        return before, atoms
 
+    def outputs(
+        self, before: Float[AnyArray, "atoms channels"], atoms: Float[AnyArray, "atoms channels"]
+    ) -> tuple[PerAtom, PerAtom]:
+        """Energies of the atoms' last features, and magnetic moments of those before the last layer."""
         hidden = self.norm(atoms)
         for dense in self.readout[:-1]:
             hidden = nn.silu(dense(hidden))
-        return self.readout[-1](hidden)[:, 0], moments
+        return self.readout[-1](hidden)[:, 0], jnp.abs(self.moment(before)[:, 0])
+
+
+def drawn(path: str, spread: Float[np.ndarray, "..."], draw: np.random.Generator) -> Float[np.ndarray, "..."]:
+    """A parameter before training, as the original draws it: by torch.nn's defaults.
+
+    Args:
+        path: of the parameter, see `path_name`.
+        spread: what `CHGNetNetwork.init` gives for it.
+        draw: where random numbers come from.
+    """
+    name = path.rpartition("/")[2]
+    if name in ("frequencies", "scale"):
+        return np.array(spread)
+    numbers = draw.standard_normal if name == "atom_embedding" else lambda shape: draw.uniform(-1.0, 1.0, shape)
+    return np.asarray(spread * numbers(spread.shape), spread.dtype)
 
 
 class RadialBasis(nn.Module):
@@ -214,12 +253,13 @@ class GatedPerceptron(nn.Module):
     @nn.compact
     def __call__(self) -> Gated:
         """The weights; the last linear layer already subtracts the mean, with which the normalisation begins."""
-        first = {part: self.param(part, _lecun, (CHANNELS, 2 * CHANNELS)) for part in self.parts}
-        bias = self.param("bias", nn.initializers.zeros, (2 * CHANNELS,))
+        start = _uniform(len(self.parts) * CHANNELS)
+        first = {part: self.param(part, start, (CHANNELS, 2 * CHANNELS)) for part in self.parts}
+        bias = self.param("bias", start, (2 * CHANNELS,))
         second = second_bias = None
         if self.hidden:
-            second = _centred(self.param("second", _lecun, (2, CHANNELS, CHANNELS)))
-            second_bias = _centred(self.param("second_bias", nn.initializers.zeros, (2, CHANNELS)))
+            second = _centred(self.param("second", _uniform(CHANNELS), (2, CHANNELS, CHANNELS)))
+            second_bias = _centred(self.param("second_bias", _uniform(CHANNELS), (2, CHANNELS)))
         else:
             first, bias = jax.tree.map(
                 lambda x: _centred(x.reshape(*x.shape[:-1], 2, CHANNELS)).reshape(x.shape), (first, bias)
@@ -242,7 +282,7 @@ class Convolution(nn.Module):
     def __call__(self) -> tuple[Gated, Float[AnyArray, "channels channels"]]:
         """The perceptron's weights and those of the linear layer."""
         gated = GatedPerceptron(self.parts, name="perceptron")()
-        return gated, self.param("out", _lecun, (CHANNELS, CHANNELS))
+        return gated, self.param("out", _uniform(CHANNELS), (CHANNELS, CHANNELS))
 
 
 def _centred(weights: Float[AnyArray, "*rows channels"]) -> Float[AnyArray, "*rows channels"]:

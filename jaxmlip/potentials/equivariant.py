@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from jaxtyping import Float
 
 from jaxmlip.describing import count
@@ -16,13 +17,33 @@ from jaxmlip.potentials.blocks import Form, form_of_this_machine
 from jaxmlip.potentials.equivariant_network import Network
 from jaxmlip.potentials.potential import N_SPECIES, UNKNOWN, TrainingRecord, all_labels
 from jaxmlip.potentials.radial import zbl
-from jaxmlip.potentials.trainable import Group, Trainable, check_head, check_one_head, check_references, grouped
+from jaxmlip.potentials.trainable import (
+    Group,
+    Trainable,
+    check_head,
+    check_one_head,
+    check_references,
+    check_single_readout,
+    grouped,
+    known_species,
+)
 from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.types import AnyArray, Leaf, PerAtom
 
 
 class Equivariant(Architecture, frozen=True, extra="forbid"):
-    """What an equivariant potential is to look like; `build` makes one. For the fields see `Architecture`."""
+    """What an equivariant potential is to look like; `build` makes one. For the other fields see `Architecture`.
+
+    Attributes:
+        kind: how configurations tell it from other architectures; they may leave it out, and files do.
+    """
+
+    kind: Literal["equivariant"] = pydantic.Field(default="equivariant", exclude=True, repr=False)
+
+    @property
+    def inner_cutoff(self) -> float:
+        """0: there is none."""
+        return 0.0
 
     def build(
         self,
@@ -50,9 +71,7 @@ class Equivariant(Architecture, frozen=True, extra="forbid"):
         Raises:
             ValueError: for species that are not atomic numbers, or other values that describe no potential.
         """
-        known = tuple(sorted({int(z) for z in species}))
-        if not known or known[0] < 1 or known[-1] >= N_SPECIES:
-            raise ValueError(f"species is {tuple(species)}, but it must name atomic numbers from 1 to {N_SPECIES - 1}.")
+        known = known_species(species)
         if not (np.isfinite(average_neighbors) and average_neighbors > 0):
             raise ValueError(
                 f"average_neighbors is {average_neighbors}, but sums are divided by it, so it must be positive: "
@@ -225,10 +244,7 @@ class EquivariantPotential(Trainable):
 
     def with_heads(self, heads: int, *, fresh: int | None = None) -> "EquivariantPotential":
         """The potential with its single readout copied to every head, see `Trainable.with_heads`."""
-        if self.heads != 1:
-            raise ValueError(f"The potential has {self.heads} readouts already: potential.select_head(head) first.")
-        if heads < 1:
-            raise ValueError(f"heads is {heads}, but a potential needs at least one readout.")
+        check_single_readout(self, heads)
         copied = self._with_rows([0] * heads)
         if fresh is None:
             return copied

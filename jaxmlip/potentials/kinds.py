@@ -201,6 +201,20 @@ def _decode_equivariant(cls: Any, static: dict, leaves: dict, references: np.nda
     return cls(**leaves, references=references, specification=specification, known=known, **rest)
 
 
+def _encode_chgnet(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    static = {
+        "known": None if potential.known is None else [int(z) for z in potential.known],
+        "heads": int(potential.heads),
+        "trained_on": None if potential.trained_on is None else list(potential.trained_on),
+    }
+    return static, {"params": potential.params}
+
+
+def _decode_chgnet(cls: Any, static: dict, leaves: dict, references: np.ndarray) -> Potential:
+    known, record = _tuples(static["known"]), TrainingRecord(static["trained_on"])
+    return cls(params=leaves["params"], references=references, known=known, heads=static["heads"], record=record)
+
+
 def _encode_linearized(potential: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     base = kind_of(potential.base)
     if base is None:
@@ -227,12 +241,12 @@ _add_kind("equivariant", Kind(f"{_HERE}.equivariant:EquivariantPotential", _enco
 _add_kind("linearized", Kind(f"{_HERE}.linearized:LinearizedPotential", _encode_linearized, _decode_linearized))
 _add_kind("pairs", Kind(f"{_HERE}.pairs:PairPotential", _encode_fields, _decode_fields))
 _add_kind("pair_forces", Kind(f"{_HERE}.pairs:PairForces", _encode_fields, _decode_fields))
-_add_kind("chgnet", Kind(f"{_HERE}.chgnet:CHGNet", _encode_fields, _decode_fields))
+_add_kind("chgnet", Kind(f"{_HERE}.chgnet:CHGNet", _encode_chgnet, _decode_chgnet))
 
 
 @register_names("chgnet", known=("gga", "r2scan"))
 def _load_chgnet(which: str) -> Potential:
-    from jaxmlip.potentials.chgnet import load_chgnet
+    from jaxmlip.potentials.chgnet_checkpoint import load_chgnet
 
     if which not in ("gga", "r2scan"):
         raise ValueError(f"There is no potential 'chgnet:{which}'; the names are {names_known()}.")

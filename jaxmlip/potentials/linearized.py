@@ -46,6 +46,11 @@ class LinearizedPotential(Potential):
         return self.base.cutoff
 
     @property
+    def inner_cutoff(self) -> float:
+        """Å."""
+        return self.base.inner_cutoff
+
+    @property
     def species(self) -> tuple[int, ...]:
         """Atomic numbers the base knows, ascending."""
         return self.base.species

@@ -170,6 +170,30 @@ def check_one_head(potential: Trainable) -> None:
         )
 
 
+def check_single_readout(potential: Trainable, heads: int) -> None:
+    """Raise ValueError unless a potential has one readout, to be copied to a number of heads that is positive."""
+    if potential.heads != 1:
+        raise ValueError(f"The potential has {potential.heads} readouts already: potential.select_head(head) first.")
+    if heads < 1:
+        raise ValueError(f"heads is {heads}, but a potential needs at least one readout.")
+
+
+def known_species(species: Sequence[int], most: int = N_SPECIES - 1) -> tuple[int, ...]:
+    """Atomic numbers that a new potential is to know, ascending.
+
+    Args:
+        species: in any order.
+        most: the last one that its architecture can know.
+
+    Raises:
+        ValueError: if there are none, or others than atomic numbers up to that.
+    """
+    known = tuple(sorted({int(z) for z in species}))
+    if not known or known[0] < 1 or known[-1] > most:
+        raise ValueError(f"species is {tuple(species)}, but it must name atomic numbers from 1 to {most}.")
+    return known
+
+
 def check_references(references: Float[np.ndarray, " _"]) -> None:
     """Raise ValueError unless there is a reference for each atomic number."""
     if references.shape != (N_SPECIES,):

@@ -5,7 +5,9 @@ Where the format changes, `VERSION` is raised, and what the files before it lack
 whatever decodes a file sees files of the present version only.
 
 Version 1 grew as potentials did: its files have the weight of the repulsion, tables, the labels of the training and the
-kind of a tangent's base where the program that wrote them knew of these. Version 2 has all of them.
+kind of a tangent's base where the program that wrote them knew of these. Version 2 has all of them. In version 3 a
+CHGNet says which elements it knows, how many readouts it has and what it was trained on; until then all were published
+ones.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 2
+from jaxmlip.potentials.potential import LABELS
+
+VERSION = 3
 """Of the files that are written."""
 
 Arrays = dict[str, np.ndarray]
@@ -65,7 +69,14 @@ def _from_1(node: dict[str, Any], arrays: Arrays, prefix: str) -> None:
             node["arrays"]["repulsion"] = {"shape": [static["heads"]], "dtype": "float64"}
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any], Arrays, str], None]] = {1: _from_1}
+def _from_2(node: dict[str, Any], arrays: Arrays, prefix: str) -> None:
+    """The published CHGNets."""
+    del arrays, prefix
+    if node["kind"] == "chgnet":
+        node["static"] |= {"known": None, "heads": 1, "trained_on": list(LABELS)}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any], Arrays, str], None]] = {1: _from_1, 2: _from_2}
 """By version: brings the node of one potential, and its arrays (whose names begin with a prefix), to the next."""
 
 

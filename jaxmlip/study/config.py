@@ -7,6 +7,7 @@ from typing import Any
 import pydantic
 import yaml
 
+from jaxmlip.potentials.models import MODELS
 from jaxmlip.study.registry import STUDIES
 from jaxmlip.study.section import ConfigError, Section
 from jaxmlip.training.strategies.registry import STRATEGIES
@@ -87,7 +88,8 @@ def _apply(content: dict, override: str) -> None:
 
 def _sentence(source: str, model: type[pydantic.BaseModel], error: Any) -> str:
     """One mistake as one sentence; for an unknown key, with the key that was probably meant."""
-    key = ".".join(str(part) for part in error["loc"])
+    # The kind of an architecture is no key of the path to its fields, but pydantic reports it as one.
+    key = ".".join(str(part) for part in error["loc"] if part not in MODELS)
     if error["type"] != "extra_forbidden":
         value = error.get("input")
         given = f" (given: {value!r})" if not isinstance(value, dict) else ""
@@ -104,7 +106,7 @@ def _keys_at(model: Any, path: tuple) -> list[str]:
         if isinstance(model, type) and issubclass(model, pydantic.BaseModel) and part in model.model_fields:
             model = model.model_fields[part].annotation
         elif isinstance(part, str):  # the tag of a union, as pydantic reports it
-            model = STRATEGIES.get(part, model)
+            model = STRATEGIES.get(part, MODELS.get(part, model))
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, pydantic.BaseModel) else []
 
 

@@ -35,10 +35,7 @@ class FileData(Section):
         Raises:
             ConfigError: if one of them is not set.
         """
-        path = os.path.expandvars(self.path)
-        if "$" in path:
-            raise ConfigError(f"The path {self.path} names an environment variable that is not set; export it first.")
-        return Path(path)
+        return expanded(self.path)
 
     def frames(self, *, forces_needed: bool = True) -> Sequence[Frame]:
         """The frames; for what it raises see `open_frames`, and `file`.
@@ -66,6 +63,18 @@ class FileData(Section):
             FileNotFoundError: if there is no such file.
         """
         return {**self.model_dump(exclude={"path"}), "sha256": digest(self.file())}
+
+
+def expanded(path: Path) -> Path:
+    """A path with environment variables (`${NAME}`) replaced.
+
+    Raises:
+        ConfigError: if one of them is not set.
+    """
+    found = os.path.expandvars(path)
+    if "$" in str(found):
+        raise ConfigError(f"The path {path} names an environment variable that is not set; export it first.")
+    return Path(found)
 
 
 def digest(path: Path) -> str:

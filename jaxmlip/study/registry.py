@@ -33,6 +33,7 @@ STUDIES: Registry[Study] = Registry(
     "jaxmlip.studies",
     {
         "clusters_to_bulk": "jaxmlip.study.clusters_to_bulk.run",
+        "cross_functional": "jaxmlip.study.cross_functional.run",
         "learning_curve": "jaxmlip.study.learning_curve.run",
         "train": "jaxmlip.study.train_one",
     },

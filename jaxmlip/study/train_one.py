@@ -10,6 +10,7 @@ from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, save
+from jaxmlip.potentials.models import AnyModel
 from jaxmlip.processes import join_processes, writes_files
 from jaxmlip.study.frames import FileData
 from jaxmlip.study.registry import register_study
@@ -31,7 +32,7 @@ class TrainOne(Section):
     foundation: str | None = pydantic.Field(
         default=None, description="path of the student to start from; none: a new one (strategy direct)"
     )
-    student: Equivariant = Equivariant()
+    student: AnyModel = Equivariant()
     strategy: Annotated[AnyStrategy, pydantic.Field(description="how the student is lifted")] = Direct()
     teacher: str | None = pydantic.Field(
         default=None, description="name or path of the foundation's teacher, for differential with baseline: teacher"

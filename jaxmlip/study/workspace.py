@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,20 @@ class Workspace:
             return
         with held:
             yield True
+
+    def dealt(self, parts: Sequence[str]) -> Iterator[int]:
+        """Numbers of parts, each held while it is worked on; those that another process is at work on come last.
+
+        When they have all been gone through, every part is finished, by this process or another.
+        """
+        done = set()
+        for wait in (False, True):
+            for number, part in enumerate(parts):
+                if number not in done:
+                    with self.claimed(part, wait=wait) as mine:
+                        if mine:
+                            yield number
+                            done.add(number)
 
     def stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Stage:
         """Return the stage `name`, building it into a folder unless the same inputs have made it before.

@@ -10,8 +10,9 @@ from ase import Atoms
 from jaxtyping import Float
 
 from jaxmlip.potentials.ase_potential import AsePotential
-from jaxmlip.potentials.equivariant import Equivariant, average_neighbors
+from jaxmlip.potentials.equivariant import average_neighbors
 from jaxmlip.potentials.evaluation import Teacher, label
+from jaxmlip.potentials.models import Model
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.references import elements_of, fit_references
 from jaxmlip.potentials.trainable import Trainable
@@ -25,7 +26,7 @@ from jaxmlip.types import AnyArray
 
 
 def distil(
-    model: Equivariant,
+    model: Model,
     teacher: Potential | Teacher,
     structures: Sequence[Atoms],
     *,
@@ -99,7 +100,7 @@ def _labels_stress(structures: Sequence[Atoms], teacher: Potential | Teacher, se
 
 
 def distillation_problem(
-    model: Equivariant,
+    model: Model,
     frames: Sequence[Frame],
     validation: Sequence[Frame],
     references: Float[AnyArray, " 119"] | None = None,
@@ -140,7 +141,7 @@ class Start:
     inner_cutoff: float = 0.0
 
 
-def of_architecture(model: Equivariant, frames: Sequence[Frame]) -> Start:
+def of_architecture(model: Model, frames: Sequence[Frame]) -> Start:
     """A student for the elements of training frames, with their mean number of neighbours."""
     species = elements_of(frames)
 
@@ -148,7 +149,7 @@ def of_architecture(model: Equivariant, frames: Sequence[Frame]) -> Start:
         neighbors = average_neighbors([sample.graph for sample in samples])
         return model.build(tuple(species), average_neighbors=neighbors, **new)
 
-    return Start(make, species, model.cutoff)
+    return Start(make, species, model.cutoff, model.inner_cutoff)
 
 
 def of_foundation(foundation: Trainable) -> Start:

@@ -31,8 +31,10 @@ class Correlation:
     Attributes:
         pearson: linear correlation coefficient; NaN if one of the errors is the same for all students.
         pearson_interval: its interval; NaN where there are fewer than `FEWEST` clusters.
+        pearson_error: its standard error, of the resampled values; NaN where there is no interval.
         spearman: rank correlation coefficient.
         spearman_interval: its interval.
+        spearman_error: its standard error.
         students: number of them.
         clusters: number of independent ones, drawn together.
         level: of the intervals.
@@ -40,8 +42,10 @@ class Correlation:
 
     pearson: float
     pearson_interval: Interval
+    pearson_error: float
     spearman: float
     spearman_interval: Interval
+    spearman_error: float
     students: int
     clusters: int
     level: float
@@ -96,6 +100,7 @@ def correlation(
     groups = [np.array(each) for each in members.values()]
     found = _coefficients(x[None], y[None])[0]
     intervals: list[Interval] = [(np.nan, np.nan)] * 2
+    errors = [np.nan, np.nan]
     if len(groups) >= FEWEST:
         draws = np.random.default_rng(seed).integers(len(groups), size=(resamples, len(groups)))
         drawn = _resampled(x, y, groups, draws)
@@ -103,12 +108,16 @@ def correlation(
         without = _resampled(x, y, groups, others)
         # Resampling sees a variance that is too small by (n − 1)/n, and not how uncertain that is.
         quantile = float(np.sqrt(len(groups) / (len(groups) - 1)) * t.ppf(0.5 + 0.5 * level, len(groups) - 1))
+        kept = [each[np.isfinite(each)] for each in drawn.T]
+        errors = [np.sqrt(len(groups) / (len(groups) - 1)) * each.std() if len(each) else np.nan for each in kept]
         intervals = [_bca(found[k], drawn[:, k], without[:, k], quantile) for k in (0, 1)]
     return Correlation(
         pearson=float(found[0]),
         pearson_interval=intervals[0],
+        pearson_error=float(errors[0]),
         spearman=float(found[1]),
         spearman_interval=intervals[1],
+        spearman_error=float(errors[1]),
         students=len(x),
         clusters=len(groups),
         level=float(level),

@@ -12,7 +12,7 @@ from ase.build import bulk
 
 from jaxmlip.potentials import blocks
 from jaxmlip.potentials.blocks import Blocks, form_of_this_machine, in_blocks
-from jaxmlip.potentials.chgnet import load_chgnet
+from jaxmlip.potentials.chgnet_checkpoint import load_chgnet
 from jaxmlip.potentials.equivariant import Equivariant, EquivariantPotential
 from jaxmlip.potentials.equivariant_layers import paths
 from jaxmlip.potentials.potential import Potential, evaluate, fingerprint

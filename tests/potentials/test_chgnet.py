@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from jaxmlip.potentials import chgnet
-from jaxmlip.potentials.chgnet import NOT_IN_MPTRJ, CHGNet, load_chgnet, read_chgnet, reverse_slots
+from jaxmlip.potentials import chgnet_checkpoint
+from jaxmlip.potentials.chgnet import NOT_IN_MPTRJ, CHGNet, CHGNetModel, drawn_params, reverse_slots
+from jaxmlip.potentials.chgnet_checkpoint import load_chgnet, read_chgnet
 from jaxmlip.potentials.potential import Prediction, check_species, evaluate, reference_energy, stack
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
 from jaxmlip.units import GPA
@@ -330,7 +331,7 @@ def test_unknown_name() -> None:
 
 def test_chgnet_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence says how to get the checkpoints."""
-    monkeypatch.setattr(chgnet.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(chgnet_checkpoint.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"chgnet:gga needs .* `uv sync` .* `pip install --no-deps chgnet`"):
         load_chgnet("gga")
 
@@ -361,7 +362,7 @@ def test_wrong_shape_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         weights["site_wise.weight"] = np.concatenate([weights["site_wise.weight"]] * 2, axis=1)
         return checkpoint
 
-    monkeypatch.setattr(chgnet, "read_checkpoint", wider)
+    monkeypatch.setattr(chgnet_checkpoint, "read_checkpoint", wider)
     with pytest.raises(ValueError, match=r"moment.kernel has shape \(128, 1\) instead of \(64, 1\)"):
         load_chgnet("gga")
 
@@ -369,8 +370,49 @@ def test_wrong_shape_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_network_can_start_from_scratch() -> None:
     """The linen module initialises itself with the shapes of the checkpoints."""
     ours = jax.tree.map(lambda x: x.shape, load_chgnet("gga").params["params"])
-    fresh = jax.tree.map(lambda x: x.shape, dict(jax.eval_shape(chgnet._initial_params)))
+    fresh = jax.tree.map(lambda x: x.shape, drawn_params(0))
     assert ours == fresh
+
+
+def test_a_new_one_starts_as_the_original_does() -> None:
+    """Linear layers uniform within 1/√inputs, elements normal, bases and normalisations where torch.nn has them."""
+    new = CHGNetModel().build([8, 26], scale=2.0, shift=-3.0, seed=1)
+    params = new.params["params"]
+    assert params["atom_embedding"].std() == pytest.approx(1.0, abs=0.03)
+    np.testing.assert_allclose(params["atom_basis"]["frequencies"], np.pi * np.arange(1, 32), rtol=1e-6)
+    perceptron = params["atom_convolutions_1"]["perceptron"]
+    for part in (*(perceptron[name] for name in ("center", "bond", "neighbor")), perceptron["bias"]):
+        # 192 inputs: the original concatenates the three parts.
+        assert np.abs(part).max() == pytest.approx(192**-0.5, rel=0.05)
+        assert part.mean() == pytest.approx(0.0, abs=0.01)
+    assert (perceptron["scale"] == 1).all()
+    assert not perceptron["shift"].any()
+    assert np.abs(params["readout_3"]["kernel"]).max() == pytest.approx(2 / 8, rel=0.1)
+    assert params["readout_3"]["bias"][0] == pytest.approx(-3.0, abs=0.25)
+    with pytest.raises(ValueError, match=r"species is \(8, 95\), but it must name atomic numbers from 1 to 94\."):
+        CHGNetModel().build([8, 95])
+
+
+def test_readouts_are_copied_and_taken(teachers: dict) -> None:
+    """Each as it was, to the last bit; the trunk is shared."""
+    one = teachers["gga"]
+    three = one.with_heads(3, fresh=7)
+    assert three.params["params"]["readout_0"]["kernel"].shape == (3, 64, 64)
+    assert three.params["params"]["atom_embedding"] is one.params["params"]["atom_embedding"]
+    back = three.select_head(1)
+    assert all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(one)))
+    assert not np.array_equal(
+        three.select_head(2).params["params"]["moment"]["kernel"], one.params["params"]["moment"]["kernel"]
+    )
+    with pytest.raises(ValueError, match="3 readouts already"):
+        three.with_heads(2)
+    with pytest.raises(ValueError, match=r"3 readouts, and its energy is not defined"):
+        three.atomic_energies(graph_from_atoms(Atoms("Fe", [[0.0, 0, 0]]), 6.0, 3.0))
+
+
+def test_references_that_vanish_are_references(teachers: dict) -> None:
+    """Elements are known by what was fitted to a checkpoint only until references are set."""
+    assert teachers["r2scan"].with_references(np.zeros(119)).species == teachers["r2scan"].species
 
 
 def test_zip_is_importable() -> None:

@@ -11,6 +11,7 @@ import pytest
 from ase.build import bulk
 from morse import Morse, morse
 
+from jaxmlip.potentials.chgnet import CHGNetModel
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict
 from jaxmlip.potentials.files import ARRAYS, HEADER, PotentialFileError, load, load_potential, read_header, save
@@ -154,6 +155,15 @@ class TestRoundTrip:
         assert isinstance(chgnet, Potential)
         save(chgnet, tmp_path / "a.jaxmlip")
         assert_identical(chgnet, load(tmp_path / "a.jaxmlip"))
+        several = CHGNetModel().build([8, 26], seed=2).with_heads(2).having_seen(["energy"])
+        save(several, tmp_path / "b.jaxmlip")
+        back = load(tmp_path / "b.jaxmlip")
+        assert_identical(several, back)
+        assert (back.species, back.trained_on) == ((8, 26), ("energy",))
+        header, arrays = contents(tmp_path / "a.jaxmlip")
+        header["potential"]["static"] = {}  # as in files of version 2
+        rewrite(tmp_path / "old.jaxmlip", header | {"version": 2}, arrays)
+        assert_identical(chgnet, load(tmp_path / "old.jaxmlip"))
 
     def test_equal_potentials_make_equal_files(self, small, tmp_path):
         for name in ("a", "b"):

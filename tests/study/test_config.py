@@ -5,8 +5,11 @@ import json
 import pytest
 import yaml
 
+from jaxmlip.potentials.chgnet import CHGNetModel
+from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.config import load_config, schema, template
+from jaxmlip.study.cross_functional.config import CrossFunctional
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.train_one import TrainOne
 from jaxmlip.training.strategies.continued import SingleFidelity
@@ -54,6 +57,8 @@ def test_names_stand_for_the_strategies_of_the_file(quick):
         ("sytem.molecules=32", "unknown key sytem; did you mean system?"),
         ("system.molecule=32", "unknown key system.molecule; did you mean molecules?"),
         ("student.chanels=8", "unknown key student.chanels; did you mean channels?"),
+        ("student={kind: chgnet, channels: 8}", "unknown key student.channels; the keys here are kind"),
+        ("student.kind=painn", "student: .*'painn'.* 'equivariant', 'chgnet'"),
         ("strategies=[{name: multi_fidelity, repaly: 1}]", "did you mean replay?"),
         ("strategies=[magic]", "magic"),
         ("strategies=[{name: direct, training: {epoch: 3}}]", "direct.training: .*epoch: Extra inputs"),
@@ -64,13 +69,26 @@ def test_names_stand_for_the_strategies_of_the_file(quick):
         ("system.molecules=many", "system.molecules: .*integer.*'many'"),
         ("seed", "not of the form key=value"),
         ("seed.deep=1", "sets a key below seed, which is a single value"),
-        ("study=alchemy", "the studies are clusters_to_bulk, learning_curve, train"),
+        ("study=alchemy", "the studies are clusters_to_bulk, cross_functional, learning_curve, train"),
         ("name=../up", "name: .*pattern"),
     ],
 )
 def test_mistakes_are_named(quick, override, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_config(quick, ["seed=0", override])
+
+
+def test_architectures(quick):
+    """Without a kind they are equivariant, and resolved configurations are what they were before there were kinds."""
+    config = load_config(quick, ["student.channels=8"])
+    assert isinstance(config, ClustersToBulk)
+    assert config.student == Equivariant(channels=8)
+    assert "kind" not in config.model_dump(mode="json")["student"]
+    assert load_config(quick, ["student={kind: equivariant, channels: 8}"]) == config
+    config = load_config(quick, ["student.kind=chgnet"])
+    assert isinstance(config, ClustersToBulk)
+    assert config.student == CHGNetModel()
+    assert ClustersToBulk.model_validate(config.model_dump(mode="json")) == config
 
 
 def test_files_that_are_no_configuration(tmp_path):
@@ -84,9 +102,9 @@ def test_files_that_are_no_configuration(tmp_path):
         load_config(tmp_path / "broken.yaml")
 
 
-@pytest.mark.parametrize("kind", ["clusters_to_bulk", "train"])
+@pytest.mark.parametrize("kind", ["clusters_to_bulk", "cross_functional", "train"])
 def test_template_and_schema_describe_the_model(tmp_path, kind):
-    model = {"clusters_to_bulk": ClustersToBulk, "train": TrainOne}[kind]
+    model = {"clusters_to_bulk": ClustersToBulk, "cross_functional": CrossFunctional, "train": TrainOne}[kind]
     text = template(kind)
     path = tmp_path / "template.yaml"
     path.write_text(text)

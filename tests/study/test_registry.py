@@ -115,7 +115,10 @@ def test_a_strategy_from_outside(outside):
 def test_a_study_from_outside(outside):
     (outside / "count.yaml").write_text("study: counting\nname: abcd\n")
     before = called("run", "count.yaml")
-    assert "study is 'counting'; the studies are clusters_to_bulk, learning_curve, train" in before.output
+    assert (
+        "study is 'counting'; the studies are clusters_to_bulk, cross_functional, learning_curve, train"
+        in before.output
+    )
     done = called("--import", "somebodys_module", "run", "count.yaml", "name=abcdef")
     assert done.output == "6 letters\n"
     assert (outside / "runs" / "abcdef" / "count.txt").read_text() == "6"

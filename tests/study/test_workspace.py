@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import threading
 
 import pytest
 
@@ -101,6 +102,27 @@ def test_parts_of_a_folder_are_claimed_one_by_one(tmp_path):
             assert not third
     with other.claimed("a", wait=True) as free:
         assert free
+
+
+def test_parts_that_another_is_at_work_on_come_last(tmp_path, quiet):
+    """And none is dealt before the other lets go of it."""
+    held, may_go = threading.Event(), threading.Event()
+
+    def hold():
+        with Workspace(tmp_path / "run").claimed("b", wait=True):
+            held.set()
+            may_go.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(60)
+    order = []
+    for number in quiet().dealt(["a", "b", "c"]):
+        order.append("abc"[number])
+        if order == ["a", "c"]:
+            may_go.set()
+    other.join()
+    assert order == ["a", "c", "b"]
 
 
 def test_seeds_differ_by_purpose_and_seed():

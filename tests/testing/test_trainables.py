@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmlip.potentials.adapters import low_rank, trainable_references
+from jaxmlip.potentials.chgnet import CHGNetModel
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.potentials.trainable import Group, Trainable, grouped
@@ -30,10 +31,14 @@ def kinds() -> dict[str, Potential]:
             offsets.params | {"offsets": np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)}
         ),
         "both": trainable_references(low_rank(student, 2, seed=0)),
+        "CHGNet": (chgnet := CHGNetModel().build([1, 8], references=references, scale=0.3, seed=1)),
+        "CHGNet of two heads": chgnet.with_heads(2, fresh=3),
+        "low-rank CHGNet": low_rank(chgnet, 2, seed=0),
+        "CHGNet with trainable references": trainable_references(chgnet),
     }
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("student of two heads", "trainable references", "both")]
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in kinds() if kind not in ("student", "low rank")]
 
 
 @pytest.mark.parametrize("kind", ["student", "low rank", *SLOW])

@@ -418,7 +418,7 @@ def test_strategies_are_configuration():
 @pytest.mark.slow
 def test_distils_a_pretrained_teacher(clusters):
     """CHGNet into a small student: held-out force errors fall below a third of the RMS force."""
-    chgnet = pytest.importorskip("jaxmlip.potentials.chgnet")
+    chgnet = pytest.importorskip("jaxmlip.potentials.chgnet_checkpoint")
     teacher = chgnet.load_chgnet("gga")
     frames = predict(teacher, clusters)
     settings = SETTINGS.model_copy(update={"epochs": 60})

@@ -5,6 +5,7 @@ from typing import Literal
 import pydantic
 
 from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.potentials.models import AnyModel
 from jaxmlip.study.section import Section, told_apart
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.problem import TrainingSettings
@@ -91,7 +92,7 @@ class ClustersToBulk(Section):
     teachers: Teachers = Teachers()
     sampling: Sampling = Sampling()
     clusters: Clusters = Clusters()
-    student: Equivariant = Equivariant()
+    student: AnyModel = Equivariant()
     distillation: TrainingSettings = TrainingSettings()
     finetuning: TrainingSettings = TrainingSettings()
     strategies: list[AnyStrategy] = pydantic.Field(

@@ -1,11 +1,9 @@
 """The report of clusters to bulk: one HTML file that explains itself; its words are in `report.html.jinja`."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib.figure import Figure
 
 from jaxmlip.figures import figure, picture
@@ -14,6 +12,7 @@ from jaxmlip.study import plots
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.clusters_to_bulk.stages import FOUNDATION, Results
 from jaxmlip.study.clusters_to_bulk.summary import PAIRS, RDF_RANGE, Analysis
+from jaxmlip.study.pages import aligned, template_of, value_and_error
 from jaxmlip.versions import versions
 
 COVALENT = 1.3
@@ -37,17 +36,10 @@ COLUMNS = [
 def write_report(path: Path, config: ClustersToBulk, analysis: Analysis, results: Results) -> None:
     """Write `report.html`; it needs no other file."""
     history = json.loads((results.students[FOUNDATION].folder / "history.json").read_text())
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxmlip.study.clusters_to_bulk", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    templates.filters["pretty"] = lambda content: json.dumps(content, indent=1)
     by_level: dict[str, list[str]] = {}
     for name, measured in named_students(analysis.summary).items():
         by_level.setdefault(measured["verdict"]["level"], []).append(plots.readable(name))
-    page = templates.get_template("report.html.jinja").render(
+    page = template_of("clusters_to_bulk").render(
         config=config,
         summary=analysis.summary,
         trusted=by_level.pop("trusted", []),
@@ -66,10 +58,9 @@ def summary_table(summary: dict[str, Any]) -> str:
     """The main numbers as text for a terminal."""
     rows = [["student", "force RMSE meV/Å", "energy RMSE meV/atom", "RDF error OO Å", "verdict"]]
     for name, measured in named_students(summary).items():
-        numbers = [_plain(_dig(measured, keys), digits) for _, _, keys, digits in COLUMNS[:3]]
+        numbers = [value_and_error(_dig(measured, keys), digits) for _, _, keys, digits in COLUMNS[:3]]
         rows.append([plots.readable(name), *numbers, measured["verdict"]["level"]])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return aligned(rows)
 
 
 def named_students(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -89,7 +80,7 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
         numbers = [_dig(measured, keys) for _, _, keys, _ in COLUMNS]
         if is_teacher:  # its errors are zero by definition; what matters is how well its own run is known
             numbers = [_noise(number) for number in numbers]
-        cells = [_plain(number, column[3]) for number, column in zip(numbers, COLUMNS, strict=True)]
+        cells = [value_and_error(number, column[3]) for number, column in zip(numbers, COLUMNS, strict=True)]
         judged = {} if is_teacher else measured.get("verdict", {})
         level = judged.get("level", "")
         row = {"name": name, "reference": reference, "cells": cells, "class": VERDICT_CLASS.get(level, "wrong")}
@@ -179,15 +170,3 @@ def _noise(number: dict[str, Any] | None) -> dict[str, Any] | None:
     if number is None or number["value"] == 0.0:
         return None if number is None or "noise_floor" not in number else {"value": number["noise_floor"]}
     return number
-
-
-def _plain(number: dict[str, Any] | None, digits: int) -> str:
-    """Value ± standard error, with so many digits or as many as show the error; or a dash."""
-    if number is None or number["value"] is None:
-        return "–"
-    error = number.get("error")
-    if error is None:
-        return f"{number['value']:.{digits}f}"
-    if 0 < error < math.inf:
-        digits = max(digits, -math.floor(math.log10(error)))
-    return f"{number['value']:.{digits}f} ± {error:.{digits}f}"

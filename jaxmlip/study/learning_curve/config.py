@@ -6,41 +6,15 @@ import pydantic
 from ase.data import atomic_numbers
 
 from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.potentials.models import AnyModel
 from jaxmlip.study.frames import FileData
+from jaxmlip.study.schedule import Schedule
 from jaxmlip.study.section import Section, told_apart
 from jaxmlip.training.labels import Labels
-from jaxmlip.training.problem import TrainingSettings
 from jaxmlip.training.strategies.continued import SingleFidelity
 from jaxmlip.training.strategies.fresh import Differential, Direct
 from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
 from jaxmlip.training.strategies.registry import AnyStrategy
-
-
-class Schedule(TrainingSettings):
-    """Settings of a training whose length is given in steps, the same for sets of any size."""
-
-    steps: int = pydantic.Field(
-        default=1200, ge=1, description="optimiser steps, rounded to whole epochs; with patience, at most"
-    )
-    validations: int = pydantic.Field(default=12, ge=1, description="validations, evenly spread over the epochs")
-
-    epochs: int = pydantic.Field(default=1, exclude=True, description="follows from steps")
-    validation_every: int = pydantic.Field(default=1, exclude=True, description="follows from validations")
-    seed: int = pydantic.Field(default=0, exclude=True, description="the study's")
-
-    @pydantic.model_validator(mode="after")
-    def _steps_decide(self) -> "Schedule":
-        for name, by in (("epochs", "steps"), ("validation_every", "validations"), ("seed", "the seeds of the study")):
-            if name in self.model_fields_set:
-                raise ValueError(f"{name} follows from {by} here; leave it out.")
-        return self
-
-    def settings(self, samples: int, seed: int) -> TrainingSettings:
-        """Settings for a number of training samples: as many epochs as come nearest to the steps."""
-        epochs = max(1, round(self.steps / -(-samples // self.batch_size)))
-        own = {name: getattr(self, name) for name in TrainingSettings.model_fields}
-        own |= {"epochs": epochs, "validation_every": max(1, epochs // self.validations), "seed": seed}
-        return TrainingSettings(**own)
 
 
 class Foundation(Section):
@@ -56,7 +30,7 @@ class Foundation(Section):
     references: dict[str, float] | None = pydantic.Field(
         default=None, description="elemental reference energies of the low fidelity, eV; fitted if there are none"
     )
-    student: Equivariant = Equivariant()
+    student: AnyModel = Equivariant()
     training: Schedule = Schedule(steps=12000, validations=20)
 
     @pydantic.field_validator("references")

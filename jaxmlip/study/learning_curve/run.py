@@ -21,18 +21,19 @@ from jaxmlip.files import to_json, write_json
 from jaxmlip.potentials.blocks import form_of_this_machine
 from jaxmlip.potentials.errors import compare
 from jaxmlip.potentials.evaluation import predict
-from jaxmlip.potentials.files import load_potential, save
+from jaxmlip.potentials.files import load_potential
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.study.frames import digest
 from jaxmlip.study.learning_curve.config import LearningCurve
 from jaxmlip.study.learning_curve.report import write_results
 from jaxmlip.study.registry import register_study
 from jaxmlip.study.section import ConfigError
+from jaxmlip.study.trainings import keep_trained, solved
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, content_digest
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.distill import distillation_problem, split_validation
 from jaxmlip.training.labels import Labels
-from jaxmlip.training.problem import Trained, TrainingDiverged, TrainingProblem, TrainingSettings
+from jaxmlip.training.problem import Trained, TrainingProblem, TrainingSettings
 from jaxmlip.training.runs import CHECKPOINTS
 from jaxmlip.training.strategies.base import Strategy
 from jaxmlip.training.trainer import train, train_many
@@ -161,17 +162,11 @@ def run_learning_curve(config: LearningCurve, folder: Path, *, progress: bool = 
     with workspace.claimed(FOUNDATION, wait=True):
         publish(FOUNDATION, _foundation(study))
     grid = _grid(config)
-    clock, done = _Clock(study, grid), set()
-    for wait in (False, True):  # runs that another process is at work on come last, and are then there as a rule
-        for number, run in enumerate(grid):
-            if run.name in done:
-                continue
-            with workspace.claimed(run.name, wait=wait) as mine:
-                if mine:
-                    clock.announce(number)
-                    lift = functools.partial(_lift, study, run)
-                    publish(run.name, workspace.stage(run.name, study.inputs(run), lift))
-                    done.add(run.name)
+    clock = _Clock(study, grid)
+    for number in workspace.dealt([run.name for run in grid]):
+        clock.announce(number)
+        run = grid[number]
+        publish(run.name, workspace.stage(run.name, study.inputs(run), functools.partial(_lift, study, run)))
     return json.loads((folder / "results.json").read_text())
 
 
@@ -212,7 +207,7 @@ def _foundation(study: Context) -> Stage:
         settings = wanted.training.settings(len(training), seed=0)
         problem = distillation_problem(wanted.student, training, validation, references, settings=settings)
         trained = train(problem, settings, folder=folder / RESUMABLE, progress=study.progress)
-        _keep(study, folder, trained, trained.potential)
+        keep_trained(study.config, folder, trained, trained.potential)
 
     inputs = wanted.model_dump(mode="json", exclude={"potential", "data"})
     return study.workspace.stage(FOUNDATION, inputs | {"files": [data.identity() for data in wanted.data]}, distilled)
@@ -221,7 +216,7 @@ def _foundation(study: Context) -> Stage:
 def _lift(study: Context, run: TrainingCase, folder: Path) -> None:
     """Lift the foundation with the first N labels."""
     trained = study.waiting.pop(run.name, None) or _trained(study, run, folder / RESUMABLE)
-    _keep(study, folder, trained, run.strategy.deploy(trained))
+    keep_trained(study.config, folder, trained, run.strategy.deploy(trained))
 
 
 def _trained(study: Context, run: TrainingCase, folder: Path) -> Trained:
@@ -243,11 +238,7 @@ def _trained(study: Context, run: TrainingCase, folder: Path) -> Trained:
             study.waiting.update({one.name: trained for one, trained in zip(arm, found, strict=True)})
             return study.waiting.pop(run.name)
     problem, settings = _problem(study, run)
-    try:
-        trained = run.strategy.solve(problem, settings, folder=folder, progress=study.progress)
-    except TrainingDiverged as error:  # one arm that fails is a result, and no reason to stop the others
-        return error.trained
-    return trained
+    return solved(run.strategy, problem, settings, folder, progress=study.progress)
 
 
 def _problem(study: Context, run: TrainingCase) -> tuple[TrainingProblem, TrainingSettings]:
@@ -261,15 +252,6 @@ def _problem(study: Context, run: TrainingCase) -> tuple[TrainingProblem, Traini
         settings=schedule.settings(run.size, run.seed),
     )
     return problem, strategy.adjusted(schedule.settings(len(problem.train), run.seed))
-
-
-def _keep(study: Context, folder: Path, trained: Trained, potential: Potential) -> None:
-    shutil.rmtree(folder / RESUMABLE / CHECKPOINTS, ignore_errors=True)  # the stage's result stands for them
-    provenance = {"config": study.config.model_dump(mode="json"), "versions": versions()}
-    save(potential, folder / "potential.jaxmlip", provenance=provenance)
-    write_json(folder / "history.json", trained.history)
-    outcome = {name: getattr(trained, name) for name in ("best_epoch", "diverged", "converged")}
-    write_json(folder / "outcome.json", outcome)
 
 
 def _tested(study: Context, name: str, trained: Stage) -> Stage:

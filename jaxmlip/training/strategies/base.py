@@ -12,8 +12,8 @@ import pydantic
 from jaxtyping import Float
 
 from jaxmlip.potentials.adapters import trainable_references
-from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.evaluation import potential_dtype
+from jaxmlip.potentials.models import Model
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.systems.batches import Sample, make_samples
@@ -148,7 +148,7 @@ class Strategy(pydantic.BaseModel, abc.ABC):
 
     def from_labels(
         self,
-        model: Equivariant,
+        model: Model,
         high: Sequence[Frame],
         *,
         validation: Sequence[Frame],

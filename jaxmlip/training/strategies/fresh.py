@@ -8,7 +8,7 @@ import numpy as np
 import pydantic
 from jaxtyping import Float
 
-from jaxmlip.potentials.equivariant import Equivariant
+from jaxmlip.potentials.models import Model
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.references import elements_of
 from jaxmlip.systems.dataset import Frame
@@ -34,7 +34,7 @@ class Direct(Strategy):
 
     def from_labels(
         self,
-        model: Equivariant,
+        model: Model,
         high: Sequence[Frame],
         *,
         validation: Sequence[Frame],
