@@ -23,6 +23,7 @@ UNITS = {
     "energy": ("energy_rmse_meV_atom", 1e3),
     "forces": ("force_rmse_meV_A", 1e3),
     "stress": ("stress_rmse_GPa", 1 / GPA),
+    "magmoms": ("magmom_rmse_muB", 1.0),
 }
 """What a term's error is called, and its factor from the term's own unit."""
 
@@ -132,7 +133,7 @@ def _add(cell: dict[str, list[float]], term: str, parts: Iterable[Any]) -> None:
 
 
 def rmse(sums: dict[str, TermSums], term: str) -> float:
-    """√ of the mean squared error of a term, in meV/atom, meV/Å or GPa; NaN without labels."""
+    """√ of the mean squared error of a term, in meV/atom, meV/Å, GPa or μB; NaN without labels."""
     found = sums.get(term)
     if found is None or not found.count:
         return math.nan
