@@ -265,8 +265,8 @@ def has_stress(frame: Frame) -> bool:
 
 def moment_sizes(frame: Frame) -> Float[np.ndarray, " atoms"]:
     """Magnitudes of magnetic moments in μB; NaN where they are absent, or have components."""
-    collinear = np.ndim(frame.atoms.arrays.get(MAGMOMS)) == 1
-    return np.abs(frame.magmoms) if collinear else np.full(len(frame.atoms), np.nan)
+    moments = frame.atoms.arrays.get(MAGMOMS)
+    return np.abs(frame.magmoms) if moments is not None and moments.ndim == 1 else np.full(len(frame.atoms), np.nan)
 
 
 def without_moments(atoms: Atoms) -> Atoms:

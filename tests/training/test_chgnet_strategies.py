@@ -4,6 +4,7 @@ Setting up compiles next to nothing; a training step of CHGNet takes a minute to
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from jaxmlip.training.strategies.tangent import TangentKernel
 from jaxmlip.training.trainer import train
 
 SETTINGS = TrainingSettings(epochs=6, batch_size=4, learning_rate=0.003, huber_delta=0.1)
-KEPT = {"references": "keep"}
+KEPT: dict[str, Any] = {"references": "keep"}
 """Nothing is predicted to set up a strategy that keeps references, so that nothing is compiled."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:H and O occur in one ratio only")
