@@ -75,15 +75,13 @@ def main() -> None:
     fields["loss"] = np.array(loss.item())
     for place in range(len(NAMES)):
         fields |= {f"{place}.{key}": values[place] for key, values in labels.items()}
-    for name, weights in model.named_parameters():
-        if weights.grad is not None:
-            gradient = weights.grad.numpy()
-            fields[f"gradient.{name}"] = np.array(
-                [np.linalg.norm(gradient), np.sum(gradient * drawn(name, gradient.shape))]
-            )
+    gradients = {name: w.grad.numpy() for name, w in model.named_parameters() if w.grad is not None}
+    fields["tensors"] = np.array(list(gradients))
+    fields["norms"] = np.array([np.linalg.norm(g) for g in gradients.values()])
+    fields["products"] = np.array([np.sum(g * drawn(name, g.shape)) for name, g in gradients.items()])
     out = FOLDER / "chgnet_training_reference.npz"
     np.savez_compressed(out, **fields)
-    print(f"loss {loss.item():.10f}, {sum(name.startswith('gradient') for name in fields)} tensors")
+    print(f"loss {loss.item():.10f}, {len(gradients)} tensors")
     print(f"{out} {out.stat().st_size / 1e3:.1f} kB")
 
 
