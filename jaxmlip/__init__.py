@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from jaxmlip.study.correlations import read_students as read_students
     from jaxmlip.study.info import Info as Info
     from jaxmlip.study.info import info as info
+    from jaxmlip.study.plot_run import plot_run as plot_run
     from jaxmlip.systems.clusters import cut_clusters as cut_clusters
     from jaxmlip.systems.compositions import split_by_composition as split_by_composition
     from jaxmlip.systems.crystals import many_crystals as many_crystals
@@ -278,6 +279,7 @@ _HOME = {
     "read_students": "study.correlations",
     "Info": "study.info",
     "info": "study.info",
+    "plot_run": "study.plot_run",
     "Tolerances": "validation.verdict",
     "verdict": "validation.verdict",
     "free_energy_difference": "validation.weights",

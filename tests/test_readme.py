@@ -4,8 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 import typer.main
 
@@ -15,15 +13,12 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_python_examples_run():
-    """The examples as printed, one after another: from loading teachers to the gradient of an average."""
+    """The example as printed, from loading teachers to the errors of a lifted student."""
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 1
     names: dict = {}
     for example in examples:
         exec(compile(example, "README.md", "exec"), names)
-    slopes = jax.tree.leaves(names["slope"])
-    assert all(np.isfinite(leaf).all() for leaf in slopes)
-    assert any(np.abs(leaf).max() > 0 for leaf in slopes)
     assert names["run"].completed.all()
     assert names["lifted"].species == (1, 8)
 
@@ -32,7 +27,7 @@ def test_commands_exist():
     """Every `jaxmlip …` in the README is a command with the options it is shown with."""
     commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
     shown = re.findall(r"(?:uv run |`)jaxmlip ([a-z][^`\n]*)", README)
-    assert len(shown) >= 6
+    assert shown
     for line in shown:
         words = shlex.split(line)
         command = commands[words[0]]

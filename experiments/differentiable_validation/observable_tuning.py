@@ -86,7 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/tuning"))
     parser.add_argument("--time-ps", type=float, default=3.0, help="of the simulations that are compared")
-    parser.add_argument("--epochs", type=int, default=20, help="of the tuning")
+    parser.add_argument("--epochs", type=int, default=40, help="of the tuning")
+    parser.add_argument("--tuning-ps", type=float, default=2.0, help="of each simulation of the tuning")
     options = parser.parse_args()
     if "JAXMLIP_DATA" not in os.environ:
         parser.error("JAXMLIP_DATA is not set; export the folder that has ice_maceoff/ in it.")
@@ -115,15 +116,15 @@ def main() -> None:
         simulation=jm.OwnSimulation(
             structure=runs["student"][-1],
             ensemble="npt",
-            time_ps=0.12,
-            replicas=4,
+            time_ps=options.tuning_ps,
+            replicas=8,
             timestep_fs=1.0,
-            sample_every_fs=6.0,
+            sample_every_fs=40.0,
             **SIMULATION,
         ),
         observables_weight=1e-4,
     )
-    small: dict[str, Any] = {"batch_size": 50, "learning_rate": 1e-3, "start": out / "student.jaxmlip"}
+    small: dict[str, Any] = {"batch_size": 50, "learning_rate": 3e-4, "start": out / "student.jaxmlip"}
     path = out / "tuned.jaxmlip"
     tuned = made(path, tuning, clusters[:CLUSTERS], held_out, options.epochs, labels="energy", **small)
     run = simulated(out / "tuned.h5", tuned, ice, options.time_ps, 3)

@@ -166,6 +166,28 @@ def info(
 
 
 @app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="trajectory of jaxmlip md (.h5)")],
+    out: Annotated[Path | None, typer.Option(help="picture to write; by default beside the run, as .png")] = None,
+    equilibration_ps: Annotated[
+        float | None, typer.Option("--equilibration-ps", help="what averages discard, ps; found by default")
+    ] = None,
+) -> None:
+    """Draw a run: temperature, energy and density in time with what averages discard, and the RDFs."""
+    with mistakes_in_one_sentence():
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from jaxmlip.simulation.trajectory import load_run
+        from jaxmlip.study.plot_run import plot_run
+
+        path = out or run.with_suffix(".png")
+        drawn = plot_run(load_run(run), equilibration="auto" if equilibration_ps is None else equilibration_ps)
+        drawn.savefig(path, dpi=150)
+        typer.echo(f"Wrote {path}.")
+
+
+@app.command()
 def cite(
     path: Annotated[Path, typer.Argument(help="potential, trajectory, or folder of a run")],
 ) -> None:

@@ -1,5 +1,6 @@
 """Potentials of pairs: one function of the distance for every pair of elements."""
 
+import abc
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +19,36 @@ ENVELOPE_POWER = 5
 """p of the polynomial envelope that takes every function to zero at the cutoff."""
 
 
+class _OfPairs(Potential):
+    """Energies that are linear in coefficients for pairs of elements; see the fields of the classes that follow."""
+
+    params: Leaf
+    known: tuple[int, ...]
+    reach: float
+
+    @property
+    def cutoff(self) -> float:
+        """Å."""
+        return self.reach
+
+    @property
+    def species(self) -> tuple[int, ...]:
+        """Atomic numbers the potential knows, ascending."""
+        return self.known
+
+    @abc.abstractmethod
+    def functions(self, graph: Graph) -> Float[Array, "atoms pairs functions"]:
+        """What the coefficients multiply: functions summed over the neighbours of each atom, halved."""
+
+    def atomic_energies(self, graph: Graph) -> PerAtom:
+        """Contribution of each atom in eV; 0 for padding atoms, NaN for elements the potential does not know."""
+        functions = self.functions(graph)
+        energies = jnp.einsum("apk,pk->a", functions, jnp.asarray(self.params, functions.dtype))
+        return _only_known(energies, graph, self.known)
+
+
 @flax.struct.dataclass
-class PairPotential(Potential):
+class PairPotential(_OfPairs):
     """E_i = ½ Σ_j f(r_ij), with f = Σ_k c_k exp(−(ln r − u_k)² / 2h²) · envelope for each unordered pair of elements.
 
     The centres u_k divide [ln `shortest`, ln cutoff] evenly and h is their distance: resolution is finest where bonds
@@ -41,16 +70,6 @@ class PairPotential(Potential):
     shortest: float = flax.struct.field(pytree_node=False)
 
     @property
-    def cutoff(self) -> float:
-        """Å."""
-        return self.reach
-
-    @property
-    def species(self) -> tuple[int, ...]:
-        """Atomic numbers the potential knows, ascending."""
-        return self.known
-
-    @property
     def trained_on(self) -> tuple[str, ...]:
         """Energies, from which the coefficients come."""
         return ("energy",)
@@ -68,15 +87,9 @@ class PairPotential(Potential):
         summed = [jnp.sum(jnp.where((kind == k)[..., None], basis, 0.0), axis=1) for k in range(self.params.shape[-2])]
         return 0.5 * jnp.stack(summed, axis=1)
 
-    def atomic_energies(self, graph: Graph) -> PerAtom:
-        """Contribution of each atom in eV; 0 for padding atoms, NaN for elements the potential does not know."""
-        functions = self.functions(graph)
-        energies = jnp.einsum("apk,pk->a", functions, jnp.asarray(self.params, functions.dtype))
-        return _only_known(energies, graph, self.known)
-
 
 @flax.struct.dataclass
-class PairForces(Potential):
+class PairForces(_OfPairs):
     """E_i = ½ Σ_j φ(r_ij), where the force f = −φ′ is linear between knots, and φ and f are 0 at the cutoff.
 
     φ = Σ_k c_k ∫_r^cutoff h_k dr′ with the triangle h_k about the knot k, so that a coefficient is the force at a
@@ -93,16 +106,6 @@ class PairForces(Potential):
     references: Leaf
     known: tuple[int, ...] = flax.struct.field(pytree_node=False)
     reach: float = flax.struct.field(pytree_node=False)
-
-    @property
-    def cutoff(self) -> float:
-        """Å."""
-        return self.reach
-
-    @property
-    def species(self) -> tuple[int, ...]:
-        """Atomic numbers the potential knows, ascending."""
-        return self.known
 
     @property
     def knots(self) -> Float[np.ndarray, " knots"]:
@@ -125,12 +128,6 @@ class PairForces(Potential):
         heights = jnp.where(mask[..., None], jnp.maximum(0.0, 1.0 - jnp.abs(self._steps(lengths))), 0.0)
         along = [self._by_pair(graph, -heights * directions[..., axis, None]) for axis in range(3)]
         return jnp.stack(along, axis=1)
-
-    def atomic_energies(self, graph: Graph) -> PerAtom:
-        """Contribution of each atom in eV; 0 for padding atoms, NaN for elements the potential does not know."""
-        functions = self.functions(graph)
-        energies = jnp.einsum("apk,pk->a", functions, jnp.asarray(self.params, functions.dtype))
-        return _only_known(energies, graph, self.known)
 
     def _edges(self, graph: Graph) -> tuple[Any, Any, Any]:
         """Lengths, unit vectors towards the neighbours, and which edges there are."""

@@ -36,6 +36,13 @@ class TrainingSettings(pydantic.BaseModel):
     final_learning_rate: float = pydantic.Field(
         default=0.01, ge=0, le=1, description="end of the cosine, share of the peak"
     )
+    patience: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        description="train until converged: after so many validations in a row without a lower loss the learning rate "
+        "is halved, and the training ends where it would fall below final_learning_rate of the peak, or after the "
+        "epochs; null: half a cosine over the epochs",
+    )
     warmup: float = pydantic.Field(
         default=0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly"
     )
@@ -100,13 +107,18 @@ class TrainingSettings(pydantic.BaseModel):
         return self
 
     @pydantic.model_serializer(mode="wrap")
-    def _as_before(self, handler: Any, info: Any) -> Any:
-        """Without what came later, if it is the default: digests of earlier versions, in folders of studies, fit."""
+    def _as_in_earlier_versions(self, handler: Any, info: Any) -> Any:
+        """Without later settings that have their defaults: earlier digests, in folders of studies, still fit."""
         content = handler(self)
         if (info.context or {}).get("whole"):
             return content
-        defaults = {"optimizer": self.optimizer.choice() == DEFAULT_CHOICE, "huber_deltas": not self.huber_deltas}
-        for name, default in (defaults | {"magmoms_weight": self.magmoms_weight == 0}).items():
+        defaults = {
+            "optimizer": self.optimizer.choice() == DEFAULT_CHOICE,
+            "patience": self.patience is None,
+            "huber_deltas": not self.huber_deltas,
+            "magmoms_weight": self.magmoms_weight == 0,
+        }
+        for name, default in defaults.items():
             if default:
                 content.pop(name, None)
         return content
@@ -233,6 +245,8 @@ class Trained:
         best_epoch: the epoch whose parameters were kept.
         problem: what was trained.
         diverged: if the training was stopped, the sentence that says where and why.
+        converged: whether its loss had ceased to fall before the epochs were over; None where settings have no
+            `patience` to say so.
     """
 
     potential: Potential
@@ -240,6 +254,7 @@ class Trained:
     best_epoch: int
     problem: TrainingProblem
     diverged: str | None = None
+    converged: bool | None = None
 
     def __repr__(self) -> str:
         """Epochs, the best of them, and the potential."""

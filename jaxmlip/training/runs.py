@@ -32,6 +32,9 @@ class Model:
         lowest: validation loss of that epoch.
         diverged: see `Trained`.
         active: False once the last record is written.
+        waited: validations since the last that was lower (see `TrainingSettings.patience`).
+        slowed: what the schedule's learning rate is multiplied by.
+        converged: see `Trained`.
     """
 
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -41,6 +44,9 @@ class Model:
     lowest: float = np.inf
     diverged: str | None = None
     active: bool = True
+    waited: int = 0
+    slowed: float = 1.0
+    converged: bool = False
 
 
 @dataclasses.dataclass
@@ -64,6 +70,11 @@ class TrainingRun:
     position: int = 0
     wall_s: float = 0.0
     renewals: int = 0
+
+    @property
+    def slowed(self) -> np.ndarray:
+        """[models], what learning rates are multiplied by."""
+        return np.array([model.slowed for model in self.models])
 
     def notes(self) -> dict:
         """Everything but the arrays, as plain data."""

@@ -159,7 +159,10 @@ def initial_state(potential: Potential, choice: Choice = DEFAULT_CHOICE) -> Trai
 
 
 def schedule(settings: TrainingSettings, steps_per_epoch: int) -> Float[np.ndarray, "epochs steps"]:
-    """Learning rate of every step: linear warm-up to the peak, then half a cosine to the final rate."""
+    """Learning rate of every step: linear warm-up to the peak, then half a cosine to the final rate.
+
+    With `patience` it stays at the peak, for validations to lower it.
+    """
     steps = settings.epochs * steps_per_epoch
     warmup = min(round(settings.warmup * steps), steps - 1)
     rate = optax.warmup_cosine_decay_schedule(
@@ -167,7 +170,7 @@ def schedule(settings: TrainingSettings, steps_per_epoch: int) -> Float[np.ndarr
         peak_value=settings.learning_rate,
         warmup_steps=warmup,
         decay_steps=steps,
-        end_value=settings.learning_rate * settings.final_learning_rate,
+        end_value=settings.learning_rate * (settings.final_learning_rate if settings.patience is None else 1.0),
     )
     return np.asarray(rate(np.arange(steps)), np.float64).reshape(settings.epochs, steps_per_epoch)
 

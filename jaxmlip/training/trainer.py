@@ -41,6 +41,10 @@ from jaxmlip.training.stacking import (
 from jaxmlip.training.step import EXPLOSION, PATIENCE, Report, choose, measure, schedule, update
 from jaxmlip.training.weighting import resolved
 
+GAIN = 1e-3
+"""By this share a validation loss must be lower than the lowest before for a training to count as one that goes on
+falling (see `TrainingSettings.patience`)."""
+
 
 def train(
     problem: TrainingProblem,
@@ -153,7 +157,7 @@ def _train_stack(
                 all_indices = feed.epoch(seeds, run.epoch)[run.position :]
                 with contextlib.closing(feed.batches(all_indices)) as batches:
                     for indices, batch in zip(all_indices, batches, strict=True):
-                        numbers = controls.replace(learning_rate=rates[:, run.epoch - 1, run.position])
+                        numbers = controls.replace(learning_rate=rates[:, run.epoch - 1, run.position] * run.slowed)
                         run.states, report = update(templates, run.states, dealt(batch, mesh), numbers, mesh=mesh)
                         run.position += 1
                         monitor.take(indices, report)
@@ -172,21 +176,14 @@ def _train_stack(
             recorded = [model.active and (due or model.diverged is not None) for model in run.models]
             if any(recorded):
                 run.wall_s = time.perf_counter() - started
-                rate = rates[:, run.epoch - 1, -1] if run.epoch else np.zeros(len(problems))
-                current = following.problems
+                rate = rates[:, run.epoch - 1, -1] * run.slowed if run.epoch else np.zeros(len(problems))
                 tallies = _validate(templates.with_params(run.states.ema), held_out, objective, mesh, len(problems))
                 better = np.zeros(len(problems), bool)
+                taken = (run.epoch - 1) * feed.steps + run.position if run.epoch else 0
                 for number in np.flatnonzero(recorded).tolist():
-                    model, tally = run.models[number], tallies[number]
-                    record = _record(run, model, tally, settings[number], float(rate[number]), current[number])
-                    model.history.append(record)
-                    better[number] = record["validation_loss"] < model.lowest
-                    if better[number]:
-                        model.best_epoch, model.lowest = run.epoch, record["validation_loss"]
-                    if model.diverged is not None:
-                        model.diverged += f" The parameters of epoch {model.best_epoch} are kept."
-                        model.active = False
-                    taken = (run.epoch - 1) * feed.steps + run.position if run.epoch else 0
+                    model, tally, problem = run.models[number], tallies[number], following.problems[number]
+                    record = _record(run, model, tally, settings[number], float(rate[number]), problem)
+                    better[number] = _noted(model, record, run.epoch, settings[number])
                     saver.write(number, record, taken, {"training": model.errors, "validation": tally})
                     if on_epoch is not None:
                         on_epoch(number, record)
@@ -201,17 +198,37 @@ def _train_stack(
 
     best = on_host(run.best)
     return [
-        Trained(
-            problem.potential.with_params(jax.tree.map(lambda leaf, number=number: leaf[number], best)).having_seen(
-                label for label, seen in problem.terms._asdict().items() if seen
-            ),
-            model.history,
-            model.best_epoch,
-            problem,
-            model.diverged,
-        )
+        _trained(problem, model, jax.tree.map(lambda leaf, number=number: leaf[number], best), settings[number])
         for number, (problem, model) in enumerate(zip(problems, run.models, strict=True))
     ]
+
+
+def _noted(model: Model, record: Record, epoch: int, settings: TrainingSettings) -> bool:
+    """Whether a validation is the model's best so far, which is noted.
+
+    One that has diverged or converged ceases to be active.
+    """
+    model.history.append(record)
+    found = record["validation_loss"]
+    better, model.waited = found < model.lowest, 0 if found < (1.0 - GAIN) * model.lowest else model.waited + 1
+    if better:
+        model.best_epoch, model.lowest = epoch, found
+    if settings.patience is not None and model.waited >= settings.patience:
+        model.waited, model.slowed = 0, 0.5 * model.slowed
+        if model.slowed < settings.final_learning_rate:
+            model.converged, model.active = True, False
+    if model.diverged is not None:
+        model.diverged += f" The parameters of epoch {model.best_epoch} are kept."
+        model.active = False
+    return better
+
+
+def _trained(problem: TrainingProblem, model: Model, params: Any, settings: TrainingSettings) -> Trained:
+    """What is returned of a model."""
+    seen = [label for label, seen in problem.terms._asdict().items() if seen]
+    potential = problem.potential.with_params(params).having_seen(seen)
+    converged = None if settings.patience is None else model.converged
+    return Trained(potential, model.history, model.best_epoch, problem, model.diverged, converged)
 
 
 class _Monitor:

@@ -4,8 +4,9 @@ With frames x_n that parameters θ₀ have sampled, the averages at θ near them
 constant volume and at constant pressure alike, and reverse mode gives their derivatives by θ (DiffTRe: Thaler and
 Zavadlav, Nat. Commun. 12, 6884 (2021)).
 
-An average is compared with its target in multiples z of the target's error, and the loss is √(1 + z²) − 1: ½ z² within
-the error and z beyond it, as Huber's of labels, so that what is far off does not drown all else.
+An average is compared with its target in multiples z of the error of their difference, the target's and the average's
+own together, so that no simulation is fitted more closely than it is known. The loss is √(1 + z²) − 1: ½ z² within the
+error and z beyond it, as Huber's of labels, so that what is far off does not drown all else.
 
 How many frames are left is Kish's fraction (Σw)² / (N Σw²), or exp(−s²) with the spread s of β (U_θ − U_θ₀) if that is
 less (see `weights`). Correlation in time makes N/g independent ones of N frames; the same fraction is left of them.
@@ -52,7 +53,7 @@ class Target:
 
 
 class ObservableErrors(Term):
-    """√(1 + z²) − 1, z being the error of an average over frames that are reweighted to θ in multiples of the target's.
+    """√(1 + z²) − 1, z being how far an average over frames that are reweighted to θ is off, in multiples of `errors`.
 
     z² is the mean over the components of the observable.
 
@@ -61,7 +62,7 @@ class ObservableErrors(Term):
         reference: [replicas, frames, atoms], atomic energies at θ₀, eV.
         values: of each observable [replicas, frames, ...], or None if they depend on θ themselves.
         targets: of each, relative to the elemental references where energies are.
-        errors: of each.
+        errors: of the difference between average and target, of each.
         numbers: weights of each in the loss.
         kT: eV.
         least: fraction of frames below which they say nothing more: there the term neither counts nor pulls.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ase import Atoms
 from jaxmlip.digests import digest
 from jaxmlip.files import written_whole
 from jaxmlip.observables.frame import FrameState
-from jaxmlip.observables.observable import References
+from jaxmlip.observables.observable import Observable, References
 from jaxmlip.potentials.potential import Potential, reference_energy
 from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.simulation.dynamics import Ensemble
@@ -26,6 +27,7 @@ from jaxmlip.training.objective import Term, TermSource
 from jaxmlip.units import KB
 from jaxmlip.validation.averages import frame_states, observe, room_for
 from jaxmlip.validation.observable_terms import ObservableErrors, Target, atomic_energies_of
+from jaxmlip.validation.weights import GROUPS
 
 MARGIN = 0.95
 """Cells that move are taken to become as narrow as this share of the first simulation's, so that what is compiled stays
@@ -165,27 +167,44 @@ class OwnSimulations(TermSource):
 
     def _term(self, run: Run, frames: FrameState, reference: Potential) -> ObservableErrors:
         """Of frames that the reference has sampled."""
-        first, values, targets = self._first(run), [], []
+        first, values, targets, errors = self._first(run), [], [], []
         sums = References(np.array([reference_energy(reference, run.numbers)]), None, np.array([len(run.numbers)]))
         for target in self.targets:
             shift, own = 0.0, target.observable.depends_on_potential
             if own:  # what the device says is relative to the references
                 nothing = np.zeros((1, *target.value.shape))
                 shift = target.observable.completed(nothing, sums)[0]
-            values.append(None if own else observe(run, target.observable, first).astype(frames.positions.dtype))
+            recorded = target.observable.recorded_in(run) is not None
+            seen = observe(run, target.observable, first, reference if own and not recorded else None)
+            values.append(None if own else seen.astype(frames.positions.dtype))
+            errors.append(np.float32(math.hypot(target.error, _error(target.observable, seen))))
             targets.append(np.asarray(target.value - shift, frames.positions.dtype))
         return ObservableErrors(
             frames=frames,
             reference=np.asarray(_reference_energies(reference, self.head, frames)),
             values=tuple(values),
             targets=tuple(targets),
-            errors=tuple(np.float32(target.error) for target in self.targets),
+            errors=tuple(errors),
             numbers=tuple(np.float32(target.weight) for target in self.targets),
             kT=np.float32(KB * self.temperature_K),
             least=np.float32(self.reuse),
             observables=tuple(target.observable for target in self.targets),
             head=self.head,
         )
+
+
+def _error(observable: Observable, values: np.ndarray) -> float:
+    """Standard error of the average of values [replicas, frames, ...], root mean square over its components.
+
+    From replicas, cut into pieces if they are few: what is slower than these is not seen.
+    """
+    pieces = -(-GROUPS // len(values))
+    length = values.shape[1] // pieces
+    if length == 0:
+        return 0.0
+    groups = values[:, -pieces * length :].reshape(-1, 1, length, *values.shape[2:])
+    averages = np.stack([np.asarray(observable.mean(group)) for group in groups])
+    return float(np.sqrt(np.mean(averages.var(axis=0, ddof=1)) / len(averages)))
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -64,7 +64,8 @@ class ObservableTarget(pydantic.BaseModel):
     value: Numbers | None = pydantic.Field(default=None, description="in the observable's unit and shape")
     error: Numbers | None = pydantic.Field(
         default=None,
-        description="its standard error, or what difference does no harm: deviations count in multiples of it",
+        description="its standard error, or what difference does no harm: deviations count in multiples of it and of "
+        "the simulation's own error, together",
     )
     run: Path | None = pydantic.Field(
         default=None, description="trajectory (.h5) of the teacher to take both from, in place of value and error"
@@ -185,7 +186,9 @@ class ObservableTuning(MultiFidelity):
         description="fraction of the effective frames (Kish) below which fresh replicas are simulated",
     )
     observables_weight: float = pydantic.Field(
-        default=0.01, gt=0, description="of √(1 + z²) − 1 in the loss beside the labels, z = (average − target) / error"
+        default=0.01,
+        gt=0,
+        description="of √(1 + z²) − 1 in the loss beside the labels, z = (average − target) / error of this difference",
     )
     replay: float = pydantic.Field(
         default=0.0,

@@ -36,6 +36,7 @@ from jaxmlip.validation.averages import settled
 from jaxmlip.validation.energies import frame_energies
 from jaxmlip.validation.gradients import GROUPS
 from jaxmlip.validation.ladder import Sample
+from jaxmlip.validation.ways import first_order, second_order
 from jaxmlip.validation.weights import Mixture
 
 DRAWS = 16
@@ -240,18 +241,8 @@ Average = Callable[[np.ndarray, np.ndarray], Any]
 
 
 def responded(values: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """⟨A⟩ − β cov(A, ΔU), with N − 1."""
-    number = change.size
-    centred = (change - change.mean()).ravel()
-    flat = values.reshape(number, *values.shape[2:])
-    return np.asarray(flat.mean(axis=0) - np.tensordot(centred, flat, axes=1) / (number - 1.0))
-
-
-def second_order(values: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """½ β² κ(A, ΔU, ΔU), what the second order adds to the response."""
-    centred = (change - change.mean()).ravel()
-    flat = values.reshape(change.size, *values.shape[2:])
-    return np.asarray(0.5 * np.tensordot(centred**2, flat - flat.mean(axis=0), axes=1) / change.size)
+    """⟨A⟩ − β cov(A, ΔU)."""
+    return np.asarray(first_order(values, change).mean(axis=(0, 1)))
 
 
 def _reweighted(observable: Observable) -> Average:

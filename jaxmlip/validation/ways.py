@@ -114,23 +114,13 @@ class Response:
             raise ValueError(f"The {observable.name} is no mean, of which there is a linear response.")
         one = correlated_mean(np.asarray(student[0], np.float64))
         first, second = self.orders(teacher[0])
-        gap = np.asarray(student[0], np.float64) - self._series(teacher[0])
+        gap = np.asarray(student[0], np.float64) - first_order(teacher[0], self.change)
         difference = correlated_mean(gap)
         return one, _with_doubt(first, second), _with_doubt(difference, second)
 
     def orders(self, values: np.ndarray) -> tuple[Estimate, np.ndarray]:
         """The teacher's average to first order, and what the second order would add."""
-        values = np.asarray(values, np.float64)
-        change = (self.change - self.change.mean()).reshape(*self.change.shape, *[1] * (values.ndim - 2))
-        deviation = values - values.mean(axis=(0, 1))
-        return correlated_mean(self._series(values)), np.asarray(0.5 * (deviation * change**2).mean(axis=(0, 1)))
-
-    def _series(self, values: np.ndarray) -> np.ndarray:
-        """Series whose mean is ⟨A⟩ − β cov(A, ΔU), with N − 1."""
-        values = np.asarray(values, np.float64)
-        number = self.change.size
-        change = (self.change - self.change.mean()).reshape(*self.change.shape, *[1] * (values.ndim - 2))
-        return values - (values - values.mean(axis=(0, 1))) * change * (number / (number - 1.0))
+        return correlated_mean(first_order(values, self.change)), second_order(values, self.change)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +136,24 @@ class Direct:
         """See `Way`."""
         one, other = (dataclasses.replace(observable.estimate(values[0]), source=None) for values in (student, teacher))
         return one, other, one - other
+
+
+def first_order(values: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """A series whose mean is ⟨A⟩ − β cov(A, ΔU), with N − 1, of values [replicas, frames, ...] and β ΔU of these."""
+    values, number = np.asarray(values, np.float64), change.size
+    return values - (values - values.mean(axis=(0, 1))) * _centred(change, values.ndim) * (number / (number - 1.0))
+
+
+def second_order(values: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """½ β² κ(A, ΔU, ΔU), what the second order would add."""
+    values = np.asarray(values, np.float64)
+    deviation = values - values.mean(axis=(0, 1))
+    return np.asarray(0.5 * (deviation * _centred(change, values.ndim) ** 2).mean(axis=(0, 1)))
+
+
+def _centred(change: np.ndarray, dimensions: int) -> np.ndarray:
+    """Deviations from the mean, with axes for those of values."""
+    return (change - change.mean()).reshape(*change.shape, *[1] * (dimensions - 2))
 
 
 def _with_doubt(estimate: Estimate, doubt: np.ndarray) -> Estimate:

@@ -23,6 +23,7 @@ from jaxmlip.study.learning_curve.run import formula_unit, run_learning_curve
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.systems.dataset import Frame, read_frames
+from jaxmlip.systems.ice import ice_ih
 from jaxmlip.training.checkpoints import Checkpoints
 
 LOW = {"energy_key": "mp0_energy", "forces_key": "mp0_forces"}
@@ -137,6 +138,29 @@ def test_forces_of_nan_change_no_potential_of_energies(results, files, folder, t
             np.testing.assert_array_equal(one, other)
 
 
+def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, tmp_path):
+    """Without those of all bulk frames but the tested ones, every potential is the same to the last bit."""
+    frames, rng = [ice_ih(molecules=16, seed=seed) for seed in range(7)], np.random.default_rng(0)
+    for atoms in frames:
+        for energy, forces in (LOW.values(), HIGH.values()):
+            atoms.info[energy], atoms.arrays[forces] = float(rng.normal()), rng.normal(size=(len(atoms), 3))
+    with_labels, without = tmp_path / "with.extxyz", tmp_path / "without.extxyz"
+    ase.io.write(with_labels, frames)
+    for atoms in frames[:5]:
+        atoms.info["off23_energy"], atoms.arrays["off23_forces"] = np.nan, np.full((len(atoms), 3), np.nan)
+    ase.io.write(without, frames)
+    potentials = {}
+    for bulk in (with_labels, without):
+        grid: dict[str, Any] = {"strategies": ["multi_fidelity"], "labels": ["energy_forces"], "sizes": [2]}
+        replay = [{"path": str(bulk), "index": ":1", **LOW}, {"path": str(files[0]), "index": ":2", **LOW}]
+        config = configured(files[0], bulk, **grid, replay=replay, training={"steps": 2, "validations": 1})
+        run_learning_curve(config, tmp_path / bulk.stem, progress=False)
+        potentials[bulk] = {path.name: load_potential(path) for path in (tmp_path / bulk.stem).glob("potentials/*")}
+    assert len(potentials[without]) == 2
+    for name, potential in potentials[without].items():
+        jax.tree.map(np.testing.assert_array_equal, potential, potentials[with_labels][name])
+
+
 def test_results_of_other_trainings_are_left_out(results, files, folder, tmp_path):
     """A training of other length shares the folder, but not the table."""
     foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
@@ -244,8 +268,9 @@ def test_seeds_are_averaged():
     assert "3.0 (–)" in line
     (single,) = summarise(runs[:1])
     assert single["force_rmse_meV_A"]["error_seeds"] is None
-    runs[0]["diverged"] = "The loss is not finite."
-    assert "3 (1 diverged)" in table(summarise(runs))
+    runs[0] |= {"diverged": "The loss is not finite.", "converged": False}
+    runs[1] |= {"converged": False}
+    assert "3 (1 diverged, 1 unconverged)" in table(summarise(runs))
 
 
 def test_units_of_energies_come_from_the_composition():
@@ -261,7 +286,8 @@ def test_units_of_energies_come_from_the_composition():
     record = {"force_rmse_meV_A": 1, "energy_std_meV_atom": 1, "energy_std_meV_ClNa": 1, "energy_mean_meV_ClNa": 1}
     assert measures([{"energy_mean_meV_atom": 1}])[-1] == "energy_mean_meV_atom"
     assert measures([record]) == [*record]
-    arm = {"strategy": "direct", "labels": "energy", "size": 5, "seeds": 1, "wall_s": 1.0, "diverged": 0}
+    arm = {"strategy": "direct", "labels": "energy", "size": 5, "seeds": 1, "wall_s": 1.0}
+    arm |= {"diverged": 0, "unconverged": 0}
     arm |= {name: {"value": 1.0, "error_seeds": None, "error_frames": 0.1} for name in record}
     assert "| the same, meV/ClNa | mean energy error meV/ClNa |" in table([arm])
 

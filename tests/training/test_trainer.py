@@ -17,7 +17,7 @@ from jaxmlip.training.loss import Terms, loss
 from jaxmlip.training.problem import Trained, TrainingDiverged, TrainingProblem, TrainingSettings, check_frames
 from jaxmlip.training.stacking import stacked_controls, stacked_potentials, stacked_states
 from jaxmlip.training.step import TrainState, schedule, update
-from jaxmlip.training.trainer import train
+from jaxmlip.training.trainer import GAIN, train
 
 TERMS = Terms(True, True, False)
 RATE = np.array([0.02])
@@ -217,6 +217,38 @@ def test_validation_happens_when_asked(high):
     result = train(problem(high), settings, progress=False, on_epoch=seen.append)
     assert [record["epoch"] for record in seen] == [0, 2, 4, 5]
     assert seen == result.history
+
+
+def test_trained_until_its_loss_ceases_to_fall(high, tmp_path):
+    """The rate is halved after `patience` validations without a lower loss, down to its end; killed, it is the same."""
+    settings = SETTINGS.model_copy(
+        update={"epochs": 200, "patience": 2, "final_learning_rate": 0.4, "warmup": 0.0, "checkpoint_minutes": 0.01}
+    )
+    whole = train(problem(high), settings, progress=False)
+    assert whole.converged is True
+    assert whole.history[-1]["epoch"] < 200
+    lowest, waited, slowed, expected = np.inf, 0, 1.0, [0.0]
+    for record in whole.history:
+        waited = 0 if record["validation_loss"] < (1 - GAIN) * lowest else waited + 1
+        lowest = min(lowest, record["validation_loss"])
+        if waited == 2:
+            waited, slowed = 0, slowed / 2
+        expected.append(0.02 * slowed)
+    np.testing.assert_allclose([record["learning_rate"] for record in whole.history], expected[:-1], rtol=1e-6)
+    assert slowed < 0.4 <= 2 * slowed
+
+    def stop(record: dict) -> None:
+        if record["epoch"] == whole.history[-1]["epoch"] - 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(problem(high), settings, folder=tmp_path, progress=False, on_epoch=stop)
+    resumed = train(problem(high), settings, folder=tmp_path, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, resumed.potential.params, whole.potential.params)
+    assert (resumed.converged, resumed.best_epoch) == (True, whole.best_epoch)
+    cut = train(problem(high), settings.model_copy(update={"epochs": 5}), progress=False)
+    assert cut.converged is False
+    assert train(problem(high), SETTINGS.model_copy(update={"epochs": 1}), progress=False).converged is None
 
 
 def test_divergence_names_epoch_and_frames_and_keeps_the_last_good(high):

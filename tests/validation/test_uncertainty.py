@@ -16,7 +16,8 @@ from jaxmlip.observables.thermodynamics import PotentialEnergy
 from jaxmlip.potentials.potential import Potential, stack
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.units import KB
-from jaxmlip.validation.uncertainty import between, observable_uncertainty, pseudo_values, responded, second_order
+from jaxmlip.validation.uncertainty import between, observable_uncertainty, pseudo_values, responded
+from jaxmlip.validation.ways import second_order
 
 ATOMS, CENTRE, STIFFNESS, KELVIN = 4, 5.0, 0.5, 300.0
 KT = KB * KELVIN

@@ -20,7 +20,9 @@ from jaxmlip.training.strategies.registry import AnyStrategy
 class Schedule(TrainingSettings):
     """Settings of a training whose length is given in steps, the same for sets of any size."""
 
-    steps: int = pydantic.Field(default=1200, ge=1, description="optimiser steps, rounded to whole epochs")
+    steps: int = pydantic.Field(
+        default=1200, ge=1, description="optimiser steps, rounded to whole epochs; with patience, at most"
+    )
     validations: int = pydantic.Field(default=12, ge=1, description="validations, evenly spread over the epochs")
 
     epochs: int = pydantic.Field(default=1, exclude=True, description="follows from steps")

@@ -68,7 +68,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         For each strategy, labels and size: `seeds`, `wall_s` (sum), and for each measure `value` (mean over seeds),
         `error_seeds` (standard error of that mean; None for one seed) and `error_frames` (mean of the runs' standard
-        errors over the test frames, which are the same for all seeds). `diverged` counts runs that were stopped.
+        errors over the test frames, which are the same for all seeds). `diverged` counts runs that were stopped, and
+        `unconverged` those whose held-out loss still fell when their steps were over (of those with `patience`).
     """
     arms: dict[tuple, list[dict[str, Any]]] = {}
     for record in records:
@@ -82,6 +83,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         arm |= {
             "wall_s": sum(run["wall_s"] for run in runs),
             "diverged": sum(bool(run.get("diverged")) for run in runs),
+            "unconverged": sum(run.get("converged") is False and not run.get("diverged") for run in runs),
         }
         for measure in measures(runs):
             values = np.array([_float(run[measure]["value"]) for run in runs])
@@ -121,8 +123,8 @@ def table(arms: Sequence[dict[str, Any]]) -> str:
         rows[-1] += [_cell(arm[measure]) if measure in arm else "–" for measure in columns] + [f"{arm['wall_s']:.0f}"]
         if not arm["labels"]:
             rows[-1][-2] = "–"  # references of another level of theory
-        if arm["diverged"]:
-            rows[-1][3] += f" ({arm['diverged']} diverged)"
+        if said := [f"{arm[what]} {what}" for what in ("diverged", "unconverged") if arm[what]]:
+            rows[-1][3] += f" ({', '.join(said)})"
     lines = [f"| {' | '.join(row)} |" for row in rows]
     note = (
         "Mean over seeds ± its standard error (left out for one seed), in parentheses the standard error over the test "

@@ -268,7 +268,8 @@ def _keep(study: Context, folder: Path, trained: Trained, potential: Potential) 
     provenance = {"config": study.config.model_dump(mode="json"), "versions": versions()}
     save(potential, folder / "potential.jaxmlip", provenance=provenance)
     write_json(folder / "history.json", trained.history)
-    write_json(folder / "outcome.json", {"best_epoch": trained.best_epoch, "diverged": trained.diverged})
+    outcome = {name: getattr(trained, name) for name in ("best_epoch", "diverged", "converged")}
+    write_json(folder / "outcome.json", outcome)
 
 
 def _tested(study: Context, name: str, trained: Stage) -> Stage:
