@@ -167,7 +167,10 @@ class Metrics:
                     continue
         if (folder / "metrics.csv").exists():
             with (folder / "metrics.csv").open(newline="") as file:
-                rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS)]
+                header, *written = [*csv.reader(file)] or [[]]
+            # Columns that came since the run began are empty in its first rows.
+            whole = [dict(zip(header, row, strict=True)) for row in written if len(row) == len(header)]
+            rows = [[row.get(column, "") for column in COLUMNS] for row in whole]
             rows = [row for row in rows if row[0].isdecimal() and int(row[0]) <= last_epoch]
         write_text(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
         table = io.StringIO()

@@ -3,7 +3,9 @@
 The potential is one whose moments are a closed form, so that nothing but it and the loss is compiled.
 """
 
+import csv
 import dataclasses
+from pathlib import Path
 
 import flax.struct
 import jax
@@ -26,6 +28,7 @@ from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.testing import check_trainable
 from jaxmlip.training.labels import anchors
 from jaxmlip.training.loss import Terms, Weights, loss
+from jaxmlip.training.metrics import COLUMNS, Metrics
 from jaxmlip.training.problem import TrainingProblem, TrainingSettings
 from jaxmlip.training.strategies.continued import SingleFidelity
 from jaxmlip.training.strategies.fresh import Differential, Direct
@@ -200,3 +203,17 @@ def test_settings_of_before_have_the_digests_they_had() -> None:
     assert TrainingSettings.model_validate(mine.model_dump()) == mine
     assert (mine.delta_of("stress"), mine.delta_of("forces")) == (6e-4, 0.01)
     assert TrainingProblem(HIGH, [], [], Terms(), Terms()).minimised(mine).weights()["forces"] == 10.0
+
+
+def test_metrics_of_before_there_were_moments_are_kept(tmp_path: Path) -> None:
+    """A run that goes on with a newer version has an empty column where an older one had none."""
+    before = [name for name in COLUMNS if name != "magmom_rmse_muB"]
+    row = dict.fromkeys(before, "0.5") | {"epoch": "3", "set": "validation"}
+    with (tmp_path / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, before)
+        writer.writeheader()
+        writer.writerows([row, row | {"epoch": "9"}])
+    Metrics(tmp_path, "none", last_epoch=3).close()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        (kept,) = csv.DictReader(file)
+    assert kept == row | {"magmom_rmse_muB": ""}
