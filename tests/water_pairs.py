@@ -4,6 +4,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmlip.potentials.kinds import register_potential
 from jaxmlip.potentials.potential import N_SPECIES, Potential
 from jaxmlip.systems.graph import Graph, edge_vectors
 from jaxmlip.types import Leaf
@@ -11,6 +12,7 @@ from jaxmlip.types import Leaf
 PAIRS = ("HH", "OH", "OO")
 
 
+@register_potential("water_pairs")
 @flax.struct.dataclass
 class WaterPairs(Potential):
     """E_i = ½ Σ_j D ((1 − e^{−a(r − r₀)})² − 1) (1 − r²/16 Å²)³, with a depth D for each pair of elements and head.
