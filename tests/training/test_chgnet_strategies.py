@@ -114,7 +114,7 @@ def test_an_equivariant_difference_to_chgnet(small, foundation: CHGNet) -> None:
 def test_training_lowers_the_loss_with_a_readout_for_each_fidelity(small, foundation: CHGNet) -> None:
     """And the readout that is deployed predicts what it did in training."""
     low, high = small
-    strategy = MultiFidelity(**KEPT)
+    strategy = MultiFidelity()
     problem = strategy.problem(foundation, high[:4], validation=high[4:], low=low[:4], settings=SETTINGS)
     trained = train(problem, SETTINGS, progress=False)
     losses = [record["validation_loss"] for record in trained.history]
