@@ -257,6 +257,7 @@ def test_md_at_constant_pressure(argon, tmp_path):
     assert run.cells.shape == (1, 4, 3, 3)
     assert run.pressure_GPa is not None
     assert np.isfinite(run.pressure_GPa).all()
+    assert sentence("md", *argon, *options, "--tables", "yes").endswith("--tables is auto, on or off, not yes.")
     line = sentence("md", *argon, *options, "--ensemble", "nph")
     assert "one of nve, nvt, nvt-nose-hoover, nvt-csvr, npt, npt-nose-hoover, not 'nph'" in line
     assert "isotropic, orthorhombic, flexible, not 'cubic'" in sentence(

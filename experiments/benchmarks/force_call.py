@@ -10,7 +10,8 @@ appears twice: with its radial networks evaluated, as everyone else does, and wi
 (`jaxmlip tabulate`), as one would use it in a long simulation. NequIP is another architecture and stands beside them
 for scale. Each contender lives in a process of its own, with its own
 environment, and has all cores while it is at work; calls alternate, so that whatever else the machine does hits all
-alike. Graphs (neighbour lists) are made beforehand for all: what is compared is the potential. Usage:
+alike. Graphs (neighbour lists) are made beforehand for all: what is compared is the potential. Beside our times stands
+the share of the rate at which the machine multiplies float32 matrices, measured before and after. Usage:
 
     uv run experiments/benchmarks/force_call.py [--channels 128] [--L 0] [--atoms 384] [--calls 9] [--cores N] [--json]
         [--tolerance T] [--out FOLDER] [--peers mlip mace-torch jax-md] [--mace-python PYTHON] [--mlip-python PYTHON]
@@ -34,12 +35,14 @@ from contenders import (
     OURS_COMMAND,
     TABLES,
     TABULATED,
+    Measured,
     add_options,
     add_peers,
     bars,
     describe,
     disturbance,
     ice,
+    in_project,
     mace_command,
     machine,
     markdown_table,
@@ -64,6 +67,9 @@ def prepare(order):
             compiled.append(jitted.lower(potential, graph).compile())
             temporary = compiled[0].memory_analysis().temp_size_in_bytes
             facts.update(parameters=count(potential.params), temporary_MiB=temporary / 2**20)
+            # Counted where all atoms are computed at once: XLA counts the body of a loop over blocks as one block.
+            whole = jitted.lower(potential.replace(form="accelerator"), graph).compile().cost_analysis()
+            facts.update(GFLOP=1e-9 * whole["flops"])
         return jax.block_until_ready(compiled[0](potential, graph))
     return call
 def plain(name, result):
@@ -156,7 +162,9 @@ def main() -> None:
     }
     order = {"structure": structure, "channels": options.channels, "L": options.L, "neighbors": structure["neighbors"]}
     order["tolerance"] = options.tolerance
+    rates = [matrix_gflops()]
     measured = measure(programs, options.peers, order, options.calls)
+    rates.append(matrix_gflops())
 
     header, rows = measured.header("call"), measured.rows()
     for path, result in references.items():
@@ -175,6 +183,12 @@ def main() -> None:
             )
     else:
         notes.append("jaxmlip has random weights of its own: its values cannot be compared with mace-torch's here.")
+    of_rate = fractions(measured, max(rates))
+    notes.append(f"A product of two float32 matrices of 2048² runs at {max(rates):.0f} GFLOP/s here by jax.")
+    notes += [
+        f"{who}: {each['GFLOP']:.2g} GFLOP at {each['GFLOP_s']:.0f} GFLOP/s, {each['of_matrix_rate']:.0%} of that rate."
+        for who, each in of_rate.items()
+    ]
     if "jax-md" in measured.ms:
         notes.append(
             "jax-md is NequIP: as many channels, l ≤ 2 for messages and harmonics alike, 2 layers, radial network of "
@@ -196,6 +210,7 @@ def main() -> None:
         task = {"channels": options.channels, "L": options.L, "atoms": options.atoms, "calls": options.calls}
         more = {"ratio": measured.ratios(TABLES), "ratio_networks": measured.ratios("jaxmlip")}
         more |= {"tolerance": options.tolerance, "difference": difference}
+        more |= {"matrix_GFLOP_s": rates, "of_matrix_rate": of_rate}
         print(json.dumps(measured.result() | more | task | {"machine": here}))
 
 
@@ -209,6 +224,28 @@ def read_result(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     if missing:
         parser.error(f"{path} is no result of this benchmark: it has no {', '.join(sorted(missing))}.")
     return result
+
+
+def matrix_gflops(size: int = 2048, calls: int = 12) -> float:
+    """Best rate at which jax multiplies float32 matrices on all cores there are to use, GFLOP/s."""
+    return in_project(
+        "import time; import jax, jax.numpy as jnp\n"
+        f"a = jnp.ones(({size}, {size}), jnp.float32); product = jax.jit(jnp.matmul); times = []\n"
+        f"for _ in range({calls}):\n"
+        "    start = time.perf_counter(); product(a, a).block_until_ready()\n"
+        "    times.append(time.perf_counter() - start)\n"
+        f"print(2e-9 * {size}**3 / min(times))"
+    )
+
+
+def fractions(measured: Measured, rate: float) -> dict[str, dict[str, float]]:
+    """Operations of our calls as XLA counts them, their rate, and what share that is of the rate of matrix products."""
+    found = {}
+    for who, said in measured.first.items():
+        if "GFLOP" in said:
+            at = 1e3 * said["GFLOP"] / measured.ms[who]
+            found[who] = {"GFLOP": said["GFLOP"], "GFLOP_s": at, "of_matrix_rate": at / rate}
+    return found
 
 
 def differences(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:

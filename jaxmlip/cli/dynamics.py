@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from jaxmlip.cli.options import CloseOption, PotentialOption, mistakes_in_one_sentence, sigterm_like_ctrl_c
+from jaxmlip.cli.options import (
+    CloseOption,
+    PotentialOption,
+    chosen_tables,
+    mistakes_in_one_sentence,
+    sigterm_like_ctrl_c,
+)
 
 app = typer.Typer()
 
@@ -39,6 +45,9 @@ def md(
     sample_every_fs: SampleOption = 10.0,
     replicas: ReplicasOption = 1,
     seed: SeedOption = 0,
+    tables: Annotated[
+        str, typer.Option(help="auto: tables for radial networks where they pay (see tabulate); on or off")
+    ] = "auto",
     allow_close: CloseOption = False,
 ) -> None:
     """Simulate a structure at constant energy, at constant temperature, or at constant temperature and pressure.
@@ -55,6 +64,7 @@ def md(
         from jaxmlip.simulation.simulate import simulate
 
         chosen = ensemble_of(ensemble, temperature_k, pressure_gpa, cell, friction_per_ps)
+        with_tables = chosen_tables(tables)
         join_processes()
         model = load_potential(potential)
         start = last_structure(structure, allow_close=allow_close)
@@ -69,6 +79,7 @@ def md(
             replicas=replicas,
             seed=seed,
             on_failure="mark",
+            tables=with_tables,
         )
         since = f", {result.resumed} of them from before" if result.resumed else ""
         typer.echo(

@@ -51,3 +51,11 @@ def sigterm_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def chosen_tables(name: str) -> Any:
+    """What `simulate` calls it; ValueError for other names."""
+    choices = {"auto": "auto", "on": True, "off": False}
+    if name not in choices:
+        raise ValueError(f"--tables is auto, on or off, not {name}.")
+    return choices[name]

@@ -35,17 +35,9 @@ def tabulate(potential: Potential, tolerance: float = 1e-5) -> EquivariantPotent
             (Agnesi transform, learned radial scale), it has tables already, or the tolerance is not between 0 and 1 or
             cannot be kept.
     """
-    if not isinstance(potential, EquivariantPotential):
-        raise ValueError(
-            f"A {type(potential).__name__} has no radial networks: only an equivariant potential has tables."
-        )
-    if potential.tabulated:
-        raise ValueError("The potential has tables of its radial functions already; tabulate the original.")
-    if potential.specification.distance_transform != "none" or potential.specification.learned_radial_scale:
-        raise ValueError(
-            "The radial functions depend on the elements (distance_transform or learned_radial_scale), and only "
-            "functions of the distance alone can be tabulated."
-        )
+    if refusal := why_no_tables(potential):
+        raise ValueError(refusal)
+    assert isinstance(potential, EquivariantPotential)
     if not 0 < tolerance < 1:
         raise ValueError(f"The tolerance is {tolerance}, but it must be between 0 and 1.")
     params = dict(potential.params)
@@ -56,6 +48,20 @@ def tabulate(potential: Potential, tolerance: float = 1e-5) -> EquivariantPotent
         dtype = np.asarray(interaction["radial"]).dtype
         params[name] = interaction | {"table": jnp.asarray(table, dtype), "radial": jnp.asarray(radial, dtype)}
     return potential.replace(params=params, tabulated=True)
+
+
+def why_no_tables(potential: Potential) -> str:
+    """Why a potential cannot be tabulated, as a sentence; nothing if it can."""
+    if not isinstance(potential, EquivariantPotential):
+        return f"A {type(potential).__name__} has no radial networks: only an equivariant potential has tables."
+    if potential.tabulated:
+        return "The potential has tables of its radial functions already; tabulate the original."
+    if potential.specification.distance_transform != "none" or potential.specification.learned_radial_scale:
+        return (
+            "The radial functions depend on the elements (distance_transform or learned_radial_scale), and only "
+            "functions of the distance alone can be tabulated."
+        )
+    return ""
 
 
 def _table(

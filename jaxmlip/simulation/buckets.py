@@ -11,6 +11,7 @@ from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.options import Options
 from jaxmlip.simulation.processes import own_share, run_in_processes
 from jaxmlip.simulation.session import make_session
+from jaxmlip.simulation.tables import with_tables
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.systems.constraints import fixed_atoms
 
@@ -51,8 +52,10 @@ def simulate_each(
     for members in buckets:  # all of them before the first runs: what is wrong with the last is said at once
         starts = [structures[number] for number in members for _ in range(replicas)]
         indices = np.array([number * replicas + k for number in members for k in range(replicas)])
-        sessions.append(make_session([potential], starts, ensemble, chosen, own_share, alike=False, indices=indices))
+        session = make_session([potential], starts, ensemble, chosen, own_share, alike=False, indices=indices)
+        sessions.append(session)
     for members, session in zip(buckets, sessions, strict=True):
+        session = with_tables(session, potential, options.tables)
         run = run_in_processes(lambda _, session=session: session.run(progress))
         for place, number in enumerate(members):
             own = run.part(slice(place * replicas, (place + 1) * replicas))

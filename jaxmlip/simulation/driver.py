@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxmlip.memory import check_fits
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.dynamics import Dynamics, initial_state
 from jaxmlip.simulation.engine import SHARED, Motion, ReplicaState, advance
@@ -258,7 +259,11 @@ class Driver:
         return value if mesh is None else jnp.broadcast_to(value, (mesh.size, *value.shape))
 
     def prepare(self) -> None:
-        """Compute the forces at the start, by a step of zero length with the code that all others use."""
+        """Compute the forces at the start, by a step of no length with the code of all others; TooLarge if no room."""
+        replicas = len(self.sizes)
+        number, what = (self.atoms, "atoms") if replicas == 1 else (replicas, f"replicas of {self.atoms} atoms")
+        mend = "share replicas among devices (devices=N)"
+        check_fits(advance, *self._arguments(0, 0.0), number=number, what=what, mend=mend)
         self._run(until=0, timestep_fs=0.0)
 
     def advance(self, until: int) -> float:
@@ -312,7 +317,7 @@ class Driver:
         spent = 0.0
         while True:
             start = time.perf_counter()
-            self.replicas, self.means = self._advanced(until, timestep_fs)
+            self.replicas, self.means = advance(*self._arguments(until, timestep_fs))
             w = self.replicas
             flags = (w.step, w.failure, w.failed_at, w.needed, w.skin_broken, w.narrow)
             steps, failure, failed_at, needed, skin_broken, narrow = map(np.asarray, jax.device_get(flags))
@@ -330,9 +335,10 @@ class Driver:
                 self._grow(needed, skin_broken, narrow)
             self._grow_observation()
             # No steps: compiles for the new sizes outside the time that counts.
-            jax.block_until_ready(self._advanced(int(step), timestep_fs))
+            jax.block_until_ready(advance(*self._arguments(int(step), timestep_fs)))
 
-    def _advanced(self, until: int, timestep_fs: Number) -> tuple[ReplicaState, Means | None]:
+    def _arguments(self, until: int, timestep_fs: Number) -> tuple[Motion, ReplicaState, Means | None, int]:
+        """Of `advance`."""
         motion = Motion(
             potential=self.potential,
             system=self.system,
@@ -344,7 +350,7 @@ class Driver:
             layout=self.layout,
             stop_at_failure=self.stop_at_failure,
         )
-        return advance(motion, self.replicas, self.means, until)
+        return motion, self.replicas, self.means, until
 
     def _grow(self, needed: np.ndarray, skin_broken: bool, narrow: bool) -> None:
         """More slots for lists that lack them, a thicker skin for atoms that outran it, more images in narrow cells."""

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from ase import Atoms
@@ -34,6 +35,7 @@ class Options:
     observe_every_fs: Number | None = None
     keep_velocities: bool = False
     devices: int | None = None
+    tables: Literal["auto"] | bool = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,8 @@ def checked(
         raise ValueError(f"A seed is a non-negative integer below 2⁶³, not {options.seed!r}.")
     if options.on_failure not in ("raise", "mark"):
         raise ValueError(f'on_failure is "raise" or "mark", not {options.on_failure!r}.')
+    if options.tables not in ("auto", True, False):
+        raise ValueError(f'tables is "auto", True or False, not {options.tables!r}.')
     if ensemble.moves_cell and not starts[0].pbc.all():
         raise ValueError(
             f"{type(ensemble).__name__} needs a cell that is periodic in all three directions, not pbc "

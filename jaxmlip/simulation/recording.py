@@ -13,7 +13,7 @@ from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.dynamics import reservoirs
 from jaxmlip.simulation.h5md import Fixed, RunStatus, opened, read_fixed, read_frames_number
 from jaxmlip.simulation.safety import OUTCOMES
-from jaxmlip.simulation.trajectory import Outcome
+from jaxmlip.simulation.trajectory import Outcome, Tables
 from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.systems.graph import periodic_cell
 from jaxmlip.units import FS, GPA, KB
@@ -132,6 +132,7 @@ class Recorder:
         first: ReplicaFrames,
         observed: dict[str, str],
         fixed: np.ndarray | None = None,
+        tables: Tables | None = None,
     ) -> None:
         """Open a file; one that is there must be of the same run, and the driver then goes on where it ended.
 
@@ -144,6 +145,7 @@ class Recorder:
             first: a sample as those to come, for its shapes.
             observed: units of what is in it beside the series of a run.
             fixed: see `Run.fixed`.
+            tables: see `Run.tables`.
 
         Raises:
             ValueError: if the file is another run's, damaged, or being written by another process.
@@ -168,7 +170,7 @@ class Recorder:
                 masses=np.stack([atoms.get_masses() for atoms in starts]),
                 cells=None if sampler.dynamics.moves_cell else np.stack([atoms.cell.array for atoms in starts]),
                 timestep_fs=self._driver.timestep_fs,
-                identity={"run": identity, "versions": versions()},
+                identity={"run": identity, "versions": versions(), "tables": tables and tables._asdict()},
                 observed=observed,
                 fixed=fixed,
                 time_constants_ps=sampler.time_constants_ps,

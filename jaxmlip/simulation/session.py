@@ -27,7 +27,7 @@ from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
 from jaxmlip.simulation.schedules import longest_ramp_ps
 from jaxmlip.simulation.shown import BAR, Shown
 from jaxmlip.simulation.step import Layout
-from jaxmlip.simulation.trajectory import Run
+from jaxmlip.simulation.trajectory import Run, Tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Session:
         first: index of the first replica, where other processes simulate those before.
         fixed: see `Run.fixed`.
         numbers: [atoms], of the replica that has the most.
+        tables: see `Run.tables`.
     """
 
     driver: Driver
@@ -53,6 +54,7 @@ class Session:
     references: References | None
     first: int
     fixed: np.ndarray | None
+    tables: Tables | None = None
 
     @property
     def observed_units(self) -> dict[str, str]:
@@ -95,6 +97,7 @@ class Session:
             observed_units=self.observed_units,
             fixed=self.fixed,
             time_constants_ps=self.sampler.time_constants_ps,
+            tables=self.tables,
             **({"cells": np.stack([atoms.cell.array for atoms in self.starts])} | series),  # type: ignore[arg-type]
         )
 

@@ -18,6 +18,7 @@ from jaxmlip.simulation.processes import own_file, own_share, run_in_processes
 from jaxmlip.simulation.recording import Recorded, Recorder, check_file
 from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.session import Session, make_session
+from jaxmlip.simulation.tables import Choice, tolerance_of_file, with_tables
 from jaxmlip.simulation.trajectory import Outcome, Run
 
 
@@ -56,6 +57,7 @@ def simulate(  # pyright: ignore[reportInconsistentOverload]
     observe_every_fs: Number | None = None,
     keep_velocities: bool = False,
     devices: int | None = None,
+    tables: Literal["auto"] | bool = "auto",
     to: str | Path | None = None,
 ) -> Run | list[Run] | list[list[Run]] | Recorded:
     """Molecular dynamics of replicas that differ in their random numbers, and in their start if several are given.
@@ -110,6 +112,11 @@ def simulate(  # pyright: ignore[reportInconsistentOverload]
         devices: number of devices that share the replicas, or the models, one by default. Of several processes
             (`jax.distributed`) each simulates its share of the replicas on devices of its own, and all return the whole
             run.
+        tables: whether tables stand for the radial networks of an equivariant potential, or of those in a sum (see
+            `tabulate`). By default they do on a CPU, in single precision, for one potential, where the run is so long
+            that they pay, and the forces at the start differ by less than 0.1 meV/Å (RMS of components); `Run.tables`
+            and the file say so. True: also in short runs, on accelerators and in double precision. A file goes on as
+            it was begun.
         to: H5MD file for the frames, see `h5md`; a new one, or the same run's; `load_run` reads it. Frames are appended
             as they come, some seconds' worth at a time. A run that was stopped, be it by a kill, goes on from its file
             to the same trajectory, bit for bit on the same machine with the same versions; one that has ended goes on
@@ -142,6 +149,7 @@ def simulate(  # pyright: ignore[reportInconsistentOverload]
         observe_every_fs=observe_every_fs,
         keep_velocities=keep_velocities,
         devices=devices,
+        tables=tables,
     )
     potentials = list(potential) if several else [potential]
     starts = structure if isinstance(structure, Atoms) else list(structure)
@@ -155,10 +163,16 @@ def simulate(  # pyright: ignore[reportInconsistentOverload]
         each = [simulate_each(one, starts, ensemble, options, progress) for one in potentials]
         return each if several else each[0]
     if several:
-        run = make_session(potentials, starts, ensemble, options).run(progress)
+        session = make_session(potentials, starts, ensemble, options)
+        run = with_tables(session, potentials[0], options.tables).run(progress)
         n = run.n_replicas // len(potentials)
         return [run.part(slice(model * n, (model + 1) * n)) for model in range(len(potentials))]
-    return run_in_processes(lambda share: make_session(potentials, starts, ensemble, options, share).run(progress))
+
+    def run_share(share: Any) -> Run:
+        session = make_session(potentials, starts, ensemble, options, share)
+        return with_tables(session, potentials[0], options.tables).run(progress)
+
+    return run_in_processes(run_share)
 
 
 def _to_file(
@@ -172,12 +186,15 @@ def _to_file(
     """The simulation whose frames go to a file; see `simulate`."""
     session = make_session([potential], structure, ensemble, options, own_share)
     identity, units = _identity(session, potential, ensemble, options), prefixed(session.observed_units)
-    check_file(path, session.starts, session.plan.every, session.plan.frames, identity)
+    begun, tolerance = tolerance_of_file(path)
+    check_file(path, session.starts, session.plan.every, session.plan.frames, identity | {"tables": tolerance})
+    session = _with_the_files_tables(session, potential, options.tables, path, begun, tolerance)
+    identity["tables"] = session.tables and session.tables.tolerance
     with session.bar(progress) as bar:
         first = session.at_start()
         bar.compiled()
         here = path, session.sampler, session.starts, session.plan.every
-        with Recorder(*here, identity, first, units, session.fixed) as recorder:
+        with Recorder(*here, identity, first, units, session.fixed, session.tables) as recorder:
             for sample, seconds in session.samples(recorder.resumed, bar):
                 recorder.record(sample, seconds)
             status = recorder.finish(max(session.plan.frames, recorder.resumed))
@@ -189,6 +206,25 @@ def _to_file(
         wall_s=status.wall_s,
         ns_per_day=status.ns_per_day,
     )
+
+
+def _with_the_files_tables(
+    session: Session, potential: Potential, choice: Choice, path: Path, begun: bool, tolerance: float | None
+) -> Session:
+    """A run goes on as it was begun: with tables of the same tolerance, or without.
+
+    Raises:
+        ValueError: if something else is asked for.
+    """
+    if begun and choice == "auto":
+        choice = tolerance is not None
+    if begun and choice != (tolerance is not None):
+        how = "without" if tolerance is None else "with"
+        raise ValueError(
+            f"{path} holds another run: it was simulated {how} tables, and tables={choice} was given; leave that out, "
+            "or choose another file."
+        )
+    return with_tables(session, potential, choice, tolerance)
 
 
 def _identity(session: Session, potential: Potential, ensemble: Ensemble, options: Options) -> dict:

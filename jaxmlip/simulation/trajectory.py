@@ -5,7 +5,7 @@ import enum
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import h5py
 import numpy as np
@@ -55,6 +55,18 @@ PER_REPLICA = (*(name for name in SERIES if name != "numbers"), "masses", "fixed
 """Attributes of `Run` whose first axis is that of the replicas, besides what was observed; in a fixed order."""
 
 
+class Tables(NamedTuple):
+    """Tables that stood for radial networks in a simulation.
+
+    Attributes:
+        tolerance: see `jaxmlip.potentials.tabulation.tabulate`.
+        force_error_meV_A: RMS difference of force components at the start, its atoms displaced as by heat.
+    """
+
+    tolerance: float
+    force_error_meV_A: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """Trajectories of replicas; host numpy throughout.
@@ -88,6 +100,7 @@ class Run:
         observed_units: their units.
         fixed: [replicas, atoms], which atoms constraints have held (ASE's FixAtoms); None where none was.
         time_constants_ps: ps, by name: of thermostat and barostat, and how long a ramp lasts; empty where not known.
+        tables: of the radial functions, if they were simulated with (see `simulate`); None if not, or not known.
     """
 
     numbers: Int[np.ndarray, " atoms"]
@@ -110,6 +123,7 @@ class Run:
     observed_units: dict[str, str] = dataclasses.field(default_factory=dict)
     fixed: Bool[np.ndarray, "replicas atoms"] | None = None
     time_constants_ps: dict[str, float] = dataclasses.field(default_factory=dict)
+    tables: Tables | None = None
 
     def __repr__(self) -> str:
         """Atoms, replicas, frames and how they ended."""
@@ -243,7 +257,7 @@ class Run:
             masses=self.masses,
             cells=self.cells if self.cells.ndim == 3 else None,
             timestep_fs=self.timestep_fs,
-            identity={},
+            identity={} if self.tables is None else {"tables": self.tables._asdict()},
             observed=prefixed(self.observed_units),
             fixed=self.fixed,
             time_constants_ps=self.time_constants_ps,
@@ -366,6 +380,7 @@ def read_part(file: h5py.File, frames: slice, replicas: Sequence[int] | None = N
         observed_units={name.removeprefix(MEAN): unit for name, unit in fixed.observed.items()},
         fixed=None if fixed.fixed is None else fixed.fixed[chosen],
         time_constants_ps=fixed.time_constants_ps,
+        tables=Tables(**fixed.identity["tables"]) if fixed.identity.get("tables") else None,
         **series,  # type: ignore[arg-type]
     )
 

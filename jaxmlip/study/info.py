@@ -212,7 +212,7 @@ def _of_trajectory(path: Path) -> Info:
         "observed": fixed.observed,
         "outcomes": {name: list(status.outcomes).count(name) for name in dict.fromkeys(status.outcomes)},
         "ns_per_day": status.ns_per_day,
-        "provenance": {"run": run, "versions": fixed.identity.get("versions", {})},
+        "provenance": {"run": run, **{name: fixed.identity.get(name) or {} for name in ("versions", "tables")}},
     }
     return Info(str(path), "trajectory", facts, _odd_replicas(path, status))
 

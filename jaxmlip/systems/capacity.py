@@ -25,7 +25,10 @@ RATTLE = 0.07
 """Å, in each direction: about how much neighbouring atoms of ice move against each other at 250 K."""
 
 RATTLED = 8
-"""Rattled structures that the capacity for neighbour lists is found from."""
+"""Rattled structures that the capacity for neighbour lists is found from, at most."""
+
+RATTLED_ATOMS = 20_000
+"""Atoms in all of them from which on no more are made: so many have met what heat will do."""
 
 PAIRS_AT_ONCE = 2**24
 """Pairs whose distances are held in memory at once when lists are made; replicas take turns beyond."""
@@ -112,7 +115,7 @@ def needs_of(
     for where, cell in zip(positions, cells, strict=True):
         # Wrapped: the host's lists have room for shifts of few cells.
         where = where - np.floor(where @ pseudo_inverse(cell) + 1e-9) @ cell
-        for _ in range(-(-RATTLED // len(positions))):
+        for _ in range(min(-(-RATTLED // len(positions)), -(-RATTLED_ATOMS // max(1, len(where))))):
             moved = where + rng.normal(scale=RATTLE, size=where.shape)
             listed, _, seen = dense_neighbors(moved, cell, cutoff + skin, cutoff)
             _, _, inner = dense_neighbors(moved, cell, cutoff, inner_cutoff)

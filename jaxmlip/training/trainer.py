@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxmlip.memory import check_fits
 from jaxmlip.potentials.blocks import form_of_this_machine
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.processes import writes_files
@@ -66,7 +67,7 @@ def train(
 
     Raises:
         ValueError: if there are no samples; if the folder holds checkpoints of another training, or damaged ones only;
-            if there are fewer devices than asked for.
+            if there are fewer devices than asked for, or a batch does not fit into a device that says what it has.
         TrainingDiverged: if the loss or its gradient is not finite, or the loss explodes (see `step.EXPLOSION`), naming
             the epoch and the batch's frames; the best parameters validated up to then are kept in the exception.
     """
@@ -151,6 +152,7 @@ def _train_stack(
         started = time.perf_counter() - run.wall_s
         monitor = _Monitor(run, feed, problems)
         controls, objective = following.resumed(run)
+        roomy: set[tuple[int, ...]] = set()  # shapes of batches that are known to fit into the device
         while run.epoch <= common.epochs and any(model.active for model in run.models):
             if run.epoch:  # epoch 0 validates the initial parameters
                 seeds = [epoch_seed(mine, run.epoch) for mine in settings]
@@ -158,7 +160,12 @@ def _train_stack(
                 with contextlib.closing(feed.batches(all_indices)) as batches:
                     for indices, batch in zip(all_indices, batches, strict=True):
                         numbers = controls.replace(learning_rate=rates[:, run.epoch - 1, run.position] * run.slowed)
-                        run.states, report = update(templates, run.states, dealt(batch, mesh), numbers, mesh=mesh)
+                        batch = dealt(batch, mesh)
+                        arguments = templates, run.states, batch, numbers
+                        if (shape := np.shape(batch.graph.neighbors)) not in roomy:
+                            _check_room(arguments, mesh, common)
+                            roomy.add(shape)
+                        run.states, report = update(*arguments, mesh=mesh)
                         run.position += 1
                         monitor.take(indices, report)
                         bar.update()
@@ -201,6 +208,14 @@ def _train_stack(
         _trained(problem, model, jax.tree.map(lambda leaf, number=number: leaf[number], best), settings[number])
         for number, (problem, model) in enumerate(zip(problems, run.models, strict=True))
     ]
+
+
+def _check_room(arguments: tuple[Any, ...], mesh: Mesh | None, settings: TrainingSettings) -> None:
+    """Refuse a batch whose step does not fit into the device's memory, where it says how much it has; TooLarge."""
+    mend = "share batches among devices (data_parallel)"
+    check_fits(
+        update, *arguments, number=settings.batch_size, what="structures in a batch (batch_size)", mend=mend, mesh=mesh
+    )
 
 
 def _noted(model: Model, record: Record, epoch: int, settings: TrainingSettings) -> bool:

@@ -33,7 +33,7 @@ def test_what_is_drawn(run: Run) -> None:
     temperature, energy, distribution = drawn.axes[:3]
     assert len(temperature.get_lines()) == 2 + 1
     np.testing.assert_allclose(energy.get_lines()[0].get_ydata(), run.potential_energy[0] / 8)
-    assert energy.get_lines()[-1].get_ydata()[0] == pytest.approx(run.potential_energy[:, 20:].mean() / 8)
+    assert np.asarray(energy.get_lines()[-1].get_ydata())[0] == pytest.approx(run.potential_energy[:, 20:].mean() / 8)
     words = [text.get_text() for text in distribution.get_legend().get_texts()]  # pyright: ignore[reportOptionalMemberAccess]
     assert words == ["Cu–Cu", "Cu–Au", "Au–Au"]
     plt.close(drawn)

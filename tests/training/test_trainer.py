@@ -10,6 +10,7 @@ import pytest
 from ase import Atoms
 from water_pairs import HIGH, LOW
 
+from jaxmlip import memory
 from jaxmlip.potentials.evaluation import label, predict
 from jaxmlip.systems.batches import LazySamples, Recipe, make_batches, make_samples
 from jaxmlip.systems.dataset import Frame
@@ -60,6 +61,12 @@ def test_learns_what_the_labels_say(trained, high):
     for name, leaf in HIGH.params.items():
         initial = np.abs(LOW.params[name] - leaf).max()
         assert np.abs(np.asarray(trained.potential.params[name]) - leaf).max() < 0.25 * initial
+
+
+def test_a_batch_that_does_not_fit_into_the_device_is_refused(trained, high, monkeypatch):
+    monkeypatch.setattr(memory, "memory_limit", lambda: 10_000)
+    with pytest.raises(ValueError, match=r"4 structures in a batch \(batch_size\) need .*; give fewer, or share"):
+        train(problem(high), SETTINGS, progress=False)
 
 
 def test_history_tells_the_truth(trained, high):

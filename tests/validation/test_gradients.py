@@ -7,14 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.build import bulk
+from lowering import accelerators_student, check_lowered
 from made_runs import as_run
 from simple_potentials import SquaredDisplacement, Wells
 
 from jaxmlip.observables.estimate import Status
+from jaxmlip.observables.frame import FrameState
+from jaxmlip.observables.structure import RDF
 from jaxmlip.observables.thermodynamics import PotentialEnergy, Temperature
 from jaxmlip.simulation.trajectory import Run
 from jaxmlip.units import KB
 from jaxmlip.validation.averages import frame_states
+from jaxmlip.validation.frame_gradients import sums_of_gradients
 from jaxmlip.validation.gradients import _derivative_of_mean, gradient, mean_of_frames
 
 ATOMS, CENTRE, STIFFNESS, KELVIN = 4, 5.0, 0.5, 300.0
@@ -161,3 +166,18 @@ def test_same_shapes_share_one_program(run: Run) -> None:
     before = compiled._cache_size()
     gradient(run, wells(0.6), SquaredDisplacement(directions=True), loss=jnp.sum, **options)
     assert compiled._cache_size() == before
+
+
+def test_lowers_for_accelerators() -> None:
+    """The gradient of a reweighted average, and the sums of the covariance, of a network's parameters."""
+    atoms = bulk("OH", "rocksalt", a=3.6, cubic=True)
+    draw = np.random.default_rng(0)
+    positions = atoms.positions + 0.1 * draw.standard_normal((2, 3, len(atoms), 3))
+    student, rdf = accelerators_student(l_max=0), RDF("O", "O", r_max=1.7, bins=4, smearing=0.1)
+    frames = frame_states(as_run(positions, atoms.numbers, atoms.cell.array), potential=student)
+
+    def loss(params: Any, frames: FrameState) -> Any:
+        return (mean_of_frames(student.replace(params=params), rdf, frames, KELVIN, student) ** 2).sum()
+
+    check_lowered(jax.jit(jax.grad(loss)), student.params, frames)
+    check_lowered(sums_of_gradients, student, frames, np.ones((1, 2, 3), np.float32))
