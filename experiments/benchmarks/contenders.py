@@ -27,6 +27,7 @@ COLORS = {
     "mlip": "#56B4E9",
     "mace-torch": "#E69F00",
     "jax-md": "#CC79A7",
+    "chgnet": "#D55E00",
 }
 
 BUSY = 0.2

@@ -12,9 +12,13 @@ contender lives in a process of its own, with its own environment, and has all c
 alternate, so that whatever else the machine does hits all alike. Batches are made beforehand. Usage:
 
     uv run experiments/benchmarks/train_step.py [--channels 64] [--L 0] [--calls 9] [--cores N] [--json] [--out FOLDER]
-        [--peers mlip mace-torch] [--mace-python PYTHON] [--mlip-python PYTHON]
+        [--peers mlip mace-torch] [--mace-python PYTHON] [--mlip-python PYTHON] [--chgnet [--chgnet-python PYTHON]]
 
 Without --mace-python and --mlip-python, uv builds the peers' environments.
+
+With --chgnet it is CHGNet instead, with its published weights: the trainer here against the package `chgnet` with
+torch, on `CRYSTALS` strained and rattled crystals of many elements with energies, forces, stresses and magnetic moments
+of the r2SCAN teacher. The original's step is that of its own trainer, Adam without clipping or moving average.
 """
 
 import argparse
@@ -38,6 +42,7 @@ from contenders import (
     markdown_table,
     measure,
     mlip_command,
+    peer_command,
     plain_table,
     use_cores,
     write,
@@ -54,10 +59,10 @@ from jaxmlip.training.step import update
 facts = {}
 def prepare(order):
     potential = build(order)
-    frames = [Frame(atoms_of(s), s["energy"], np.array(s["forces"])) for s in order["structures"]]
-    samples = make_samples(frames, potential.cutoff, potential.inner_cutoff, np.zeros(119))
+    frames = [frame_of(structure) for structure in order["structures"]]
+    samples = make_samples(frames, potential.cutoff, potential.inner_cutoff, potential.references)
     (batch,) = make_batches(samples, len(samples), tiers=6)
-    settings = TrainingSettings()
+    settings = settings_of(order)
     problem = TrainingProblem(potential, samples, samples, settings.terms(), settings.terms())
     controls = stacked_controls([problem], [settings]).replace(learning_rate=np.array([1e-3]))
     fixed = (stacked_potentials([problem]), jax.tree.map(lambda leaf: leaf[None], batch), controls)
@@ -76,6 +81,13 @@ def prepare(order):
     return call
 def plain(name, loss):
     return {"loss": float(loss), **facts}
+"""
+
+OURS_MACE = """
+def frame_of(structure):
+    return Frame(atoms_of(structure), structure["energy"], np.array(structure["forces"]))
+def settings_of(order):
+    return TrainingSettings()
 """
 
 MACE = """
@@ -127,6 +139,69 @@ def plain(name, loss):
 """
 
 
+CRYSTALS = 16
+
+OURS_CHGNET = """
+import jax, numpy as np
+from jaxmlip.potentials.chgnet_checkpoint import load_chgnet
+from jaxmlip.systems.dataset import MAGMOMS
+from jaxmlip.units import GPA
+def build(order):
+    return load_chgnet("gga")
+def count(params):
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+def frame_of(structure):
+    atoms = atoms_of(structure)
+    atoms.arrays[MAGMOMS] = np.array(structure["magmoms"])
+    return Frame(atoms, structure["energy"], np.array(structure["forces"]), GPA * np.array(structure["stress"]))
+def settings_of(order):
+    stress = {"stress_weight": 0.1 / GPA**2, "huber_deltas": {"stress": 0.1 * GPA}}
+    return TrainingSettings(huber_delta=0.1, forces_weight=1.0, magmoms_weight=0.1, **stress)
+"""
+
+CHGNET = """
+import torch
+from chgnet.model.model import CHGNet
+from chgnet.trainer.trainer import CombinedLoss
+from pymatgen.io.ase import AseAtomsAdaptor
+facts = {}
+def prepare(order):
+    model = CHGNet.load(model_name="0.3.0", use_device="cpu", verbose=False)
+    model.train()
+    structures = order["structures"]
+    graphs = [model.graph_converter(AseAtomsAdaptor.get_structure(atoms_of(each))) for each in structures]
+    targets = {key: [torch.tensor(each[name]) for each in structures]
+               for key, name in (("f", "forces"), ("s", "stress"), ("m", "magmoms"))}
+    targets["e"] = torch.tensor([each["energy"] / len(each["numbers"]) for each in structures])
+    ratios = {"energy_loss_ratio": 1, "force_loss_ratio": 1, "stress_loss_ratio": 0.1, "mag_loss_ratio": 0.1}
+    criterion = CombinedLoss(target_str="efsm", criterion="Huber", delta=0.1, **ratios)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    facts["parameters"] = sum(p.numel() for p in model.parameters())
+    def call():
+        optimiser.zero_grad()
+        loss = criterion(targets, model(graphs, task="efsm"))["loss"]
+        loss.backward()
+        optimiser.step()
+        return loss
+    return call
+def plain(name, loss):
+    return {"loss": loss.item(), **facts}
+"""
+
+
+def crystals() -> dict:
+    """Crystals with labels of the r2SCAN teacher, stresses in GPa."""
+    return in_project(
+        "import json; import jaxmlip as jm; from jaxmlip.units import GPA\n"
+        "teacher = jm.load('chgnet:r2scan')\n"
+        f"frames = jm.label(jm.many_crystals({CRYSTALS}, elements=teacher.species, seed=0), teacher, stress=True)\n"
+        "print(json.dumps({'structures': [{'numbers': frame.atoms.numbers.tolist(),"
+        " 'positions': frame.atoms.positions.tolist(), 'cell': frame.atoms.cell.tolist(), 'energy': frame.energy,"
+        " 'forces': frame.forces.tolist(), 'stress': (frame.stress / GPA).tolist(),"
+        " 'magmoms': frame.magmoms.tolist()} for frame in frames]}))"
+    )
+
+
 def clusters(path: Path) -> dict:
     """The frames, with energies relative to the mean per atom, and the mean number of neighbours within 5 Å."""
     return in_project(
@@ -144,12 +219,57 @@ def clusters(path: Path) -> dict:
     )
 
 
+def against_chgnet(options: argparse.Namespace, here: dict) -> None:
+    """CHGNet against the original."""
+    batch = crystals()
+    sizes = [len(structure["numbers"]) for structure in batch["structures"]]
+    elements = len({z for structure in batch["structures"] for z in structure["numbers"]})
+    programs = {
+        "jaxmlip": (OURS_COMMAND, OURS_CHGNET + OURS),
+        "chgnet": (peer_command(options.chgnet_python, "chgnet==0.4.2", "torch"), CHGNET),
+    }
+    measured = measure(programs, ["chgnet"], batch, options.calls)
+    first = measured.first
+    header = [*measured.header("step"), "first loss"]
+    rows = [[*row, f"{first[row[0]]['loss']:.6g}"] for row in measured.rows()]
+    notes = [
+        f"One optimiser step of CHGNet 0.3.0 on {len(sizes)} crystals ({sum(sizes)} atoms of {elements} elements) with "
+        f"energies, forces, stresses and magnetic moments, float32; median of {options.calls} steps.",
+        describe(here),
+        f"jaxmlip pads the batch to {first['jaxmlip']['atoms']} atoms of {first['jaxmlip']['slots']} neighbour slots; "
+        "chgnet does not pad. Both have the published weights: their first losses should agree.",
+        "jaxmlip's step clips the gradient and averages the parameters, chgnet's does not.",
+    ]
+    notes += disturbance(here)
+    print("\n".join([*notes[:2], "", plain_table(header, rows), "", *notes[2:]]))
+    if options.out:
+        write(
+            options.out,
+            "train_step_chgnet",
+            "One optimiser step of CHGNet",
+            notes[:2],
+            markdown_table(header, rows),
+            notes[2:],
+        )
+        title = f"One optimiser step of CHGNet on {len(sizes)} crystals ({sum(sizes)} atoms)\n{describe(here)}"
+        bars(options.out / "train_step_chgnet.png", title, measured.ms, "time of a step")
+    if options.json:
+        losses = {who: said["loss"] for who, said in first.items()}
+        said = {"first_loss": losses, "atoms": sum(sizes), "calls": options.calls, "machine": here}
+        print(json.dumps(measured.result() | said))
+
+
 def main() -> None:
     """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description="One optimiser step: jaxmlip against other packages, on the CPU")
     add_options(parser, channels=64, calls=9)
     add_peers(parser, "mlip", "mace-torch")
+    parser.add_argument("--chgnet", action="store_true", help="CHGNet against the original, instead")
+    parser.add_argument("--chgnet-python", help="interpreter with chgnet and torch; by default uv makes one")
     options = parser.parse_args()
+    if options.chgnet:
+        against_chgnet(options, machine(use_cores(options.cores)))
+        return
     if "JAXMLIP_DATA" not in os.environ:
         parser.error("set JAXMLIP_DATA to the folder that holds ice_maceoff/clusters_5.0A.extxyz.")
     path = Path(os.environ["JAXMLIP_DATA"]).absolute() / "ice_maceoff" / "clusters_5.0A.extxyz"
@@ -160,7 +280,7 @@ def main() -> None:
     sizes = [len(structure["numbers"]) for structure in batch["structures"]]
 
     programs = {
-        "jaxmlip": (OURS_COMMAND, JAXMLIP_MODEL + OURS),
+        "jaxmlip": (OURS_COMMAND, JAXMLIP_MODEL + OURS_MACE + OURS),
         "mlip": (mlip_command(options.mlip_python), MLIP_MODEL + MLIP),
         "mace-torch": (mace_command(options.mace_python), MACE_MODEL + MACE),
     }

@@ -1,5 +1,6 @@
 """Commands that move atoms: simulations, relaxations, and whether they can be trusted."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -132,8 +133,8 @@ def relax(
         relaxed = relax_structure(
             model, start, forces_ev_a, limit, pressure_GPa=pressure_gpa, steps=steps, progress=shown
         )
-        labels = {} if relaxed.stress is None else {"stress": relaxed.stress}
-        write_structure(out, Frame(relaxed.atoms, relaxed.energy, relaxed.forces, **labels, info=relaxed.atoms.info))
+        frame = Frame(relaxed.atoms, relaxed.energy, relaxed.forces, info=relaxed.atoms.info)
+        write_structure(out, frame if relaxed.stress is None else dataclasses.replace(frame, stress=relaxed.stress))
         typer.echo(f"Wrote {out}: {relaxed.summary()}")
         if not relaxed.converged:
             raise RuntimeError(f"{structure} did not relax: {relaxed.outcome.value}; raise --steps, or look at {out}.")

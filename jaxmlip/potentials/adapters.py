@@ -66,6 +66,11 @@ class Adapter(Trainable):
         """Number of readouts."""
         return self.potential.heads
 
+    @property
+    def has_magnetic_moments(self) -> bool:
+        """Whether the adapted potential predicts them."""
+        return self.potential.has_magnetic_moments
+
     def with_heads(self, heads: int, *, fresh: int | None = None) -> "Adapter":
         """The adapter, whose readouts are those of what it adapts.
 
@@ -134,6 +139,10 @@ class LowRank(Adapter):
         """Those of the merged potential, eV."""
         return self.merged().readouts(graph)
 
+    def outputs(self, graph: Graph) -> tuple[Float[AnyArray, "atoms heads"], Float[AnyArray, "atoms heads"] | None]:
+        """Those of the merged potential."""
+        return self.merged().outputs(graph)
+
 
 @flax.struct.dataclass
 class TrainableReferences(Adapter):
@@ -166,7 +175,16 @@ class TrainableReferences(Adapter):
 
     def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
         """Those of the potential plus the offsets, eV; 0 for padding atoms."""
-        energies = jnp.asarray(self.whole().readouts(graph))
+        return self._moved(self.whole().readouts(graph), graph)
+
+    def outputs(self, graph: Graph) -> tuple[Float[AnyArray, "atoms heads"], Float[AnyArray, "atoms heads"] | None]:
+        """Those of the potential, its energies plus the offsets."""
+        energies, moments = self.whole().outputs(graph)
+        return self._moved(energies, graph), moments
+
+    def _moved(self, energies: Float[AnyArray, "atoms heads"], graph: Graph) -> Float[AnyArray, "atoms heads"]:
+        """Atomic energies plus the offsets."""
+        energies = jnp.asarray(energies)
         row = np.zeros(N_SPECIES, np.int32)
         row[list(self.elements)] = np.arange(len(self.elements))
         offsets = jnp.asarray(self.params["offsets"], energies.dtype)[jnp.asarray(row)[graph.species]]

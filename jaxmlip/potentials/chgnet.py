@@ -165,6 +165,11 @@ class CHGNet(Trainable):
         """The potential, trained on these labels too."""
         return self.replace(record=TrainingRecord(all_labels([self.trained_on, tuple(labels)])))
 
+    @property
+    def has_magnetic_moments(self) -> bool:
+        """It does."""
+        return True
+
     def atomic_energies(self, graph: Graph) -> PerAtom:
         """Contribution of each atom in eV, relative to its reference; NaN if a bond lies outside of the inner slots.
 

@@ -61,7 +61,7 @@ def read_chgnet(path: str | Path, dtype: type = np.float32) -> CHGNet:
     checkpoint = read_checkpoint(path)
     try:
         weights = checkpoint["model"]["state_dict"]
-        params = _converted(weights)
+        params = converted(weights)
         atom_ref = weights["composition_model.fc.weight"][0].astype(np.float64)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} is a checkpoint, but not of CHGNet 0.3.0 or r2SCAN: it lacks {error}.") from error
@@ -80,7 +80,7 @@ def read_chgnet(path: str | Path, dtype: type = np.float32) -> CHGNet:
     )
 
 
-def _converted(weights: Mapping[str, np.ndarray]) -> dict:
+def converted(weights: Mapping[str, np.ndarray]) -> dict:
     """The original's state dictionary as our parameters."""
 
     def gated(prefix: str, parts: tuple[str, ...], hidden: bool) -> dict:

@@ -1,4 +1,4 @@
-"""Errors of energies, forces and stresses against reference labels, with standard errors over frames."""
+"""Errors of energies, forces, stresses and magnetic moments against reference labels, with errors over frames."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlip.files import finite
-from jaxmlip.systems.dataset import Frame
+from jaxmlip.systems.dataset import MAGMOMS, Frame, moment_sizes
 from jaxmlip.units import GPA
 
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
@@ -39,6 +39,8 @@ class ErrorReport:
         force_components: force components in both.
         stress_frames: frames with a stress in both; the stress entries are absent from `to_json` if 0.
         force_rms_meV_A: root mean square of the reference's force components, what `force_rmse_meV_A` is small against.
+        magmom_atoms: atoms with a magnetic moment in both; the entries of magnetic moments are absent from `to_json` if
+            0. Moments are compared by their magnitude, in μB, over all atoms of all frames.
     """
 
     frames: int
@@ -60,6 +62,10 @@ class ErrorReport:
     stress_rmse_GPa_error: float
     stress_max_GPa: float
     force_rms_meV_A: float = math.nan
+    magmom_atoms: int = 0
+    magmom_rmse_muB: float = math.nan
+    magmom_rmse_muB_error: float = math.nan
+    magmom_max_muB: float = math.nan
 
     def measured(self, name: str) -> dict[str, float | None]:
         """One quantity as `{"value": …, "error": …}`, None where it is undefined.
@@ -74,11 +80,12 @@ class ErrorReport:
         return {"value": finite(values[name]), "error": finite(values.get(f"{name}_error", math.nan))}
 
     def to_json(self) -> dict[str, int | float | None]:
-        """A flat dictionary that JSON can hold: undefined numbers are None; no stress entries without stresses."""
+        """A flat dictionary that JSON can hold: undefined numbers are None; nothing of labels that few files have."""
+        absent = [name for name, n in (("stress_", self.stress_frames), ("magmom_", self.magmom_atoms)) if not n]
         return {
             key: finite(value)
             for key, value in dataclasses.asdict(self).items()
-            if self.stress_frames or not key.startswith("stress_")
+            if not any(key.startswith(name) for name in absent)
         }
 
 
@@ -123,6 +130,7 @@ def compare(reference: Sequence[Frame], predicted: Sequence[Frame]) -> ErrorRepo
     stress_rmse, stress_rmse_error, stress_max, stress_counts = _pooled(
         [(p.stress - r.stress)[VOIGT] / GPA for r, p in pairs]
     )
+    magmom_rmse, magmom_rmse_error, magmom_max, magmom_counts = _pooled([_moments(p) - _moments(r) for r, p in pairs])
     return ErrorReport(
         frames=len(pairs),
         atoms=sum(len(r.atoms) for r, _ in pairs),
@@ -143,7 +151,16 @@ def compare(reference: Sequence[Frame], predicted: Sequence[Frame]) -> ErrorRepo
         stress_rmse_GPa_error=stress_rmse_error,
         stress_max_GPa=stress_max,
         force_rms_meV_A=_pooled([(r.forces + 0.0 * p.forces).ravel() * 1e3 for r, p in pairs])[0],
+        magmom_atoms=int(magmom_counts.sum()),
+        magmom_rmse_muB=magmom_rmse,
+        magmom_rmse_muB_error=magmom_rmse_error,
+        magmom_max_muB=magmom_max,
     )
+
+
+def _moments(frame: Frame) -> Float[np.ndarray, " atoms"]:
+    """Magnitudes of magnetic moments, μB; NaN also where they are not those of the level that the energies are of."""
+    return np.full(len(frame.atoms), np.nan) if MAGMOMS in frame.carried else moment_sizes(frame)
 
 
 def _check_pair(index: int, reference: Frame, predicted: Frame) -> None:
@@ -160,7 +177,8 @@ def _check_pair(index: int, reference: Frame, predicted: Frame) -> None:
             "reference; compare frames of the same structures in the same order."
         )
     for side, frame in {"reference": reference, "prediction": predicted}.items():
-        for what, values in {"energy": frame.energy, "forces": frame.forces, "stress": frame.stress}.items():
+        labels = {"energy": frame.energy, "forces": frame.forces, "stress": frame.stress, "magmoms": _moments(frame)}
+        for what, values in labels.items():
             if np.isinf(values).any():
                 raise ValueError(f"Frame {index} ({one.symbols}): the {what} of the {side} is infinite.")
 

@@ -13,7 +13,7 @@ from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.potential import Potential, Prediction, evaluate, reference_energy
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
-from jaxmlip.systems.dataset import Frame
+from jaxmlip.systems.dataset import MAGMOMS, Frame
 from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms
 
 BATCH_ATOMS = 512
@@ -37,8 +37,11 @@ class Teacher(Protocol):
 
 @functools.partial(jax.jit, static_argnames="stress")
 def compiled_evaluate(potential: Potential, graph: Graph, stress: bool) -> Prediction:
-    """`potential.evaluate` compiled; potentials of equal structure and graphs of equal shape share a compilation."""
-    return evaluate(potential, graph, stress=stress)
+    """`potential.evaluate` compiled; potentials of equal structure and graphs of equal shape share a compilation.
+
+    Magnetic moments come along where the potential has them: they cost next to nothing.
+    """
+    return evaluate(potential, graph, stress=stress, magmoms=potential.has_magnetic_moments)
 
 
 def potential_dtype(potential: Potential) -> type:
@@ -61,7 +64,7 @@ def predict(
     batch_atoms: int = BATCH_ATOMS,
     progress: bool = False,
 ) -> list[Frame]:
-    """Total energies, forces and, if asked for, stresses of many structures.
+    """Total energies, forces, magnetic moments where the potential has them and, if asked for, stresses of structures.
 
     Structures are grouped by the rounded-up number of neighbour slots and batched, so that a set of any composition
     needs a handful of compilations. The precision is that of the potential's parameters; the elemental references are
@@ -78,7 +81,8 @@ def predict(
     Returns:
         Frames in the order of the structures: energy in eV with references, forces [atoms, 3] in eV/Å, stress [3, 3]
         in eV/Å³. `Frame.info` is a copy of `Atoms.info`, and `Frame.atoms` of the structure with all it carries but a
-        calculator.
+        calculator. Magnetic moments are magnitudes in μB; of a potential that has none the structure keeps those that
+        it came with, and `Frame.carried` says that they are not the potential's.
 
     Raises:
         ValueError: naming the index of the frame, for an element the potential does not know, a structure that cannot
@@ -113,6 +117,7 @@ def predict(
                         float(prediction.energy[place]) + reference_energy(potential, atoms.numbers),
                         np.asarray(prediction.forces[mine], np.float64),
                         np.asarray(prediction.stress[place], np.float64) if stress else None,
+                        None if prediction.magmoms is None else np.asarray(prediction.magmoms[mine], np.float64),
                         complaint,
                     )
                 bar.update(len(members))
@@ -176,7 +181,13 @@ def _name(index: int, atoms: Atoms) -> str:
 
 
 def _frame(
-    index: int, atoms: Atoms, energy: float, forces: np.ndarray, stress: np.ndarray | None, complaint: str
+    index: int,
+    atoms: Atoms,
+    energy: float,
+    forces: np.ndarray,
+    stress: np.ndarray | None,
+    magmoms: np.ndarray | None,
+    complaint: str,
 ) -> Frame:
     """The frame, or ValueError if the potential broke down on it."""
     if stress is not None and not atoms.pbc.all():
@@ -188,8 +199,11 @@ def _frame(
                 "The structure is far from anything it was trained on (atoms too close), or its parameters are damaged."
             )
             raise ValueError(f"{_name(index, atoms)}: the {what} the potential gives is not finite. {why}")
-    info = dict(atoms.info)
-    return Frame(atoms.copy(), energy, forces, np.full((3, 3), np.nan) if stress is None else stress, info)
+    info, atoms = dict(atoms.info), atoms.copy()
+    if magmoms is not None:
+        atoms.arrays[MAGMOMS] = magmoms
+    carried = (MAGMOMS,) if magmoms is None and MAGMOMS in atoms.arrays else ()
+    return Frame(atoms, energy, forces, np.full((3, 3), np.nan) if stress is None else stress, info, carried)
 
 
 def _windows(structures: Sequence[Atoms]) -> Iterator[list[int]]:

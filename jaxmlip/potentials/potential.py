@@ -21,7 +21,7 @@ from jaxmlip.types import AnyArray, Leaf, Matrices, PerAtom, PerGraph, Vectors
 N_SPECIES = 119
 """Length of tables indexed by atomic number (0, the padding atom, to 118)."""
 
-LABELS = ("energy", "forces", "stress")
+LABELS = ("energy", "forces", "stress", "magmoms")
 """What a potential may be trained on."""
 
 
@@ -119,7 +119,7 @@ class Potential(Distinct, abc.ABC):
 
     @property
     def trained_on(self) -> tuple[str, ...] | None:
-        """Labels ("energy", "forces", "stress") that the potential has ever seen; None if nobody knows."""
+        """Labels ("energy", "forces", "stress", "magmoms") that the potential has ever seen; None if nobody knows."""
         return None
 
     def having_seen(self, labels: Iterable[str]) -> "Potential":
@@ -147,6 +147,23 @@ class Potential(Distinct, abc.ABC):
     def energy(self, graph: Graph) -> PerGraph:
         """Energy of each graph in eV, relative to the elemental references; 0 for padding graphs."""
         return graph.sum_over_atoms(self.atomic_energies(graph))
+
+    @property
+    def has_magnetic_moments(self) -> bool:
+        """Whether the potential predicts magnetic moments; then `outputs` gives them."""
+        return False
+
+    def outputs(self, graph: Graph) -> tuple[Float[AnyArray, "atoms heads"], Float[AnyArray, "atoms heads"] | None]:
+        """Atomic energies in eV and magnitudes of magnetic moments in μB of every readout; None without moments."""
+        return self.readouts(graph), None
+
+    def energy_and_moments(self, graph: Graph) -> tuple[PerGraph, PerAtom | None]:
+        """`energy`, and magnitudes of magnetic moments in μB, in one pass; None without moments."""
+        if not self.has_magnetic_moments:
+            return self.energy(graph), None
+        energies, moments = self.outputs(graph)
+        assert moments is not None
+        return graph.sum_over_atoms(energies[:, 0]), moments[:, 0]
 
     def references_for(self, species: Sequence[int] | Int[np.ndarray, " atoms"]) -> Float[np.ndarray, "119"]:
         """`references` in float64; a potential that finds them out when they are needed does so for these elements."""
@@ -227,6 +244,17 @@ class Sum(Potential):
         """Sum of the terms' energies, eV; a term need not have atomic energies."""
         return sum((term.energy(graph) for term in self.terms), start=jnp.zeros((), graph.positions.dtype))
 
+    @property
+    def has_magnetic_moments(self) -> bool:
+        """Whether any of the terms predicts magnetic moments."""
+        return any(term.has_magnetic_moments for term in self.terms)
+
+    def energy_and_moments(self, graph: Graph) -> tuple[PerGraph, PerAtom | None]:
+        """Sum of the terms' energies, eV, and the moments of the first term that has any: a difference has none."""
+        parts = [term.energy_and_moments(graph) for term in self.terms]
+        energy = sum((energy for energy, _ in parts), start=jnp.zeros((), graph.positions.dtype))
+        return energy, next((moments for _, moments in parts if moments is not None), None)
+
     def references_for(self, species: Sequence[int] | Int[np.ndarray, " atoms"]) -> Float[np.ndarray, "119"]:
         """Sum of the terms' references, eV."""
         return np.sum([term.references_for(species) for term in self.terms], axis=0)
@@ -250,41 +278,48 @@ class Prediction(flax.struct.PyTreeNode):
         forces: [atoms, 3], eV/Å; zero on padding atoms.
         stress: [graphs, 3, 3], eV/Å³, positive under tension; None unless asked for, NaN where a graph has no volume
             because it is not periodic in all three directions.
+        magmoms: [atoms], magnitudes of magnetic moments, μB; None unless asked for.
     """
 
     energy: Leaf
     forces: Leaf
     stress: Leaf = None
+    magmoms: Leaf = None
 
 
-def evaluate(potential: Potential, graph: Graph, *, stress: bool = False) -> Prediction:
-    """Energy, forces −∂E/∂R and, if asked for, stress ∂E/∂ε / V by automatic differentiation.
+def evaluate(potential: Potential, graph: Graph, *, stress: bool = False, magmoms: bool = False) -> Prediction:
+    """Energy, forces −∂E/∂R and, if asked for, stress ∂E/∂ε / V by automatic differentiation, and magnetic moments.
 
     The strain ε is symmetric and acts on positions and cell alike (Knuth et al., Comput. Phys. Commun. 190, 33 (2015)).
     """
-    if not stress:
-        energy, gradient = _value_and_gradient(lambda r: potential.energy(graph.replace(positions=r)), graph.positions)
-        return Prediction(energy=energy, forces=-gradient)
 
-    def energy_under_strain(variables: tuple[Vectors, Matrices]) -> PerGraph:
-        return potential.energy(strained(graph, *variables))
+    def outputs(graph: Graph) -> tuple[PerGraph, PerAtom | None]:
+        return potential.energy_and_moments(graph) if magmoms else (potential.energy(graph), None)
+
+    if not stress:
+        energy, gradient, moments = _value_and_gradient(lambda r: outputs(graph.replace(positions=r)), graph.positions)
+        return Prediction(energy=energy, forces=-gradient, magmoms=moments)
+
+    def under_strain(variables: tuple[Vectors, Matrices]) -> tuple[PerGraph, PerAtom | None]:
+        return outputs(strained(graph, *variables))
 
     no_strain = jnp.zeros_like(graph.cell)
-    energy, (gradient, virial) = _value_and_gradient(energy_under_strain, (graph.positions, no_strain))
+    energy, (gradient, virial), moments = _value_and_gradient(under_strain, (graph.positions, no_strain))
     volume = graph.volume()[:, None, None]
     solid = volume > 0
-    return Prediction(energy, -gradient, jnp.where(solid, virial / jnp.where(solid, volume, 1.0), jnp.nan))
+    stresses = jnp.where(solid, virial / jnp.where(solid, volume, 1.0), jnp.nan)
+    return Prediction(energy, -gradient, stresses, moments)
 
 
-def _value_and_gradient(energy, at):
-    """Energies per graph and the gradient of their sum."""
+def _value_and_gradient(outputs, at):
+    """Energies per graph, the gradient of their sum, and moments."""
 
     def total(variables):
-        energies = energy(variables)
-        return energies.sum(), energies
+        energies, moments = outputs(variables)
+        return energies.sum(), (energies, moments)
 
-    gradient, energies = jax.grad(total, has_aux=True)(at)
-    return energies, gradient
+    gradient, (energies, moments) = jax.grad(total, has_aux=True)(at)
+    return energies, gradient, moments
 
 
 def reference_energy(potential: Potential, species: Int[np.ndarray, " atoms"]) -> float:
@@ -328,7 +363,7 @@ def without_stress(potential: Potential) -> str | None:
     seen = potential.trained_on
     if not seen or "stress" in seen:
         return None
-    labels = " and ".join(("energies" if label == "energy" else label) for label in seen)
+    labels = " and ".join({"energy": "energies", "magmoms": "magnetic moments"}.get(label, label) for label in seen)
     return (
         f"The potential was trained on {labels}, but never on stress: its pressure, and with it densities at constant "
         "pressure, may be wrong by several per cent however good its forces are; train it on data with stress."

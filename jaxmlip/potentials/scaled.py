@@ -70,6 +70,16 @@ class Scaled(Potential):
         """Scaled energies, eV; the other need not have atomic energies."""
         return self.factor * self.of.energy(graph)
 
+    @property
+    def has_magnetic_moments(self) -> bool:
+        """Whether the other predicts them; they are not scaled."""
+        return self.of.has_magnetic_moments
+
+    def energy_and_moments(self, graph: Graph) -> tuple[PerGraph, PerAtom | None]:
+        """Scaled energies, eV, and the other's magnetic moments, μB."""
+        energy, moments = self.of.energy_and_moments(graph)
+        return self.factor * energy, moments
+
     def references_for(self, species: Sequence[int] | Int[np.ndarray, " atoms"]) -> Float[np.ndarray, "119"]:
         """Scaled references, eV."""
         return float(self.factor) * self.of.references_for(species)

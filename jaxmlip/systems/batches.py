@@ -11,7 +11,7 @@ import flax.struct
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxmlip.systems.dataset import Frame, frame_graph, frame_kind
+from jaxmlip.systems.dataset import Frame, frame_graph, frame_kind, moment_sizes
 from jaxmlip.systems.graph import GHOST, Graph, batch_graphs, in_tiers
 from jaxmlip.systems.plan import BatchIndices, Counts, SizeClass, count_graphs, join_counts, size_classes
 from jaxmlip.systems.store import FrameStore
@@ -32,6 +32,7 @@ class Sample:
         head: index of the readout (fidelity) the labels belong to.
         weight: factor of this structure in the loss.
         kind: what errors are listed by, see `frame_kind`.
+        magmoms: [atoms], magnitudes of magnetic moments, μB; None if no atom has one.
     """
 
     graph: Graph
@@ -41,6 +42,7 @@ class Sample:
     head: int = 0
     weight: float = 1.0
     kind: str = ""
+    magmoms: Float[np.ndarray, " atoms"] | None = None
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -51,6 +53,7 @@ class Batch(flax.struct.PyTreeNode):
         energy: [graphs], eV, relative to the elemental references.
         forces: [atoms, 3], eV/Å.
         stress: [graphs, 3, 3], eV/Å³, positive under tension.
+        magmoms: [atoms], magnitudes of magnetic moments, μB.
         head: [graphs], index of the readout the labels belong to; 0 for a padding graph.
         weight: [graphs], factor in the loss; 0 for a padding graph.
         index: [graphs], position of the structure among the samples the batch was made from; −1 for a padding graph.
@@ -60,6 +63,7 @@ class Batch(flax.struct.PyTreeNode):
     energy: Leaf
     forces: Leaf
     stress: Leaf
+    magmoms: Leaf
     head: Leaf
     weight: Leaf
     index: Leaf
@@ -108,6 +112,7 @@ class Recipe:
 
     def make(self, frame: Frame, number: int) -> Sample:
         """The sample of a frame; its number is for messages."""
+        magmoms = moment_sizes(frame)
         return Sample(
             graph=frame_graph(frame, number, self.cutoff, self.inner_cutoff, self.dtype),
             energy=float(frame.energy - self.references[frame.atoms.numbers].sum()),
@@ -116,6 +121,7 @@ class Recipe:
             head=self.head,
             weight=self.weight,
             kind=frame_kind(frame),
+            magmoms=None if np.isnan(magmoms).all() else magmoms,
         )
 
 
@@ -247,9 +253,14 @@ class BatchPlan:
         dtype = graph.positions.dtype
         forces = np.full((shape.n_atoms, 3), np.nan, dtype)
         forces[: sum(sample.graph.n_atoms for sample in mine)] = np.concatenate([sample.forces for sample in mine])
+        magmoms, first = np.full(shape.n_atoms, np.nan, dtype), 0
+        for sample in mine:
+            if sample.magmoms is not None:
+                magmoms[first : first + sample.graph.n_atoms] = sample.magmoms
+            first += sample.graph.n_atoms
         if shape.tiers:
             graph, order = in_tiers(graph, shape.tiers)
-            forces = forces[order]
+            forces, magmoms = forces[order], magmoms[order]
 
         def of_graphs(values: list, padding: float, kind: np.dtype = dtype) -> np.ndarray:
             padded = np.full((shape.n_graphs, *np.shape(values)[1:]), padding, kind)
@@ -261,6 +272,7 @@ class BatchPlan:
             energy=of_graphs([sample.energy for sample in mine], np.nan),
             forces=forces,
             stress=of_graphs([sample.stress for sample in mine], np.nan),
+            magmoms=magmoms,
             head=of_graphs([sample.head for sample in mine], 0.0, np.dtype(np.int32)),
             weight=of_graphs([sample.weight for sample in mine], 0.0),
             index=of_graphs(list(indices.samples), -1.0, np.dtype(np.int32)),

@@ -46,6 +46,8 @@ class Frame:
         stress: eV/Å³, positive under tension.
         info: words and numbers for messages and per-type errors: where the frame comes from (`file`, `frame`), and of
             `atoms.info` what is no array (`kind`, `config_type`, `charge` …).
+        carried: labels that come from elsewhere than energy and forces, as "magmoms" of a structure that a potential
+            without magnetic moments has labelled.
     """
 
     atoms: Atoms
@@ -53,6 +55,7 @@ class Frame:
     forces: Float[np.ndarray, "atoms 3"]
     stress: HostMatrix = dataclasses.field(default_factory=lambda: np.full((3, 3), np.nan))
     info: dict = dataclasses.field(default_factory=dict)
+    carried: tuple[str, ...] = ()
 
     @property
     def magmoms(self) -> Float[np.ndarray, " atoms"]:
@@ -258,6 +261,19 @@ def describe(frame: Frame, number: int) -> str:
 def has_stress(frame: Frame) -> bool:
     """Whether a frame has a stress to train on or to compare with: there is none without a volume."""
     return bool(frame.atoms.pbc.all() and not np.isnan(frame.stress).all())
+
+
+def moment_sizes(frame: Frame) -> Float[np.ndarray, " atoms"]:
+    """Magnitudes of magnetic moments in μB; NaN where they are absent, or have components."""
+    moments = frame.atoms.arrays.get(MAGMOMS)
+    return np.abs(frame.magmoms) if moments is not None and moments.ndim == 1 else np.full(len(frame.atoms), np.nan)
+
+
+def without_moments(atoms: Atoms) -> Atoms:
+    """The structure without its magnetic moments."""
+    atoms = atoms.copy()
+    atoms.arrays.pop(MAGMOMS, None)
+    return atoms
 
 
 def frame_kind(frame: Frame) -> str:

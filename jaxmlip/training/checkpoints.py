@@ -219,6 +219,7 @@ def _of_samples(samples: Sequence[Sample]) -> str:
         graph = sample.graph
         parts += [graph.positions, graph.species, graph.cell, sample.forces, sample.stress]
         parts += [sample.energy, sample.head, sample.weight]
+        parts += [] if sample.magmoms is None else [sample.magmoms]
     return digest(*parts)
 
 

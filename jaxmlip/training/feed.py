@@ -141,7 +141,7 @@ def _to_and_fro(number: int, devices: int) -> list[list[int]]:
 
 def _without_labels(batch: Batch) -> Batch:
     """The batch as padding: nothing of it counts."""
-    blank = {name: np.full_like(getattr(batch, name), np.nan) for name in ("energy", "forces", "stress")}
+    blank = {name: np.full_like(getattr(batch, name), np.nan) for name in ("energy", "forces", "stress", "magmoms")}
     return batch.replace(**blank, weight=np.zeros_like(batch.weight), index=np.full_like(batch.index, -1))
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.references import elements_of, fit_references, shift_references
-from jaxmlip.systems.dataset import Frame
+from jaxmlip.systems.dataset import Frame, without_moments
 
 Labels: TypeAlias = Literal["energy_forces", "energy"]
 """Which high-fidelity labels may be seen. "energy" hides forces and stresses from everything."""
@@ -51,7 +51,13 @@ def anchors(foundation: Potential, frames: Sequence[Frame]) -> list[Frame]:
     """The structures with the foundation's forces as their only labels."""
     predictions = predict(foundation, [frame.atoms for frame in frames])
     return [
-        dataclasses.replace(frame, energy=np.nan, forces=prediction.forces, stress=np.full((3, 3), np.nan))
+        dataclasses.replace(
+            frame,
+            atoms=without_moments(frame.atoms),
+            energy=np.nan,
+            forces=prediction.forces,
+            stress=np.full((3, 3), np.nan),
+        )
         for frame, prediction in zip(frames, predictions, strict=True)
     ]
 

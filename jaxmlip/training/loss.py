@@ -1,4 +1,4 @@
-"""What labels ask for: errors of energy per atom, forces and stress, over the labels that are there."""
+"""What labels ask for: errors of energy per atom, forces, stress and magnetic moments, over labels that are there."""
 
 import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -23,9 +23,13 @@ class Terms(NamedTuple):
     energy: bool = True
     forces: bool = True
     stress: bool = False
+    magmoms: bool = False
 
 
 DEFAULT_TERMS = Terms()
+
+OF_ATOMS = ("forces", "magmoms")
+"""Terms that have components of each atom, the others of each structure."""
 
 
 class Weights(flax.struct.PyTreeNode):
@@ -35,13 +39,17 @@ class Weights(flax.struct.PyTreeNode):
         energy: weight of the energy per atom (error in eV/atom).
         forces: weight of the forces (eV/Å).
         stress: weight of the stress (eV/Å³).
+        magmoms: weight of the magnetic moments' magnitudes (μB).
         huber_delta: error beyond which the Huber loss is linear, in the unit of each term.
+        huber_deltas: the same by term, where it is another.
     """
 
     energy: Leaf = 1.0
     forces: Leaf = 10.0
     stress: Leaf = 0.0
+    magmoms: Leaf = 0.0
     huber_delta: Leaf = 0.01
+    huber_deltas: dict[str, Leaf] = flax.struct.field(default_factory=dict)
 
 
 def loss(
@@ -49,8 +57,9 @@ def loss(
 ) -> tuple[Float[AnyArray, ""], dict[str, TermSums]]:
     """Weighted sum over terms of the mean over the components that have a label.
 
-    The energy is compared per atom (as in MACE and NequIP), forces and stress by Cartesian component. Each graph is
-    predicted by the readout of its own fidelity (`Batch.head`).
+    The energy is compared per atom (as in MACE and NequIP), forces and stress by Cartesian component, and magnetic
+    moments by their magnitude, whatever the sign of the label: which way up is no property of the structure. Each graph
+    is predicted by the readout of its own fidelity (`Batch.head`).
 
     It can be differentiated by the potential and by positions and cells of the structures, in reverse mode, and its
     gradient once more in either mode: `jax.jvp` of `jax.grad` is a Hessian-vector product (see `predicted`).
@@ -71,7 +80,7 @@ def loss(
 
 
 class LabelErrors(Term):
-    """The term of an objective that every training has: errors of energy per atom, forces and stress.
+    """The term of an objective that every training has: errors of energy per atom, forces, stress, moments.
 
     Attributes:
         numbers: weights, and Huber's δ.
@@ -87,51 +96,58 @@ class LabelErrors(Term):
         """Sums of each label, [graphs]."""
         sums = {}
         for name, (error, present, weight) in errors(potential, batch, self.labels).items():
-            by_graph = batch.graph.sum_over_atoms if name == "forces" else lambda of_graphs: of_graphs
-            penalty = weight * _penalty(error, self.numbers.huber_delta, self.kind)
+            by_graph = batch.graph.sum_over_atoms if name in OF_ATOMS else lambda of_graphs: of_graphs
+            delta = self.numbers.huber_deltas.get(name, self.numbers.huber_delta)
+            penalty = weight * _penalty(error, delta, self.kind)
             components = (penalty, error**2, present.astype(error.dtype))
             sums[name] = TermSums(*(by_graph(part.sum(tuple(range(1, part.ndim)))) for part in components))
         return sums
 
     def weights(self) -> dict[str, Any]:
-        """Of energy, forces and stress."""
+        """Of energy, forces, stress and magnetic moments."""
         return {name: getattr(self.numbers, name) for name, compared in self.labels._asdict().items() if compared}
 
 
 def errors(potential: Potential, batch: Batch, terms: Terms) -> dict[str, tuple[AnyArray, AnyArray, AnyArray]]:
     """For each term: prediction − label (0 where there is no label), where there is one, and the samples' weights.
 
-    Shapes: [graphs] for the energy (eV/atom), [atoms, 3] for forces (eV/Å), [graphs, 3, 3] for stress (eV/Å³).
+    Shapes: [graphs] for the energy (eV/atom), [atoms, 3] for forces (eV/Å), [graphs, 3, 3] for stress (eV/Å³), [atoms]
+    for magnetic moments (μB).
     """
     batch = jax.tree.map(jnp.asarray, batch)  # so that a batch on the host may meet traced parameters
     graph = batch.graph
     if terms.forces or terms.stress:
-        prediction: Prediction = predicted(potential, batch.head, graph, terms.stress)  # pyright: ignore
+        prediction: Prediction = predicted(potential, batch.head, graph, terms.stress, terms.magmoms)  # pyright: ignore
     else:
-        prediction = Prediction(energy=Headed(potential, batch.head).energy(graph), forces=None)
+        energy, moments = _energy_and_moments(Headed(potential, batch.head), graph, terms.magmoms)
+        prediction = Prediction(energy=energy, forces=None, magmoms=moments)
 
     found = {}
     if terms.energy:
         per_atom = 1.0 / jnp.maximum(graph.atoms_per_graph(), 1.0)
         found["energy"] = (*_difference(prediction.energy * per_atom, batch.energy * per_atom), batch.weight)
+    of_atoms = batch.weight[jnp.minimum(graph.owner, graph.n_graphs - 1)]
     if terms.forces:
-        owner = jnp.minimum(graph.owner, graph.n_graphs - 1)
-        found["forces"] = (*_difference(prediction.forces, batch.forces), batch.weight[owner][:, None])
+        found["forces"] = (*_difference(prediction.forces, batch.forces), of_atoms[:, None])
     if terms.stress:
         solid = graph.volume()[:, None, None] > 0
         label = jnp.where(solid, batch.stress, jnp.nan)
         found["stress"] = (*_difference(prediction.stress, label), batch.weight[:, None, None])
+    if terms.magmoms:
+        found["magmoms"] = (*_difference(prediction.magmoms, jnp.abs(batch.magmoms)), of_atoms)
     return found
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def predicted(potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph, stress: bool) -> Prediction:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def predicted(
+    potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph, stress: bool, magmoms: bool = False
+) -> Prediction:
     """Energies, forces and, if asked for, stresses of a batch, with a gradient that costs less than autodiff's.
 
     Forces and stresses are first derivatives of the energy, and what a loss L needs of their derivatives is one number:
-    with c, v and s the derivatives of L by energies, forces and stresses,
+    with c, v, s and m the derivatives of L by energies, forces, stresses and magnetic moments M,
 
-        dL = d [ Σ c E + d/dt Σ E(R − t v, ε = t s / V) ],   c, v and s held constant,
+        dL = d [ Σ c E + d/dt Σ E(R − t v, ε = t s / V) + Σ m M ],   c, v, s and m held constant,
 
     by parameters θ, positions R and cells alike (the volume V is a function of the cell). That is reverse mode over a
     single forward derivative, where differentiating the forces' own reverse pass would be reverse over reverse: equal
@@ -144,18 +160,19 @@ def predicted(potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph
         graph: structures; a gradient by positions and cell costs little beside the one by the potential, and nothing in
             a compiled program that does not use it.
         stress: see `evaluate`.
+        magmoms: see `evaluate`.
     """
-    return evaluate(Headed(potential, head), graph, stress=stress)
+    return evaluate(Headed(potential, head), graph, stress=stress, magmoms=magmoms)
 
 
 def _predicted_forward(
-    potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph, stress: bool
+    potential: Potential, head: Int[AnyArray, " graphs"], graph: Graph, stress: bool, magmoms: bool
 ) -> tuple[Prediction, tuple]:
     # Not `predicted` itself: a custom rule within a custom rule has no forward derivative.
-    return evaluate(Headed(potential, head), graph, stress=stress), (potential, head, graph)
+    return evaluate(Headed(potential, head), graph, stress=stress, magmoms=magmoms), (potential, head, graph)
 
 
-def _predicted_backward(stress: bool, kept: tuple, by_prediction: Prediction) -> tuple[Any, None, Any]:
+def _predicted_backward(stress: bool, magmoms: bool, kept: tuple, by_prediction: Prediction) -> tuple[Any, None, Any]:
     potential, head, graph = kept
 
     def along(potential: Potential, graph: Graph) -> Float[AnyArray, ""]:
@@ -164,19 +181,25 @@ def _predicted_backward(stress: bool, kept: tuple, by_prediction: Prediction) ->
             volume = graph.volume()[:, None, None]
             strain = jnp.where(volume > 0, by_prediction.stress / jnp.where(volume > 0, volume, 1.0), 0.0)
 
-        def energies(at: tuple[Vectors, Matrices]) -> PerGraph:
+        def outputs(at: tuple[Vectors, Matrices]) -> tuple[PerGraph, PerAtom | None]:
             placed = strained(graph, *at) if stress else graph.replace(positions=at[0])
-            return Headed(potential, head).energy(placed)
+            return _energy_and_moments(Headed(potential, head), placed, magmoms)
 
         here = (graph.positions, jnp.zeros_like(graph.cell))
-        energy, slope = jax.jvp(energies, (here,), ((-by_prediction.forces, strain),))
-        return jnp.sum(by_prediction.energy * energy) + jnp.sum(slope)
+        energy, slope, moments = jax.jvp(outputs, (here,), ((-by_prediction.forces, strain),), has_aux=True)
+        total = jnp.sum(by_prediction.energy * energy) + jnp.sum(slope)
+        return total if moments is None else total + jnp.sum(by_prediction.magmoms * moments)
 
     by_potential, by_graph = jax.grad(along, argnums=(0, 1), allow_int=True)(potential, graph)
     return by_potential, None, by_graph
 
 
 predicted.defvjp(_predicted_forward, _predicted_backward)
+
+
+def _energy_and_moments(potential: Potential, graph: Graph, magmoms: bool) -> tuple[PerGraph, PerAtom | None]:
+    """Energies, and magnetic moments only if they are asked for."""
+    return potential.energy_and_moments(graph) if magmoms else (potential.energy(graph), None)
 
 
 def _difference(prediction: AnyArray, label: AnyArray) -> tuple[AnyArray, AnyArray]:
@@ -225,7 +248,19 @@ class Headed(Potential):
         return self.potential.species
 
     def atomic_energies(self, graph: Graph) -> PerAtom:
-        readouts = self.potential.readouts(graph)
+        return self._chosen(self.potential.readouts(graph), graph)
+
+    @property
+    def has_magnetic_moments(self) -> bool:
+        return self.potential.has_magnetic_moments
+
+    def energy_and_moments(self, graph: Graph) -> tuple[PerGraph, PerAtom | None]:
+        energies, moments = self.potential.outputs(graph)
+        energy = graph.sum_over_atoms(self._chosen(energies, graph))
+        return energy, None if moments is None else self._chosen(moments, graph)
+
+    def _chosen(self, readouts: Float[AnyArray, "atoms heads"], graph: Graph) -> PerAtom:
+        """Of each atom the number of its graph's head."""
         if readouts.shape[1] == 1:
             return readouts[:, 0]
         head = self.head[jnp.minimum(graph.owner, graph.n_graphs - 1)]

@@ -23,6 +23,7 @@ UNITS = {
     "energy": ("energy_rmse_meV_atom", 1e3),
     "forces": ("force_rmse_meV_A", 1e3),
     "stress": ("stress_rmse_GPa", 1 / GPA),
+    "magmoms": ("magmom_rmse_muB", 1.0),
 }
 """What a term's error is called, and its factor from the term's own unit."""
 
@@ -132,7 +133,7 @@ def _add(cell: dict[str, list[float]], term: str, parts: Iterable[Any]) -> None:
 
 
 def rmse(sums: dict[str, TermSums], term: str) -> float:
-    """√ of the mean squared error of a term, in meV/atom, meV/Å or GPa; NaN without labels."""
+    """√ of the mean squared error of a term, in meV/atom, meV/Å, GPa or μB; NaN without labels."""
     found = sums.get(term)
     if found is None or not found.count:
         return math.nan
@@ -166,7 +167,10 @@ class Metrics:
                     continue
         if (folder / "metrics.csv").exists():
             with (folder / "metrics.csv").open(newline="") as file:
-                rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS)]
+                header, *written = [*csv.reader(file)] or [[]]
+            # Columns that came since the run began are empty in its first rows.
+            whole = [dict(zip(header, row, strict=True)) for row in written if len(row) == len(header)]
+            rows = [[row.get(column, "") for column in COLUMNS] for row in whole]
             rows = [row for row in rows if row[0].isdecimal() and int(row[0]) <= last_epoch]
         write_text(folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
         table = io.StringIO()

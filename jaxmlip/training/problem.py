@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+import jax
 import numpy as np
 import pydantic
 from ase.data import chemical_symbols
@@ -18,6 +19,10 @@ from jaxmlip.training.optimizers import DEFAULT_CHOICE, Optimizer
 
 LONG_TRAINING = 600
 """Steps after which the tiers (see `Graph.tiers`) have saved more time than compiling for them takes."""
+
+
+Label: TypeAlias = Literal["energy", "forces", "stress", "magmoms"]
+"""What the loss compares."""
 
 
 class TrainingSettings(pydantic.BaseModel):
@@ -55,6 +60,9 @@ class TrainingSettings(pydantic.BaseModel):
     huber_delta: float = pydantic.Field(
         default=0.01, gt=0, description="error beyond which Huber is linear, eV/atom, eV/Å, eV/Å³"
     )
+    huber_deltas: dict[Label, Annotated[float, pydantic.Field(gt=0)]] = pydantic.Field(
+        default={}, description="the same by label, where it is another: {energy: 0.1, stress: 0.0006, magmoms: 0.1}"
+    )
     energy_weight: float = pydantic.Field(default=1.0, ge=0, description="weight of the energy per atom")
     forces_weight: float = pydantic.Field(default=10.0, ge=0, description="weight of the forces")
     stress_weight: float | None = pydantic.Field(
@@ -62,6 +70,9 @@ class TrainingSettings(pydantic.BaseModel):
         ge=0,
         description="weight of the stress; null: from the spread of the labels (see "
         "jaxmlip.training.weighting), wherever frames have it; 0: never",
+    )
+    magmoms_weight: float = pydantic.Field(
+        default=0.0, ge=0, description="weight of the magnetic moments' magnitudes (CHGNet predicts them)"
     )
     tiers: int | None = pydantic.Field(
         default=None,
@@ -88,10 +99,10 @@ class TrainingSettings(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _has_something_to_minimise(self) -> "TrainingSettings":
-        if self.energy_weight == self.forces_weight == 0 and not self.stress_weight:
+        if self.energy_weight == self.forces_weight == self.magmoms_weight == 0 and not self.stress_weight:
             raise ValueError(
-                "energy_weight and forces_weight are 0, and stress_weight is 0 or follows from them: there is nothing "
-                "to minimise."
+                "energy_weight, forces_weight and magmoms_weight are 0, and stress_weight is 0 or follows from them: "
+                "there is nothing to minimise."
             )
         return self
 
@@ -101,16 +112,25 @@ class TrainingSettings(pydantic.BaseModel):
         content = handler(self)
         if (info.context or {}).get("whole"):
             return content
-        if self.optimizer.choice() == DEFAULT_CHOICE:
-            content.pop("optimizer", None)
-        if self.patience is None:
-            content.pop("patience", None)
+        defaults = {
+            "optimizer": self.optimizer.choice() == DEFAULT_CHOICE,
+            "patience": self.patience is None,
+            "huber_deltas": not self.huber_deltas,
+            "magmoms_weight": self.magmoms_weight == 0,
+        }
+        for name, default in defaults.items():
+            if default:
+                content.pop(name, None)
         return content
+
+    def delta_of(self, label: Label) -> float:
+        """The error of a label beyond which Huber's loss is linear."""
+        return self.huber_deltas.get(label, self.huber_delta)
 
     def terms(self, *, stress: bool = False) -> Terms:
         """The terms with a weight; `stress` says whether there is one where `stress_weight` leaves it open."""
         stress = stress if self.stress_weight is None else self.stress_weight > 0
-        return Terms(self.energy_weight > 0, self.forces_weight > 0, stress)
+        return Terms(self.energy_weight > 0, self.forces_weight > 0, stress, self.magmoms_weight > 0)
 
     def weights(self) -> Weights:
         """The loss's numbers; a `stress_weight` that is left open is 0 until it is resolved (see `weighting`)."""
@@ -118,13 +138,24 @@ class TrainingSettings(pydantic.BaseModel):
             energy=self.energy_weight,
             forces=self.forces_weight,
             stress=self.stress_weight or 0.0,
+            magmoms=self.magmoms_weight,
             huber_delta=self.huber_delta,
+            huber_deltas={name: float(delta) for name, delta in self.huber_deltas.items()},
         )
 
 
 DEFAULT_SETTINGS = TrainingSettings()
 
-SHARED_SETTINGS = ("epochs", "batch_size", "loss", "optimizer", "tiers", "validation_every", "data_parallel")
+SHARED_SETTINGS = (
+    "epochs",
+    "batch_size",
+    "loss",
+    "huber_deltas",
+    "optimizer",
+    "tiers",
+    "validation_every",
+    "data_parallel",
+)
 """Settings in which the models of a stack must agree: they decide its shapes, its program, or its course."""
 
 HARMLESS_SETTINGS = ("data_parallel", "checkpoint_minutes", "log")
@@ -168,6 +199,18 @@ class TrainingProblem:
     objective: tuple[Term, ...] = ()
     source: TermSource | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a term that the potential has nothing to say of.
+
+        Raises:
+            ValueError: for magnetic moments of a potential that predicts none.
+        """
+        if (self.terms.magmoms or self.selection.magmoms) and not self.potential.has_magnetic_moments:
+            raise ValueError(
+                f"magmoms_weight is positive, but a {type(self.potential).__name__} predicts no magnetic moments: set "
+                "it to 0, or train a CHGNet (jm.CHGNetModel, student: {kind: chgnet})."
+            )
+
     def minimised(self, settings: TrainingSettings) -> Objective:
         """The loss of the training samples."""
         return self._of_labels(self.terms, settings)
@@ -177,7 +220,7 @@ class TrainingProblem:
         return self._of_labels(self.selection, settings)
 
     def _of_labels(self, terms: Terms, settings: TrainingSettings) -> Objective:
-        weights = Weights(**{name: float(value) for name, value in dataclasses.asdict(settings.weights()).items()})
+        weights = jax.tree.map(float, settings.weights())
         return Objective((LabelErrors(weights, terms, settings.loss), *self.objective))
 
     def __repr__(self) -> str:
@@ -196,7 +239,8 @@ class Trained:
         potential: with the moving-average parameters of the best validation.
         history: one record for each validated epoch, 0 being the start: epoch, train_loss, validation_loss,
             validation_energy_rmse_meV_atom, validation_force_rmse_meV_A, validation_stress_rmse_GPa, learning_rate,
-            wall_s, and stress_weight if there is a stress term, renewals if terms follow the parameters (how many
+            wall_s, and stress_weight if there is a stress term, validation_magmom_rmse_muB if there is one of magnetic
+            moments, renewals if terms follow the parameters (how many
             times they have been made); NaN where there was no label, or nothing yet.
         best_epoch: the epoch whose parameters were kept.
         problem: what was trained.

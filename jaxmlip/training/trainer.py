@@ -347,6 +347,7 @@ def _record(
     """What the history says of an epoch."""
     stress = {"stress_weight": settings.weights().stress} if problem.terms.stress else {}
     sums: dict[str, TermSums] = validation.sums()
+    moments = {"validation_magmom_rmse_muB": rmse(sums, "magmoms")} if problem.terms.magmoms else {}
     names = sorted(sums.keys() - UNITS.keys())
     further = {f"validation_{name}_loss": float(total({name: sums[name]}, {name: 1.0})) for name in names}
     renewals = {} if problem.source is None else {"renewals": run.renewals}
@@ -359,7 +360,7 @@ def _record(
         "validation_stress_rmse_GPa": rmse(sums, "stress"),
         "learning_rate": rate,
         "wall_s": run.wall_s,
-    } | (stress | renewals | further)
+    } | (stress | moments | renewals | further)
 
 
 def _bar(run: TrainingRun, settings: TrainingSettings, steps: int, progress: bool) -> Any:
@@ -377,7 +378,14 @@ def _bar(run: TrainingRun, settings: TrainingSettings, steps: int, progress: boo
 
 def _shown(records: Sequence[Record]) -> dict[str, str]:
     """What the progress bar says: the epoch, and the errors that there are labels for, averaged over the models."""
-    units = {"energy_rmse_meV_atom": "meV/atom", "force_rmse_meV_A": "meV/Å", "stress_rmse_GPa": "GPa"}
-    errors = {unit: np.mean([record[f"validation_{name}"] for record in records]) for name, unit in units.items()}
+    units = {
+        "energy_rmse_meV_atom": "meV/atom",
+        "force_rmse_meV_A": "meV/Å",
+        "stress_rmse_GPa": "GPa",
+        "magmom_rmse_muB": "μB",
+    }
+    errors = {
+        unit: np.mean([record.get(f"validation_{name}", np.nan) for record in records]) for name, unit in units.items()
+    }
     shown = {unit: f"{error:.3g}" for unit, error in errors.items() if np.isfinite(error)}
     return {"epoch": str(max(record["epoch"] for record in records))} | shown

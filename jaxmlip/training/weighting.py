@@ -7,7 +7,7 @@ import numpy as np
 from jaxmlip.systems.batches import Sample
 from jaxmlip.systems.dataset import Frame, has_stress
 from jaxmlip.training.loss import LossKind, Terms
-from jaxmlip.training.problem import TrainingProblem, TrainingSettings
+from jaxmlip.training.problem import Label, TrainingProblem, TrainingSettings
 from jaxmlip.units import GPA
 
 SHARE = 0.125
@@ -67,10 +67,12 @@ def stress_weight(samples: Sequence[Sample], settings: TrainingSettings) -> floa
     energies, stresses, forces = _deviations(samples)
     if not stresses.size:
         return 0.0
-    others = settings.energy_weight * _mean_penalty(energies, settings)
-    others += settings.forces_weight * _mean_penalty(forces, settings)
-    least = _mean_penalty(np.array([LEAST_SPREAD]), settings)
-    return float(f"{SHARE * others / max(_mean_penalty(stresses, settings), least):.3g}") if others > 0 else 1.0
+    others = settings.energy_weight * _mean_penalty(energies, "energy", settings)
+    others += settings.forces_weight * _mean_penalty(forces, "forces", settings)
+    least = _mean_penalty(np.array([LEAST_SPREAD]), "stress", settings)
+    return (
+        float(f"{SHARE * others / max(_mean_penalty(stresses, 'stress', settings), least):.3g}") if others > 0 else 1.0
+    )
 
 
 def _deviations(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,7 +109,7 @@ def _there(parts: Sequence[np.ndarray]) -> np.ndarray:
     return values[~np.isnan(values)]
 
 
-def _mean_penalty(deviations: np.ndarray, settings: TrainingSettings) -> float:
+def _mean_penalty(deviations: np.ndarray, label: Label, settings: TrainingSettings) -> float:
     """The mean of `loss._penalty` in double; 0 for none."""
     if not deviations.size:
         return 0.0
@@ -115,5 +117,6 @@ def _mean_penalty(deviations: np.ndarray, settings: TrainingSettings) -> float:
     kind: LossKind = settings.loss
     if kind == "mse":
         return float(np.mean(size**2))
-    near = np.minimum(size, settings.huber_delta)
-    return float(np.mean(0.5 * near**2 + settings.huber_delta * (size - near)))
+    delta = settings.delta_of(label)
+    near = np.minimum(size, delta)
+    return float(np.mean(0.5 * near**2 + delta * (size - near)))

@@ -115,7 +115,7 @@ class TestRoundTrip:
         assert load_potential("chgnet:gga").trained_on == LABELS
         header["potential"]["static"]["trained_on"] = ["charge"]
         rewrite(path, header, arrays)
-        with pytest.raises(PotentialFileError, match="trained on energy, forces, stress, not on"):
+        with pytest.raises(PotentialFileError, match="trained on energy, forces, stress, magmoms, not on"):
             load(path)
 
         structures = [bulk("Cu", cubic=True)]

@@ -4,6 +4,7 @@ Setting up compiles next to nothing; a training step of CHGNet takes a minute to
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from jaxmlip.training.strategies.tangent import TangentKernel
 from jaxmlip.training.trainer import train
 
 SETTINGS = TrainingSettings(epochs=6, batch_size=4, learning_rate=0.003, huber_delta=0.1)
-KEPT = {"references": "keep"}
+KEPT: dict[str, Any] = {"references": "keep"}
 """Nothing is predicted to set up a strategy that keeps references, so that nothing is compiled."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:H and O occur in one ratio only")
@@ -113,7 +114,7 @@ def test_an_equivariant_difference_to_chgnet(small, foundation: CHGNet) -> None:
 def test_training_lowers_the_loss_with_a_readout_for_each_fidelity(small, foundation: CHGNet) -> None:
     """And the readout that is deployed predicts what it did in training."""
     low, high = small
-    strategy = MultiFidelity(**KEPT)
+    strategy = MultiFidelity()
     problem = strategy.problem(foundation, high[:4], validation=high[4:], low=low[:4], settings=SETTINGS)
     trained = train(problem, SETTINGS, progress=False)
     losses = [record["validation_loss"] for record in trained.history]

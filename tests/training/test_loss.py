@@ -104,9 +104,9 @@ def small_student(x64, solids) -> tuple[Any, Batch]:
     return potential, make_batches(samples, 2)[0]
 
 
-def plainly(potential: Any, head: Any, graph: Any, stress: bool) -> Any:
+def plainly(potential: Any, head: Any, graph: Any, stress: bool, magmoms: bool) -> Any:
     """`predicted` without its custom rule."""
-    return evaluate(loss_module.Headed(potential, head), graph, stress=stress)
+    return evaluate(loss_module.Headed(potential, head), graph, stress=stress, magmoms=magmoms)
 
 
 def test_gradient_equals_plain_automatic_differentiation(small_student, monkeypatch):

@@ -64,6 +64,12 @@ class Differential(Strategy):
 
     def set_up(self, data: Data) -> TrainingProblem:
         """New parameters; labels are what the baseline's predictions lack."""
+        if data.terms.magmoms:
+            raise ValueError(
+                "magmoms_weight is positive, but magnetic moments are absolute values, of which no potential for a "
+                "difference can be trained: set it to 0 (the moments of differential are the baseline's), or choose "
+                "another strategy."
+            )
         baseline = data.foundation if self.baseline == "student" else data.teacher
         if baseline is None:
             raise ValueError(
