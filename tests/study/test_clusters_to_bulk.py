@@ -81,7 +81,9 @@ def test_summary_holds_every_number_with_its_error(summary):
 @pytest.mark.slow
 def test_published_teachers_differ_as_their_papers_say(tmp_path):
     """The functionals differ by −0.497 ± 0.009 eV per H2O on bulk ice, and by some 290 meV/Å in the forces."""
-    low = run_study(resolve(MINIATURE, "miniature"), tmp_path / "run", progress=False)["low_teacher"]
+    published = resolve(MINIATURE, "miniature")
+    assert isinstance(published, ClustersToBulk)
+    low = run_study(published, tmp_path / "run", progress=False)["low_teacher"]
     assert low["energy_mean_meV_molecule"]["value"] == pytest.approx(497, abs=60)
     assert 100 < low["force_rmse_meV_A"]["value"] < 600
 
