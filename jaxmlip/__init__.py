@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from jaxmlip.potentials.errors import compare as compare
     from jaxmlip.potentials.evaluation import label as label
     from jaxmlip.potentials.evaluation import predict as predict
+    from jaxmlip.potentials.exporting import export_potential as export_potential
     from jaxmlip.potentials.files import load as load
     from jaxmlip.potentials.files import read_header as read_header
     from jaxmlip.potentials.files import save as save
@@ -206,6 +207,7 @@ _HOME = {
     "Equivariant": "potentials.equivariant",
     "label": "potentials.evaluation",
     "predict": "potentials.evaluation",
+    "export_potential": "potentials.exporting",
     "load": "potentials.files",
     "save": "potentials.files",
     "read_header": "potentials.files",

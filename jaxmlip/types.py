@@ -9,6 +9,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+Size: TypeAlias = Any
+"""Of an axis: an int, or a symbol of `jax.export` in programs for any number of atoms."""
+
 Leaf: TypeAlias = Any
 """Array field of a pytree: numpy on the host, jax on the device, anything while jax rebuilds the tree; stacked pytrees
 have leading axes. Functions check shapes, fields state them in their docstring."""

@@ -95,15 +95,22 @@ def md(
 
 @app.command()
 def export(
-    trajectory: Annotated[Path, typer.Argument(help="file of jaxmlip md")],
-    out: Annotated[Path, typer.Argument(help="extended XYZ file to write, replica by replica")],
-    every: Annotated[int, typer.Option(help="write every n-th frame of a replica only")] = 1,
+    source: Annotated[str, typer.Argument(help="trajectory of jaxmlip md (.h5), or a potential by file or name")],
+    out: Annotated[Path, typer.Argument(help="extended XYZ file of the frames; folder of the potential's program")],
+    every: Annotated[int, typer.Option(help="of a trajectory: write every n-th frame of a replica only")] = 1,
 ) -> None:
-    """Write the frames of a trajectory as extended XYZ."""
+    """Write a trajectory as extended XYZ, or a potential as a program that runs with jax and numpy alone."""
     with mistakes_in_one_sentence():
-        from jaxmlip.simulation.trajectory import export_extxyz
+        if Path(source).suffix == ".h5":
+            from jaxmlip.simulation.trajectory import export_extxyz
 
-        typer.echo(f"Wrote {export_extxyz(trajectory, out, every=every)} frames to {out}.")
+            typer.echo(f"Wrote {export_extxyz(Path(source), out, every=every)} frames to {out}.")
+            return
+        from jaxmlip.potentials.exporting import export_potential
+        from jaxmlip.potentials.files import load
+
+        export_potential(load(source), out)
+        typer.echo(f"Wrote {out}; {out / 'load.py'} says how to use it.")
 
 
 @app.command()

@@ -6,11 +6,15 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmlip.types import AnyArray
+from jaxmlip.types import AnyArray, Size
 
-Form = Literal["cpu", "accelerator"]
-"""For which machine a program is made. It is static in potentials, chosen once when they are made or loaded, and either
-may be asked for on any machine: `potential.replace(form="accelerator")`. The numbers are the same to rounding."""
+Form = Literal["cpu", "accelerator", "whole"]
+"""For which machine a program is made. It is static in potentials, chosen once when they are made or loaded, and any
+may be asked for on any machine: `potential.replace(form="accelerator")`. The numbers are the same to rounding. The form
+"whole" takes all atoms at once however many they are, for programs that are exported without knowing that."""
+
+EVERYTHING = 2**62
+"""Atoms, more than there are."""
 
 MOST_BLOCKS = 64
 """On a CPU: every block costs a pass over the gradient of all atoms; larger systems get larger blocks instead."""
@@ -41,7 +45,7 @@ def form_of_this_machine() -> Form:
     return "cpu" if jax.default_backend() == "cpu" else "accelerator"
 
 
-def blocks_of(form: Form, cached: int, numbers_of_atom: int) -> Blocks:
+def blocks_of(form: Form, cached: int, numbers_of_atom: Size) -> Blocks:
     """Blocks of a form.
 
     Args:
@@ -51,6 +55,8 @@ def blocks_of(form: Form, cached: int, numbers_of_atom: int) -> Blocks:
     """
     if form == "cpu":
         return Blocks(cached, MOST_BLOCKS)
+    if form == "whole":
+        return Blocks(EVERYTHING, None)
     return Blocks(max(1, int(BUDGET / (COPIES * 4.0 * max(1, numbers_of_atom)))), None)
 
 

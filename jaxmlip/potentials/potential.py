@@ -333,7 +333,7 @@ def fingerprint(potential: Potential) -> str:
     without_places = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
     # Classes are there by their names already, and `node_class` would tie the digest to where they are defined;
     # and on which machine a potential is computed is no part of what it is.
-    of_here = r"(, )?(?:<class '[^']*'>|'(?:cpu|accelerator)')(?(1)|,? ?)"
+    of_here = r"(, )?(?:<class '[^']*'>|'(?:cpu|accelerator|whole)')(?(1)|,? ?)"
     return digest(*leaves, re.sub(of_here, "", without_places))
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 from jaxmlip.describing import short
 from jaxmlip.systems.neighbors import dense_neighbors
 from jaxmlip.systems.origin import offset_from_origin
-from jaxmlip.types import AnyArray, EdgeMask, EdgeVectors, HostMatrix, Leaf, Matrices, PerAtom, PerGraph, Vectors
+from jaxmlip.types import AnyArray, EdgeMask, EdgeVectors, HostMatrix, Leaf, Matrices, PerAtom, PerGraph, Size, Vectors
 
 GHOST = -1
 """Content of an empty neighbour slot."""
@@ -52,7 +52,7 @@ class Graph(flax.struct.PyTreeNode):
     neighbors: Leaf
     shifts: Leaf
     owner: Leaf
-    inner: int = flax.struct.field(pytree_node=False, default=0)
+    inner: Size = flax.struct.field(pytree_node=False, default=0)
     tiers: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False, default=())
 
     def __repr__(self) -> str:
