@@ -114,6 +114,26 @@ def export(
 
 
 @app.command()
+def ipi(
+    structure: Annotated[Path, typer.Argument(help="structure with the server's atoms in their order")],
+    potential: PotentialOption,
+    unix: Annotated[str | None, typer.Option(help="name of the Unix socket: <address> of i-PI's ffsocket")] = None,
+    host: Annotated[str, typer.Option(help="of a server in mode inet")] = "localhost",
+    port: Annotated[int, typer.Option(help="of a server in mode inet")] = 31415,
+    allow_close: CloseOption = False,
+) -> None:
+    """Give forces to i-PI, or another server of its protocol, until it ends: path integrals, replica exchange …"""
+    with mistakes_in_one_sentence():
+        from jaxmlip.potentials.files import load
+        from jaxmlip.potentials.socket_client import answer_socket
+        from jaxmlip.simulation.frames import last_structure
+
+        model = load(potential)
+        atoms = last_structure(structure, allow_close=allow_close)
+        typer.echo(f"Answered {answer_socket(atoms, model, unix=unix, host=host, port=port)} times.")
+
+
+@app.command()
 def relax(
     structure: Annotated[Path, typer.Argument(help="structure to relax, in any format that ASE reads")],
     potential: PotentialOption,
