@@ -1,6 +1,7 @@
 """Errors in closed form, and standard errors that match the spread over many synthetic data sets."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -149,3 +150,16 @@ def test_a_dash_stands_for_what_is_undefined():
         assert lines[name] == "–"
     nothing = as_table(compare([frame(2, np.nan, absent)], [frame(2, np.nan, absent)]))
     assert dict(line.split() for line in nothing.splitlines())["energy_rmse_meV_atom"] == "–"
+
+
+def test_reports_are_read_by_people() -> None:
+    """A line for each label that there is, with as many digits as its error allows."""
+    numbers = np.array([8, 1, 1])
+    atoms = Atoms(numbers, positions=np.diag([0.0, 1.0, 2.0]))
+    frames = [Frame(atoms, energy, np.full((3, 3), 0.1 * energy)) for energy in (1.0, 2.0)]
+    moved = [Frame(atoms, frame.energy + 0.003 * n, frame.forces + 0.01 * n) for n, frame in enumerate(frames, start=1)]
+    lines = str(compare(frames, moved)).splitlines()
+    assert lines[0] == "2 frames, 6 atoms"
+    assert re.fullmatch(r"energy: RMSE 1\.58 ± 0\.\d\d meV/atom, mean error 1\.50 ± 0\.50 meV/atom", lines[1])
+    assert re.fullmatch(r"forces: RMSE 15\.8 ± \d\.\d meV/Å, of forces of 158 meV/Å \(RMS\)", lines[2])
+    assert len(lines) == 3
