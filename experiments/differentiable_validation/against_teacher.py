@@ -1,10 +1,10 @@
 """What is said of students without their teacher's simulation, held against that simulation.
 
 Two were trained by `experiments/clusters_to_bulk/quick.yaml` on clusters of ice, one on energies and forces, one on
-energies only; the third is the teacher distilled (`make_student.py`). Each is simulated in bulk ice and validated twice:
-without a simulation of the teacher, where the ladder has to do with the student's frames, and with one. Then: do the
-ladder's numbers agree with the teacher's own, where it gave some; does linear response predict sign and size of what is
-off; and which atoms, motions and distances spoil it?
+energies only; the third is the teacher distilled (`make_student.py`). Each is simulated in bulk ice and validated
+twice: without a simulation of the teacher, where the ladder has to do with the student's frames, and with one. Then:
+do the ladder's numbers agree with the teacher's own, where it gave some; does linear response predict sign and size
+of what is off; and which atoms, motions and distances spoil it?
 Run again to go on where it was. Usage:
 
     uv run python experiments/differentiable_validation/against_teacher.py [--time-ps 0.5] [--replicas 4]
