@@ -1,5 +1,6 @@
 """Short words for objects that hold large arrays: what an interactive session and a message show of them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,6 +31,14 @@ def parameters(leaves: Sequence[Any]) -> str:
     types = sorted({str(leaf.dtype) for leaf in arrays})
     number = sum(int(np.prod(leaf.shape)) for leaf in arrays)
     return f"{count(number, 'parameter')}{' (' + ', '.join(types) + ')' if types else ''}"
+
+
+def plus_minus(value: Any, error: Any) -> str:
+    """A number with its error, to two digits of the error; without one six digits of the number alone."""
+    if not math.isfinite(error):
+        return f"{value:.6g}"
+    places = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 6
+    return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 def short(kind: str, *parts: str) -> str:

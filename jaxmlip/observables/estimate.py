@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from jaxmlip.describing import plus_minus
+
 
 class Status(enum.Enum):
     """Whether an estimate can be used; the value is the message for the user. In the order of what is worse."""
@@ -194,11 +196,8 @@ class Estimate:
         known = [f"n_eff {self.effective_samples:.0f}"] if np.isfinite(self.effective_samples) else []
         if value.ndim:
             text, known = f"array{value.shape} ± {np.sqrt(np.mean(error**2)):.2g}{unit}", ["RMS", *known]
-        elif np.isfinite(error):
-            places = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 6
-            text = f"{value:.{places}f} ± {error:.{places}f}{unit}"
         else:
-            text = f"{value:.6g}{unit}"
+            text = f"{plus_minus(value, error)}{unit}"
         known += [] if self.status is Status.OK else [status]
         return f"{text} ({'; '.join(known)})" if known else text
 

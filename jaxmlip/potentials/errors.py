@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jaxmlip.describing import plus_minus
 from jaxmlip.files import finite
 from jaxmlip.systems.dataset import MAGMOMS, Frame, moment_sizes
 from jaxmlip.units import GPA
@@ -71,16 +72,16 @@ class ErrorReport:
         """A line for each label that there is: RMSE with its standard error, and what it is small against."""
         lines = [f"{self.frames} frames, {self.atoms} atoms"]
         if self.energy_frames:
-            mean = _plus_minus(self.energy_mean_meV_atom, self.energy_mean_meV_atom_error)
-            rmse = _plus_minus(self.energy_rmse_meV_atom, self.energy_rmse_meV_atom_error)
+            mean = plus_minus(self.energy_mean_meV_atom, self.energy_mean_meV_atom_error)
+            rmse = plus_minus(self.energy_rmse_meV_atom, self.energy_rmse_meV_atom_error)
             lines.append(f"energy: RMSE {rmse} meV/atom, mean error {mean} meV/atom")
         if self.force_components:
-            rmse = _plus_minus(self.force_rmse_meV_A, self.force_rmse_meV_A_error)
+            rmse = plus_minus(self.force_rmse_meV_A, self.force_rmse_meV_A_error)
             lines.append(f"forces: RMSE {rmse} meV/Å, of forces of {self.force_rms_meV_A:.0f} meV/Å (RMS)")
         if self.stress_frames:
-            lines.append(f"stress: RMSE {_plus_minus(self.stress_rmse_GPa, self.stress_rmse_GPa_error)} GPa")
+            lines.append(f"stress: RMSE {plus_minus(self.stress_rmse_GPa, self.stress_rmse_GPa_error)} GPa")
         if self.magmom_atoms:
-            lines.append(f"magnetic moments: RMSE {_plus_minus(self.magmom_rmse_muB, self.magmom_rmse_muB_error)} μB")
+            lines.append(f"magnetic moments: RMSE {plus_minus(self.magmom_rmse_muB, self.magmom_rmse_muB_error)} μB")
         return "\n".join(lines)
 
     def measured(self, name: str) -> dict[str, float | None]:
@@ -227,11 +228,3 @@ def _root(square: float, error: float) -> tuple[float, float]:
     """Square root of a mean square, its standard error by the delta method; 0 ± 0 if every difference is 0."""
     root = math.sqrt(square) if square >= 0 else math.nan
     return root, error / (2.0 * root) if root > 0 else (error if root == 0 else math.nan)
-
-
-def _plus_minus(value: float, error: float) -> str:
-    """Two digits of the error, and as many of the value; three of the value where there is no error."""
-    if not (math.isfinite(error) and error > 0):
-        return f"{value:.3g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -3,7 +3,7 @@
 import abc
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import flax.struct
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from jaxmlip.describing import elements, parameters, short
 from jaxmlip.digests import digest
+from jaxmlip.potentials.blocks import Form
 from jaxmlip.pytrees import Distinct
 from jaxmlip.systems.graph import Graph, strained
 from jaxmlip.types import AnyArray, Leaf, Matrices, PerAtom, PerGraph, Vectors
@@ -333,7 +334,7 @@ def fingerprint(potential: Potential) -> str:
     without_places = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
     # Classes are there by their names already, and `node_class` would tie the digest to where they are defined;
     # and on which machine a potential is computed is no part of what it is.
-    of_here = r"(, )?(?:<class '[^']*'>|'(?:cpu|accelerator|whole)')(?(1)|,? ?)"
+    of_here = rf"(, )?(?:<class '[^']*'>|'(?:{'|'.join(get_args(Form))})')(?(1)|,? ?)"
     return digest(*leaves, re.sub(of_here, "", without_places))
 
 

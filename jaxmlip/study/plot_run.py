@@ -1,7 +1,6 @@
 """A run in one picture: temperature, energy and density in time, and the radial distribution functions."""
 
 import itertools
-import math
 import textwrap
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from ase.symbols import Symbols
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxmlip.describing import plus_minus
 from jaxmlip.figures import figure
 from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.structure import RDF
@@ -74,11 +74,7 @@ def _series(ax: Axes, run: Run, observable: Observable, scale: float, first: int
         ax.axvspan(times[0], times[min(first, len(times) - 1)], color="0.85", zorder=0, label="discarded")
     found = scale * average(run, observable, equilibration=equilibration)
     value, error = float(found.value), float(found.error)
-    told = f"{value:.5g}, no error"
-    if np.isfinite(error) and error > 0:
-        digits = max(0, 1 - math.floor(math.log10(error)))
-        told = f"{value:.{digits}f} ± {error:.{digits}f}"
-    ax.axhline(value, color="k", lw=1.0, label=told)
+    ax.axhline(value, color="k", lw=1.0, label=plus_minus(value, error))
     if np.isfinite(error):
         ax.axhspan(value - error, value + error, color="k", alpha=0.15, lw=0)
     ax.set_xlabel("time / ps")
