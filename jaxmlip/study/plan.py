@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,10 @@ class Plan:
         done = len(self.stages) - len(self.left)
         head = f"{self.study} in {self.folder}: {count(len(self.stages), 'stage')}, {done} done. {nothing}"
         seconds = self.seconds()
-        rows = [_row([*alike], seconds) for _, alike in groupby(self.stages, _likeness)]
+        alike: dict[Any, list[PlannedStage]] = {}
+        for stage in self.stages:
+            alike.setdefault(_likeness(stage), []).append(stage)
+        rows = [_row(stages, seconds) for stages in alike.values()]
         widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]
         lines = [f"{line}  {row[3]}".rstrip() for line, row in zip(table, rows, strict=True)]
@@ -205,7 +207,7 @@ def plan_of_stages(study: str, folder: Path, go_through: Callable[[Workspace], A
 
 
 def _likeness(stage: PlannedStage) -> Any:
-    """Stages of one line: neighbours that have as much to do of the same."""
+    """Stages of one line: those that have as much to do of the same."""
     work = stage.work
     return (stage.name if work is None or work.kind in ("structures", "report") else (work.kind, work.sizes),)
 

@@ -133,9 +133,7 @@ def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
         with pytest.raises(ConfigError, match=said):
             resolve({"study": "clusters_to_bulk", "workers": wanted}, "test")
     alone = {"study": "train", "data": {"path": "labels.xyz"}, "workers": 2}
-    with pytest.raises(
-        ConfigError, match=r"the study train is one piece of work, which cannot be shared; leave"
-    ):
+    with pytest.raises(ConfigError, match=r"the study train is one piece of work, which cannot be shared; leave"):
         resolve(alone, "test")
     pytest.importorskip("dask_jobqueue")
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -245,7 +245,7 @@ def _test_frames(study: Context, teacher_run: Stage) -> Stage:
         structures = _evenly(_after(run, run.time_fs[-1] / 2e3), number)
         write_frames(folder / "test.extxyz", label(structures, study.high))
 
-    atoms = number * ATOMS * study.config.system.molecules
+    atoms = float(number * ATOMS * study.config.system.molecules)
     inputs = {"run": teacher_run, "frames": number}
     return study.workspace.stage("test", inputs, build, work=lambda: labelling(number, atoms, study.high))
 

@@ -40,7 +40,7 @@ Part = Literal["train", "validation", "test"]
 LEVELS: tuple[Level, ...] = ("source", "target")
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
-ATOMS_OF_CRYSTAL = 6
+ATOMS_OF_CRYSTAL = 6.0
 """In the mean over prototypes, for plans."""
 
 

@@ -164,9 +164,9 @@ def run_stages(study: Context, announce: Callable[[int], None], publish: Callabl
 
 def _training(study: Context, run: TrainingCase) -> Work:
     """What a training of the grid has to do, but for frames that its strategy replays."""
-    atoms = sum(len(frame.atoms) for frame in study.high[: run.size])
+    atoms = float(sum(len(frame.atoms) for frame in study.high[: run.size]))
     if type(run.strategy).solve is not Strategy.solve:
-        return Work("training", f"{run.size} structures, {atoms:,} atoms; in closed form", None)
+        return Work("training", f"{run.size} structures, {round(atoms):,} atoms; in closed form", None)
     schedule = study.config.training
     return training(run.size, atoms, schedule.steps, schedule.batch_size, study.model)
 
@@ -277,7 +277,7 @@ def _tested(study: Context, name: str, trained: Stage) -> Stage:
 
 def _testing(study: Context) -> Work:
     """What a test has to do."""
-    return errors_of_model(len(study.test), sum(len(frame.atoms) for frame in study.test), study.model)
+    return errors_of_model(len(study.test), float(sum(len(frame.atoms) for frame in study.test)), study.model)
 
 
 def errors_of(potential: Potential, frames: Sequence[Frame]) -> dict[str, dict[str, float | None]]:
