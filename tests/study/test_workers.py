@@ -84,9 +84,7 @@ def test_mistakes_of_stages_are_those_of_the_run(tmp_path, in_this_process):
     with pytest.raises(ValueError, match=r"^Copper has no mean today\.$"):
         run_copper(config, tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "stages" / "labels" / "stage.json").exists()
-    with pytest.raises(
-        ConfigError, match=r"A worker on .* does not see .*elsewhere: run from, and into"
-    ):
+    with pytest.raises(ConfigError, match=r"A worker on .* does not see .*elsewhere: run from, and into"):
         workers.make_stage(config, workers.Place(tmp_path / "elsewhere", tmp_path), "labels")
     with pytest.raises(RuntimeError, match="The study has no stage other here"):
         workers.make_stage(Copper(), workers.Place(tmp_path / "run", tmp_path), "other")
@@ -144,6 +142,10 @@ def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
     said = "there is no sbatch on this machine; start the run where jobs are submitted"
     with pytest.raises(ConfigError, match=said), workers.connected(queued):
         pass
+    monkeypatch.setattr(workers, "ANSWERS_WITHIN_S", 0.2)
+    said = "workers: tcp://127.0.0.1:1 gives no workers: "
+    with pytest.raises(ConfigError, match=said), workers.connected(workers.Workers(scheduler="tcp://127.0.0.1:1")):
+        pass
     monkeypatch.setitem(sys.modules, "distributed", None)
     said = "workers needs Dask; install what it needs: uv sync --extra dask"
     with pytest.raises(ImportError, match=said), workers.connected(workers.Workers()):
@@ -153,7 +155,7 @@ def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_stage_that_kills_every_worker_is_named(tmp_path):
     """The first death counts here."""
-    import dask
+    from dask import config as settings
 
     folder = tmp_path / "run"
     folder.mkdir()
@@ -161,7 +163,7 @@ def test_a_stage_that_kills_every_worker_is_named(tmp_path):
     killer = threading.Thread(target=kill_who_waits, args=(folder,), daemon=True)
     killer.start()
     config = Copper(workers=workers.Workers(number=1))
-    at_once = dask.config.set({"distributed.scheduler.allowed-failures": 0})
+    at_once = settings.set({"distributed.scheduler.allowed-failures": 0})
     with at_once, pytest.raises(RuntimeError, match=r"^mean-1 took one worker after another with it"):
         run_copper(config, folder, progress=False)
     killer.join()
