@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from jaxmlip.cli import app
 from jaxmlip.potentials.files import load, read_header
+from jaxmlip.registry import IMPORTED
 from jaxmlip.study import plots
 from jaxmlip.study.registry import STUDIES, register_study
 from jaxmlip.study.section import Section
@@ -72,6 +73,7 @@ def outside(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     sys.modules.pop("somebodys_module", None)
+    IMPORTED.clear()
     for registry, name in ((STRATEGIES, "raised"), (STUDIES, "counting")):
         registry.pop(name, None)
         registry._owners.pop(name, None)
