@@ -44,7 +44,7 @@ SAID = {
     ],
     "cross_functional/desk.yaml": ["crystals", "CHGNet", "of which nothing is known before"],
     "cross_functional/full.yaml": ["MatPES-PBE-2025.1.json.gz as a store", "at most 200,000"],
-    "cross_functional/quick.yaml": ["200 crystals", "2 sets of labels", "600 steps"],
+    "cross_functional/quick.yaml": ["200 crystals", "3 sets of labels", "600 steps"],
     "nacl_density/train.yaml": ["training: 5 structures", "16 channels"],
 }
 
