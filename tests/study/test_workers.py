@@ -84,9 +84,7 @@ def test_mistakes_of_stages_are_those_of_the_run(tmp_path, in_this_process):
     with pytest.raises(ValueError, match=r"^Copper has no mean today\.$"):
         run_copper(config, tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "stages" / "labels" / "stage.json").exists()
-    with pytest.raises(
-        ConfigError, match=r"A worker on .* does not see .*elsewhere: run from, and into"
-    ):
+    with pytest.raises(ConfigError, match=r"A worker on .* does not see .*elsewhere: run from, and into"):
         workers.make_stage(config, workers.Place(tmp_path / "elsewhere", tmp_path), "labels")
     with pytest.raises(RuntimeError, match="The study has no stage other here"):
         workers.make_stage(Copper(), workers.Place(tmp_path / "run", tmp_path), "other")
