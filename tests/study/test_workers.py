@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -121,6 +122,7 @@ def test_what_comes_out_does_not_depend_on_workers():
         alone, shared = (resolve({"study": study, "workers": each}, "test") for each in (None, 2))
         assert shared.workers == workers.Workers(number=2)  # pyright: ignore[reportAttributeAccessIssue]
         assert alone.model_dump(mode="json") == shared.model_dump(mode="json")
+        assert pickle.loads(pickle.dumps(shared)) == shared
 
 
 def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
