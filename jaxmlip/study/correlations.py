@@ -62,27 +62,40 @@ def read_students(folder: Path | str) -> list[StudentErrors]:
         FileNotFoundError: if there is no such folder, or no summary of a study of clusters and bulk in it.
         ValueError: if a summary is damaged.
     """
+    students: list[StudentErrors] = []
+    for path, (summary, config) in read_summaries(folder).items():
+        try:
+            students += students_of(summary, config, path)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(_damaged(path, error)) from None
+    if not students:
+        raise FileNotFoundError(f"{folder} holds no summary.json of a study {STUDY} with students in it.")
+    return students
+
+
+def read_summaries(folder: Path | str) -> dict[Path, tuple[dict[str, Any], dict[str, Any] | None]]:
+    """The summaries of the studies in a folder, with their configurations where they are known; see `read_students`."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    students: list[StudentErrors] = []
+    found: dict[Path, tuple[dict[str, Any], dict[str, Any] | None]] = {}
     seen: set[str] = set()
     for path in sorted(folder.rglob("summary.json")):
         if "stages" in path.relative_to(folder).parts:  # where a study keeps what its own summary is copied from
             continue
-        text = path.read_text()
+        text, config = path.read_text(), path.with_name("config.json")
         try:
             summary = json.loads(text)
             if isinstance(summary, dict) and summary.get("study") == STUDY and text not in seen:
-                config = path.with_name("config.json")
-                told = json.loads(config.read_text())["config"] if config.is_file() else None
-                students += students_of(summary, told, path)
+                found[path] = summary, json.loads(config.read_text())["config"] if config.is_file() else None
                 seen.add(text)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}): run its study again, or move the file away.") from None
-    if not students:
-        raise FileNotFoundError(f"{folder} holds no summary.json of a study {STUDY} with students in it.")
-    return students
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(_damaged(path, error)) from None
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged ({error!r}): run its study again, or move the file away."
 
 
 def correlate(

@@ -24,6 +24,7 @@ from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.clusters_to_bulk.run import run_study
 from jaxmlip.study.clusters_to_bulk.summary_file import ComparisonFile, SummaryFile
 from jaxmlip.study.config import load_config, resolve
+from jaxmlip.systems.dataset import has_stress, read_frames
 
 MINIATURE = {
     "name": "miniature",
@@ -72,10 +73,10 @@ def summary(config, folder):
 
 @pytest.fixture(scope="module")
 def of_one(summary, content, folder, tmp_path_factory):
-    """The same study with one seed and in one ensemble, in a folder that holds the other's stages."""
+    """The same study with one seed, in a folder that holds the other's stages."""
     copied = tmp_path_factory.mktemp("one") / "run"
     shutil.copytree(folder, copied)
-    return run_study(checked(content), copied, progress=False), copied
+    return run_study(checked(content | SEVERAL | {"seeds": 1}), copied, progress=False), copied
 
 
 def numbers(summary):
@@ -127,6 +128,8 @@ def test_folder_holds_what_the_readme_says(summary, folder, config):
     assert read_header(student / "potential.jaxmlip")["provenance"]["seed"] == 0
     run = load_run(folder / "stages" / "dynamics-multi_fidelity.energy" / "run.h5")
     assert run.positions.shape == (2, 12, 48, 3)
+    bulk = read_frames(folder / "stages" / "labels-low" / "bulk-train.extxyz")
+    assert all(map(has_stress, bulk)), "pressure would come from potentials that have never seen one"
     at_pressure = load_run(folder / "stages" / "dynamics-multi_fidelity.energy.1-NPT" / "run.h5")
     assert np.ptp(np.linalg.det(at_pressure.cells)) > 0
     assert (folder / "stages" / "labels-high" / "clusters-train.extxyz").exists()
@@ -199,8 +202,8 @@ def test_summary_is_as_published(summary, folder):
         validator.validate(content)
 
 
-def test_seeds_and_ensembles_leave_other_stages_as_they_are(of_one, folder, summary):
-    """What was made with one seed and in one ensemble is found again with more, and the other way around."""
+def test_seeds_leave_other_stages_as_they_are(of_one, folder, summary):
+    """What was made with one seed is found again with more, and the other way around."""
     one, copied = of_one
     made = sorted((copied / "stages").rglob("stage.json"))
     changed = [path.parent.name for path in made if path.read_text() != (folder / path.relative_to(copied)).read_text()]
@@ -252,7 +255,7 @@ SAMPLED = ("sampling", "structures", "labels-low", "labels-high")
 @pytest.mark.parametrize("kept", [pytest.param((), marks=pytest.mark.slow), SAMPLED], ids=["from nothing", "sampled"])
 def test_interrupted_run_ends_with_the_same_numbers(of_one, content, folder, tmp_path, monkeypatch, kept):
     """Killed in the second simulation that is left to do, then run again."""
-    summary, config = of_one[0], checked(content)
+    summary, config = of_one[0], checked(content | SEVERAL | {"seeds": 1})
     simulate, calls, fatal_call = stages.simulate, [], 2
     for stage in kept:
         shutil.copytree(folder / "stages" / stage, tmp_path / "run" / "stages" / stage)

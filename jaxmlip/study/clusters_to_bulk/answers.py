@@ -81,7 +81,7 @@ def told_by_errors(students: Sequence[StudentErrors], level: float) -> dict[str,
     """
     parts = []
     for what, name, predictor, words in FOLLOWS:
-        # A density is that of the first ensemble that has one.
+        # A density is that of one ensemble, the first by name that has one.
         names = {each for one in students for each in one.errors if each == name or each.startswith(f"{name} (")}
         parts.append(_follows(students, (what, min(names, default=name), predictor, words), level))
     answers = [part["answer"] for part in parts]

@@ -25,7 +25,8 @@ def best_with_forces(summaries: Sequence[dict[str, Any]], level: float) -> dict[
 
     Errors of forces and energies are those on the teacher's frames, of structure and density those of simulations.
     Without at least two seeds of a strategy that depends on them, what chance has done is not known, and nothing is
-    told. Data-efficient means better at every number of clusters, of which there must be two at least.
+    told. Variants of it, with titles that begin with its name, are no rivals. Data-efficient means better at every
+    number of clusters, of which there must be two at least.
     """
     rows = [row for summary in summaries for row in _rivals(summary)]
     if not rows:
@@ -108,6 +109,10 @@ def _needs(rows: Sequence[dict[str, Any]], numbers: Sequence[int], alpha: float)
         needs.append("an NPT among the ensembles, for the density")
     if missing - {"density"}:
         needs.append(f"sound simulations ({', '.join(sorted(missing - {'density'}))})")
+    measured = [row for row in rows if row["mine"] is not None and row["other"] is not None and row["seeds_known"]]
+    unknown = sorted({row["quantity"] for row in measured if row["difference"] is None})
+    if unknown:
+        needs.append(f"longer runs ({', '.join(unknown)}: no error can be given yet)")
     factors = {}
     for row in rows:
         if row["difference"] is not None and min(row["p_better"], row["p_worse"]) > alpha:

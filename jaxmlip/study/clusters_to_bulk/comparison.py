@@ -1,6 +1,5 @@
 """Several studies of clusters and bulk together: correlations over all their students, and what they answer."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def compare_studies(runs: Sequence[str | Path], folder: str | Path) -> dict[str,
         FileNotFoundError: if a folder is not there or holds no summary of such a study.
         ValueError: if a summary is damaged, or of an earlier version.
     """
-    summaries = read_summaries(runs)
+    summaries = _summaries(runs)
     students: list[StudentErrors] = []
     for path, (summary, config) in summaries.items():
         students += students_of(summary, config, path)
@@ -53,40 +52,24 @@ def compare_studies(runs: Sequence[str | Path], folder: str | Path) -> dict[str,
     return content
 
 
-def read_summaries(runs: Sequence[str | Path]) -> dict[Path, tuple[dict[str, Any], dict[str, Any]]]:
-    """Summaries with their resolved configurations, by file; errors as `compare_studies`."""
+def _summaries(runs: Sequence[str | Path]) -> dict[Path, tuple[dict[str, Any], dict[str, Any]]]:
+    """Summaries with their configurations, by file, each once."""
     found: dict[Path, tuple[dict[str, Any], dict[str, Any]]] = {}
-    for run in map(Path, runs):
-        if not run.is_dir():
-            raise FileNotFoundError(f"There is no folder {run}.")
-        here = [path for path in sorted(run.rglob("summary.json")) if "stages" not in path.relative_to(run).parts]
-        of_study = {path: summary for path in here if (summary := _read(path)) is not None}
-        if not of_study:
+    for run in runs:
+        here = correlations.read_summaries(run)
+        if not here:
             raise FileNotFoundError(f"{run} holds no summary.json of a study {STUDY}; run one, or give another folder.")
-        for path, summary in of_study.items():
+        for path, (summary, config) in here.items():
             if summary.get("format") != FORMAT:
                 raise ValueError(
                     f"{path} is of another version of this package (format {summary.get('format', 1)}, not {FORMAT}); "
                     "the same `jaxmlip run` again writes it anew from what is kept."
                 )
-            found[path] = summary, _read_config(path.with_name("config.json"))
+            if config is None:
+                raise ValueError(f"{path} has no config.json beside it; run its study again, or copy it there.")
+            if summary not in [each for each, _ in found.values()]:
+                found[path] = summary, config
     return found
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A summary, if it is of this kind of study."""
-    try:
-        summary = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no readable JSON ({error}): run its study again, or move the file away.") from None
-    return summary if isinstance(summary, dict) and summary.get("study") == STUDY else None
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is missing or damaged ({error!r}): run its study again.") from None
 
 
 def _page(content: dict[str, Any], summaries: dict[Path, dict[str, Any]], students: list[StudentErrors]) -> str:

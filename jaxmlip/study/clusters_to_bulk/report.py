@@ -198,14 +198,14 @@ def _relations(analysis: Analysis, students: dict[str, dict[str, Any]]) -> Figur
         measured,
         ("energy_mean_meV_molecule",),
         ("potential_energy_deviation_meV_molecule",),
-        "mean energy error on the teacher's frames / meV molecule$^{-1}$",
+        "mean energy error on frames / meV molecule$^{-1}$",
         "⟨U⟩ of the run − teacher / meV molecule$^{-1}$",
     )
     axes[0, 1].axline((0, 0), slope=1, color="0.6", lw=0.8)
     if density:
         of_run = "density of the run − teacher / %"
-        error = "energy RMSE on the teacher's frames / meV atom$^{-1}$"
-        plots.scatter_of_students(axes[0, 2], measured, ("energy_rmse_meV_atom",), density[0], error, of_run)
+        error = "energy RMSE on frames / meV atom$^{-1}$"
+        plots.scatter_of_students(axes[0, 2], students, ("energy_rmse_meV_atom",), density[0], error, of_run)
         axes[0, 2].axhline(0, color="0.6", lw=0.8)
     return drawn
 

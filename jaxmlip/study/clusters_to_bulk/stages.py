@@ -158,16 +158,18 @@ def _structures(study: Context, sampling: Stage) -> Stage:
 
 
 def _labels(study: Context, stage: str, structures: Stage, teacher: Potential, name: str, kinds: list[str]) -> Stage:
-    """Label the structures of the given kinds."""
+    """Label the structures of the given kinds; stresses too, of the bulk, where pressure is to come from them."""
+    stress = "bulk" in kinds and any(each.ensemble == "NPT" for each in study.config.ensembles)
 
     def build(folder: Path) -> None:
         for part in ("train", "validation"):
             for kind in kinds:
                 unlabelled = read_frames(structures.folder / f"{kind}-{part}.extxyz", energy_key=None, forces_key=None)
-                frames = label([frame.atoms for frame in unlabelled], teacher)
+                frames = label([frame.atoms for frame in unlabelled], teacher, stress=stress)
                 write_frames(folder / f"{kind}-{part}.extxyz", frames)
 
-    return study.workspace.stage(stage, {"structures": structures, "teacher": name, "kinds": kinds}, build)
+    inputs = {"structures": structures, "teacher": name, "kinds": kinds} | ({"stress": True} if stress else {})
+    return study.workspace.stage(stage, inputs, build)
 
 
 def _foundation(study: Context, low: Stage, seed: int) -> Stage:
