@@ -39,6 +39,11 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Section:
 def resolve(content: dict, source: str) -> Section:
     """Check a mapping against the model its `study` key names; errors are `ConfigError`, as in `load_config`."""
     model = _model(content.get("study", "clusters_to_bulk"), source)
+    if content.get("workers") is not None and "workers" not in model.model_fields:
+        raise ConfigError(
+            f"{source}: workers: the study {content.get('study')} is one piece of work, which cannot be shared; leave "
+            "workers out."
+        )
     try:
         return model.model_validate(content)
     except pydantic.ValidationError as error:

@@ -19,7 +19,8 @@ from jaxmlip.potentials.files import load_potential
 from jaxmlip.study.config import resolve
 from jaxmlip.study.learning_curve.config import LearningCurve, Schedule
 from jaxmlip.study.learning_curve.report import measures, summarise, table
-from jaxmlip.study.learning_curve.run import formula_unit, run_learning_curve
+from jaxmlip.study.learning_curve.run import run_learning_curve
+from jaxmlip.study.learning_curve.stages import formula_unit
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.systems.dataset import Frame, read_frames

@@ -10,6 +10,7 @@ from jaxmlip.simulation.barostats import NPT, CellMotion
 from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.study.section import Section, told_apart
+from jaxmlip.study.workers import WORKERS, Workers
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.problem import TrainingSettings
 from jaxmlip.training.strategies.continued import SingleFidelity
@@ -164,6 +165,7 @@ class ClustersToBulk(Section):
     )
     test: Test = Test()
     verdict: Verdict = Verdict()
+    workers: Workers | None = WORKERS
 
     @pydantic.field_validator("strategies")
     @classmethod
