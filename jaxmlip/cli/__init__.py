@@ -1,6 +1,5 @@
 """The command line. Imports stand inside the commands, so that `--help` answers at once."""
 
-import importlib
 import json
 import sys
 import warnings
@@ -43,8 +42,9 @@ def main(
     with mistakes_in_one_sentence():
         if modules:
             sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
-        for module in modules or []:
-            importlib.import_module(module)
+            from jaxmlip.registry import import_members
+
+            import_members(modules)
 
 
 @app.command()

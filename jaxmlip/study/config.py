@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 import yaml
@@ -109,10 +109,16 @@ def _keys_at(model: Any, path: tuple) -> list[str]:
     """Keys allowed at a place in a configuration."""
     for part in path:
         if isinstance(model, type) and issubclass(model, pydantic.BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
+            model = _section_in(model.model_fields[part].annotation)
         elif isinstance(part, str):  # the tag of a union, as pydantic reports it
             model = STRATEGIES.get(part, MODELS.get(part, model))
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, pydantic.BaseModel) else []
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section that a key holds: alone, in a list, or where it may be null."""
+    sections = [each for each in get_args(annotation) if isinstance(each, type) and issubclass(each, Section)]
+    return sections[0] if len(sections) == 1 else annotation
 
 
 def _defaults(model: Any) -> dict:

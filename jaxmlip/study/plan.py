@@ -176,7 +176,7 @@ class Plan:
         if unknown == len(seconds):
             lines.append("How long that takes is not known: neither sizes nor throughputs of these stages are.")
         else:
-            lines.append(f"Estimated time: {alone}{_without(unknown)}. An estimate, good to a factor of two or three:")
+            lines.append(f"Estimated time: {alone}{_without(unknown)}. An estimate, good to a factor of three or so:")
             lines.append(f"throughputs are {self._origin()}. Trainings are taken at full length.")
         memory = max((stage.work.memory_gib for stage in self.left if stage.work is not None), default=0.0)
         if memory:

@@ -126,7 +126,7 @@ def labelling(
         potential: that labels.
         kind: of work.
     """
-    several = "structures" if structures is None else count(structures, "structure")
+    several = "structures, whose number is not known before" if structures is None else count(structures, "structure")
     sizes = several + ("" if atoms is None else f", {count(round(atoms), 'atom')}")
     return Work(kind, sizes, atoms, min(atoms or AT_ONCE, AT_ONCE), cost_of(potential))
 

@@ -6,6 +6,7 @@ worker goes on from there, and a task that is given out twice finds the stage fi
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import pydantic
 
+from jaxmlip.registry import IMPORTED, import_members
 from jaxmlip.study.plan import PlannedStage, Planner
 from jaxmlip.study.registry import study_of
 from jaxmlip.study.section import ConfigError, Section
@@ -108,17 +110,30 @@ def share_stages(config: Any, workspace: Workspace) -> None:
             _run_graph(client, config, workspace, left)
 
 
-def make_stage(
-    config: Any, folder: Path, here: Path, name: str, cores: Sequence[int], *read: Any
-) -> tuple[str, float, str]:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run is, as its workers must know it.
+
+    Attributes:
+        folder: of the run, absolute.
+        here: folder that relative paths of the configuration are meant from.
+        modules: that register members.
+        cores: of the machine, which local workers share; none for workers that have what they have.
+    """
+
+    folder: Path
+    here: Path
+    modules: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+
+
+def make_stage(config: Any, place: Place, name: str, *read: Any) -> tuple[str, float, str]:
     """What a worker does: one stage of a study, unless it is there.
 
     Args:
         config: of the study.
-        folder: of the run, absolute.
-        here: folder that relative paths of the configuration are meant from.
+        place: of the run.
         name: of the stage.
-        cores: of the machine, which local workers share; none for workers that have what they have.
         read: results of the tasks that come before.
 
     Returns:
@@ -130,14 +145,16 @@ def make_stage(
     """
     del read
     host = socket.gethostname()
-    if not (folder.is_dir() and here.is_dir()):
+    unseen = [str(each) for each in (place.folder, place.here) if not each.is_dir()]
+    if unseen:
         raise ConfigError(
-            f"A worker on {host} does not see {here} and {folder}: give a folder that all machines share, by --out."
+            f"A worker on {host} does not see {unseen[0]}: run from, and into (--out), folders that all machines share."
         )
-    if cores:
-        _keep_to(cores, config.workers.number)
-    os.chdir(here)
-    only = _OneStage(folder, name)
+    if place.cores:
+        _keep_to(place.cores, config.workers.number)
+    os.chdir(place.here)
+    import_members(place.modules)
+    only = _OneStage(place.folder, name)
     go_through = study_of(config).stages
     assert go_through is not None
     go_through(config, only)
@@ -229,15 +246,15 @@ def _run_graph(client: Any, config: Any, workspace: Workspace, left: Sequence[Pl
     """Hand out the stages, each after those that it reads, and wait for all."""
     import distributed
 
-    here, folder, run = Path.cwd(), workspace.folder.resolve(), uuid.uuid4().hex
     local = config.workers.scheduler == "local" and hasattr(os, "sched_getaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if local else []
+    cores = tuple(sorted(os.sched_getaffinity(0))) if local else ()
+    place, run = Place(workspace.folder.resolve(), Path.cwd(), tuple(IMPORTED), cores), uuid.uuid4().hex
     tasks: dict[str, Any] = {}
     for stage in left:
         read = [tasks[name] for name in stage.after if name in tasks]
         # Of this run alone: what another has seen finished may have been deleted since.
         key = f"{stage.name}-{run}"
-        tasks[stage.name] = client.submit(make_stage, config, folder, here, stage.name, cores, *read, key=key)
+        tasks[stage.name] = client.submit(make_stage, config, place, stage.name, *read, key=key)
     workspace.report(f"{len(tasks)} stages for {config.workers.scheduler} workers ...")
     try:
         for _, (name, wall_s, host) in distributed.as_completed([*tasks.values()], with_results=True):

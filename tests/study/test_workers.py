@@ -84,20 +84,20 @@ def test_mistakes_of_stages_are_those_of_the_run(tmp_path, in_this_process):
     with pytest.raises(ValueError, match=r"^Copper has no mean today\.$"):
         run_copper(config, tmp_path / "run", progress=False)
     assert (tmp_path / "run" / "stages" / "labels" / "stage.json").exists()
-    with pytest.raises(ConfigError, match=r"A worker on .* does not see .*: give a folder that all machines share"):
-        workers.make_stage(config, tmp_path / "elsewhere", tmp_path, "labels", [])
+    with pytest.raises(ConfigError, match=r"A worker on .* does not see .*elsewhere: run from, and into"):
+        workers.make_stage(config, workers.Place(tmp_path / "elsewhere", tmp_path), "labels")
     with pytest.raises(RuntimeError, match="The study has no stage other here"):
-        workers.make_stage(Copper(), tmp_path / "run", tmp_path, "other", [])
+        workers.make_stage(Copper(), workers.Place(tmp_path / "run", tmp_path), "other")
 
 
 def test_a_task_that_is_given_out_twice_does_nothing(tmp_path):
     Workspace(tmp_path / "run")
-    config = Copper(structures=3)
-    for _ in range(2):
-        assert workers.make_stage(config, tmp_path / "run", Path.cwd(), "structures", [])[0] == "structures"
+    config, place = Copper(structures=3), workers.Place(tmp_path / "run", Path.cwd())
+    name, wall_s, _ = workers.make_stage(config, place, "structures")
+    assert name == "structures"
     stage = tmp_path / "run" / "stages" / "structures" / "stage.json"
     made = stage.stat().st_mtime_ns
-    workers.make_stage(config, tmp_path / "run", Path.cwd(), "structures", [])
+    assert workers.make_stage(config, place, "structures")[1] == wall_s
     assert stage.stat().st_mtime_ns == made
 
 
@@ -129,6 +129,7 @@ def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
         ({"scheduler": "gone.json"}, "there is no scheduler file gone.json; start"),
         ({"options": {"queue": "long"}}, r"options are those of queueing systems \(slurm, pbs"),
         (0, "greater than or equal to 1"),
+        ({"nmber": 2}, r"unknown key workers\.nmber; did you mean number\?"),
     ):
         with pytest.raises(ConfigError, match=said):
             resolve({"study": "clusters_to_bulk", "workers": wanted}, "test")
