@@ -307,7 +307,7 @@ def test_a_sum_that_no_file_can_hold_is_refused_before_any_work(tmp_path):
 
 
 def test_more_frames_than_were_simulated(folder, summary, content):
-    too_many = resolve(content | {"test": {"frames": 400}}, "miniature")
+    too_many = resolve(content | SEVERAL | {"test": {"frames": 400}}, "miniature")
     assert isinstance(too_many, ClustersToBulk)
     with pytest.raises(
         ValueError, match=r"400 frames are asked for, but the simulation leaves only \d+; make it longer"
