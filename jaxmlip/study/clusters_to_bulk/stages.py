@@ -169,7 +169,7 @@ def _labels(study: Context, stage: str, structures: Stage, teacher: Potential, n
     parts = [(kind, part) for part in ("train", "validation") for kind in kinds]
 
     def read() -> list[list[Atoms]]:
-        unread = {"energy_key": None, "forces_key": None}
+        unread: dict[str, Any] = {"energy_key": None, "forces_key": None}
         files = [structures.folder / f"{kind}-{part}.extxyz" for kind, part in parts]
         return [[frame.atoms for frame in read_frames(file, **unread)] for file in files]
 
