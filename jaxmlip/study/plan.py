@@ -127,10 +127,10 @@ class Plan:
                 found[stage.name] = math.nan
                 continue
             own = rates.get(work.rate)
-            per_atom = work.seconds_per_atom() if own is None else own
+            per_atom = work.seconds_per_atom() if own is None else own  # which has compiling in it
             found[stage.name] = math.nan if per_atom is None else per_atom * work.atoms
-            if own is None and (work.kind, work.rate) not in compiled:
-                compiled.add((work.kind, work.rate))
+            if own is None and work.rate not in compiled:
+                compiled.add(work.rate)
                 found[stage.name] += COMPILING_S.get(work.kind, 0.0)
         return found
 

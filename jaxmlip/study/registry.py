@@ -106,5 +106,9 @@ def register_study(
 
 
 def study_of(config: Section) -> Study:
-    """The study that a checked configuration is of."""
-    return STUDIES[type(config).model_fields["study"].default]
+    """The study that a checked configuration is of; its module is imported, if need be, as in a worker's process."""
+    name = type(config).model_fields["study"].default
+    found = STUDIES.find(name)
+    if found is None:
+        raise ValueError(f"There is no study {name!r} here; import the module that registers it.")
+    return found

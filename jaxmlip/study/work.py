@@ -70,7 +70,7 @@ class Work:
     @property
     def rate(self) -> tuple[str, str]:
         """What has the same time per atom."""
-        return ("training" if self.kind == "training" else "forces", self.cost.model if self.cost else "")
+        return self.kind, self.cost.model if self.cost else ""
 
     def seconds_per_atom(self) -> float | None:
         """By the measured throughputs; None where there is none."""

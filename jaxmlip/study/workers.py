@@ -37,6 +37,9 @@ QUEUES = {
 
 SCHEDULERS = f"local, {', '.join(QUEUES)}, the address of a Dask scheduler (tcp://host:8786) or its file (.json)"
 
+ANSWERS_WITHIN_S = 30
+"""Seconds that a scheduler has to answer."""
+
 EXTRA = "install what it needs: uv sync --extra dask, or pip install 'jaxmlip[dask]'"
 
 
@@ -204,19 +207,20 @@ def connected(workers: Workers) -> Iterator[Any]:
     except ImportError:
         raise ImportError(f"workers needs Dask; {EXTRA}, or leave workers out.") from None
     with contextlib.ExitStack() as open_:
-        if workers.scheduler == "local":
-            cluster = open_.enter_context(_local(distributed, workers.number))
-            yield open_.enter_context(distributed.Client(cluster))
-            return
         try:
             if workers.scheduler in QUEUES:
-                yield open_.enter_context(distributed.Client(open_.enter_context(_queued(workers))))
-                return
-            where = {"scheduler_file": workers.scheduler} if workers.scheduler.endswith(".json") else {}
-            client = distributed.Client(**where or {"address": workers.scheduler}, timeout=30)
+                cluster = open_.enter_context(_queued(workers))
+                client = open_.enter_context(distributed.Client(cluster))
+            elif workers.scheduler == "local":
+                cluster = open_.enter_context(_local(distributed, workers.number))
+                client = open_.enter_context(distributed.Client(cluster))
+            else:
+                by = "scheduler_file" if workers.scheduler.endswith(".json") else "address"
+                where: dict[str, Any] = {by: workers.scheduler}
+                client = open_.enter_context(distributed.Client(**where, timeout=ANSWERS_WITHIN_S))
         except (OSError, TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"workers: {workers.scheduler} gives no workers: {str(error).rstrip('.')}.") from error
-        yield open_.enter_context(client)
+        yield client
 
 
 def _local(distributed: Any, number: int) -> Any:

@@ -287,6 +287,7 @@ def test_plans_and_workers_know_the_stages_that_were_made(summary, teachers, fol
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_labels_in_pieces_are_those_of_one_process(summary, teachers, folder, tmp_path):
     """To rounding, in the same order and with all that the structures carry."""
     config = configured(teachers, workers={"number": 2, "structures_at_once": 13})

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from jaxmlip.cli import app
 from jaxmlip.potentials.files import load, read_header
+from jaxmlip.registry import IMPORTED
 from jaxmlip.study import plots
-from jaxmlip.study.registry import STUDIES, register_study
+from jaxmlip.study.registry import STUDIES, register_study, study_of
 from jaxmlip.study.section import Section
 from jaxmlip.systems.dataset import Frame, write_frames
 from jaxmlip.training.strategies.fresh import Direct
@@ -72,6 +73,7 @@ def outside(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     sys.modules.pop("somebodys_module", None)
+    IMPORTED.clear()
     for registry, name in ((STRATEGIES, "raised"), (STUDIES, "counting")):
         registry.pop(name, None)
         registry._owners.pop(name, None)
@@ -132,6 +134,20 @@ def test_a_study_from_outside(outside):
         "name: letters  # what is counted"
         in called("--import", "somebodys_module", "config", "template", "counting").output
     )
+
+
+def test_a_study_is_found_by_its_configuration_alone(monkeypatch):
+    """A worker has imported the module of the configuration, and not the one that runs it."""
+    from jaxmlip.study import cross_functional
+    from jaxmlip.study.cross_functional import run
+    from jaxmlip.study.cross_functional.config import CrossFunctional
+
+    monkeypatch.setattr(cross_functional, "run", run)  # so that it is put back
+    monkeypatch.setitem(sys.modules, run.__name__, run)
+    monkeypatch.setitem(STUDIES, "cross_functional", STUDIES["cross_functional"])
+    del sys.modules[run.__name__], STUDIES["cross_functional"]
+    assert study_of(CrossFunctional()).config is CrossFunctional
+    assert sys.modules[run.__name__] is not run
 
 
 def test_mistakes_are_named(outside):

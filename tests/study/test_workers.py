@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -121,6 +122,7 @@ def test_what_comes_out_does_not_depend_on_workers():
         alone, shared = (resolve({"study": study, "workers": each}, "test") for each in (None, 2))
         assert shared.workers == workers.Workers(number=2)  # pyright: ignore[reportAttributeAccessIssue]
         assert alone.model_dump(mode="json") == shared.model_dump(mode="json")
+        assert pickle.loads(pickle.dumps(shared)) == shared
 
 
 def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
@@ -142,6 +144,10 @@ def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
     said = "there is no sbatch on this machine; start the run where jobs are submitted"
     with pytest.raises(ConfigError, match=said), workers.connected(queued):
         pass
+    monkeypatch.setattr(workers, "ANSWERS_WITHIN_S", 0.2)
+    said = "workers: tcp://127.0.0.1:1 gives no workers: "
+    with pytest.raises(ConfigError, match=said), workers.connected(workers.Workers(scheduler="tcp://127.0.0.1:1")):
+        pass
     monkeypatch.setitem(sys.modules, "distributed", None)
     said = "workers needs Dask; install what it needs: uv sync --extra dask"
     with pytest.raises(ImportError, match=said), workers.connected(workers.Workers()):
@@ -151,7 +157,7 @@ def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_stage_that_kills_every_worker_is_named(tmp_path):
     """The first death counts here."""
-    import dask
+    from dask import config as settings
 
     folder = tmp_path / "run"
     folder.mkdir()
@@ -159,7 +165,7 @@ def test_a_stage_that_kills_every_worker_is_named(tmp_path):
     killer = threading.Thread(target=kill_who_waits, args=(folder,), daemon=True)
     killer.start()
     config = Copper(workers=workers.Workers(number=1))
-    at_once = dask.config.set({"distributed.scheduler.allowed-failures": 0})
+    at_once = settings.set({"distributed.scheduler.allowed-failures": 0})
     with at_once, pytest.raises(RuntimeError, match=r"^mean-1 took one worker after another with it"):
         run_copper(config, folder, progress=False)
     killer.join()

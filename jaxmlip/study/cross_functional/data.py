@@ -141,7 +141,9 @@ def _from_teachers(config: CrossFunctional, workspace: Workspace) -> Data:
 
     inputs = {"structures": made, "teacher": config.target}
     hull = workspace.stage("phases", inputs, phases, work=lambda: labelling(None, None, loaded["target"]))
-    labels = {level: _labelled(config, workspace, level, made, hull, loaded[level]) for level in LEVELS}
+    labels: dict[Level, Stage] = {}
+    for level in LEVELS:
+        labels[level] = _labelled(config, workspace, level, made, hull, loaded[level])
     return Data(labels, hull)
 
 

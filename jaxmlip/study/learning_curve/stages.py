@@ -21,7 +21,7 @@ from jaxmlip.study.frames import digest
 from jaxmlip.study.learning_curve.config import Foundation, LearningCurve
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.trainings import keep_trained, solved
-from jaxmlip.study.work import Work, errors_of_model, training
+from jaxmlip.study.work import Work, errors_of_model, making, training
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, content_digest
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.distill import distillation_problem, split_validation
@@ -195,7 +195,9 @@ def _foundation(study: Context) -> Stage:
         def copied(folder: Path) -> None:
             shutil.copy(given, folder / "potential.jaxmlip")
 
-        return study.workspace.stage(FOUNDATION, {"sha256": digest(given)}, copied)
+        return study.workspace.stage(
+            FOUNDATION, {"sha256": digest(given)}, copied, work=lambda: making(f"a copy of {given}")
+        )
 
     def distilled(folder: Path) -> None:
         frames = [frame for data in wanted.data for frame in data.frames()]
