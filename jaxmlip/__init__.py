@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from jaxmlip.simulation.trajectory import Outcome as Outcome
     from jaxmlip.simulation.trajectory import Run as Run
     from jaxmlip.simulation.trajectory import load_run as load_run
+    from jaxmlip.study.clusters_to_bulk.comparison import compare_studies as compare_studies
     from jaxmlip.study.correlations import StudentErrors as StudentErrors
     from jaxmlip.study.correlations import correlate as correlate
     from jaxmlip.study.correlations import read_students as read_students
@@ -276,6 +277,7 @@ _HOME = {
     "Proposal": "validation.proposals",
     "PredictedError": "validation.response",
     "predicted_error": "validation.response",
+    "compare_studies": "study.clusters_to_bulk.comparison",
     "StudentErrors": "study.correlations",
     "correlate": "study.correlations",
     "read_students": "study.correlations",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jaxmlip.cli import dynamics
+from jaxmlip.cli import dynamics, reports
 from jaxmlip.cli.options import (
     CloseOption,
     DryRunOption,
@@ -25,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 config_app = typer.Typer(no_args_is_help=True, help="Print a configuration to start from, or its JSON schema.")
 app.add_typer(config_app, name="config")
 app.add_typer(dynamics.app)
+app.add_typer(reports.app)
 
 SHOWN = 3
 """Of frames that are left out, so many are named."""

@@ -18,6 +18,9 @@ STUDY = "clusters_to_bulk"
 PREDICTORS = ("force_rmse_meV_A", "energy_rmse_meV_atom", "energy_std_meV_atom")
 """Errors on test frames, by their names in summaries; the last without its mean."""
 
+VARIED = ("name", "seed", "seeds", "strategies", "labels")
+"""Keys of a configuration that do not belong to its setting."""
+
 DEVIATION = "_deviation"
 """In the names of differences that have a sign."""
 
@@ -34,6 +37,7 @@ class StudentErrors:
         seed: of the study.
         setting: all else that the configuration says, and the teachers.
         errors: on test frames and of observables, by name; absolute values.
+        draw: which of the students of one study that differ in their seeds.
     """
 
     source: Path
@@ -43,6 +47,7 @@ class StudentErrors:
     seed: int
     setting: str
     errors: dict[str, float]
+    draw: int = 0
 
     @property
     def cluster(self) -> tuple[Any, ...]:
@@ -57,25 +62,40 @@ def read_students(folder: Path | str) -> list[StudentErrors]:
         FileNotFoundError: if there is no such folder, or no summary of a study of clusters and bulk in it.
         ValueError: if a summary is damaged.
     """
+    students: list[StudentErrors] = []
+    for path, (summary, config) in read_summaries(folder).items():
+        try:
+            students += students_of(summary, config, path)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(_damaged(path, error)) from None
+    if not students:
+        raise FileNotFoundError(f"{folder} holds no summary.json of a study {STUDY} with students in it.")
+    return students
+
+
+def read_summaries(folder: Path | str) -> dict[Path, tuple[dict[str, Any], dict[str, Any] | None]]:
+    """The summaries of the studies in a folder, with their configurations where they are known; see `read_students`."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    students: list[StudentErrors] = []
+    found: dict[Path, tuple[dict[str, Any], dict[str, Any] | None]] = {}
     seen: set[str] = set()
     for path in sorted(folder.rglob("summary.json")):
         if "stages" in path.relative_to(folder).parts:  # where a study keeps what its own summary is copied from
             continue
-        text = path.read_text()
+        text, config = path.read_text(), path.with_name("config.json")
         try:
             summary = json.loads(text)
             if isinstance(summary, dict) and summary.get("study") == STUDY and text not in seen:
-                students += _students(path, summary)
+                found[path] = summary, json.loads(config.read_text())["config"] if config.is_file() else None
                 seen.add(text)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}): run its study again, or move the file away.") from None
-    if not students:
-        raise FileNotFoundError(f"{folder} holds no summary.json of a study {STUDY} with students in it.")
-    return students
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(_damaged(path, error)) from None
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged ({error!r}): run its study again, or move the file away."
 
 
 def correlate(
@@ -137,29 +157,40 @@ def draw(ax: Axes, students: Sequence[StudentErrors], observable: str, predictor
     ax.set_title(title, fontsize="small")
 
 
-def _students(path: Path, summary: dict[str, Any]) -> list[StudentErrors]:
-    """The students of one summary."""
-    number, config = None, path.with_name("config.json")
+def students_of(summary: dict[str, Any], config: dict[str, Any] | None, source: Path) -> list[StudentErrors]:
+    """The lifted students of one summary, each seed's on its own.
+
+    Args:
+        summary: content of `summary.json`.
+        config: the resolved configuration, as plain data, if it is known.
+        source: the summary's file, by which it is called.
+    """
+    number = None
     setting = json.dumps(summary["teachers"], sort_keys=True)
-    if config.is_file():
-        told = json.loads(config.read_text())["config"]
-        number = told["clusters"]["number"]
-        rest = {key: value for key, value in told.items() if key not in ("name", "seed", "strategies", "labels")}
-        setting = json.dumps(rest, sort_keys=True)
+    if config is not None:
+        number = config["clusters"]["number"]
+        setting = json.dumps({key: value for key, value in config.items() if key not in VARIED}, sort_keys=True)
     return [
-        StudentErrors(path, strategy, labels, number, summary["seed"], setting, _errors(measured))
+        StudentErrors(source, strategy, labels, number, summary["seed"], setting, _errors(one), draw)
         for strategy, by_labels in summary["students"].items()
         for labels, measured in by_labels.items()
+        for draw, one in enumerate(measured.get("by_seed", [measured]))
     ]
 
 
 def _errors(measured: dict[str, Any]) -> dict[str, float]:
-    """All that is an error, by name."""
-    values = {name: measured[name] for name in PREDICTORS if name in measured}
-    values |= {f"rdf_error_A {pair}": number for pair, number in measured.get("rdf_error_A", {}).items()}
-    values |= {name: number for name, number in measured.items() if DEVIATION in name}
+    """All that is an error, by name; of ensembles but the first, their names are behind it."""
+    values = {name: measured[name] for name in PREDICTORS if name in measured} | _observed(measured)
+    for ensemble, observed in measured.get("ensembles", {}).items():
+        values |= {f"{name} ({ensemble})": number for name, number in _observed(observed).items()}
     numbers = {name: number["value"] for name, number in values.items()}
-    return {name: abs(value) for name, value in numbers.items() if value is not None and np.isfinite(value)}
+    return {name: abs(float(value)) for name, value in numbers.items() if value is not None and np.isfinite(value)}
+
+
+def _observed(measured: dict[str, Any]) -> dict[str, Any]:
+    """The errors of observables of one simulation, by name."""
+    found = {f"rdf_error_A {pair}": number for pair, number in measured.get("rdf_error_A", {}).items()}
+    return found | {name: number for name, number in measured.items() if DEVIATION in name}
 
 
 def _axis(name: str) -> str:
@@ -168,6 +199,7 @@ def _axis(name: str) -> str:
         "_meV_A": " / meV Å$^{-1}$",
         "_meV_atom": " / meV atom$^{-1}$",
         "_meV_molecule": " / meV molecule$^{-1}$",
+        "_percent": " / %",
         "_A": " / Å",
     }
     quantity, _, pair = name.partition(" ")

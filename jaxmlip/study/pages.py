@@ -11,8 +11,8 @@ MOST_DIGITS = 6
 """Behind the point: an error that would need more is one of rounding."""
 
 
-def template_of(study: str) -> jinja2.Template:
-    """The page `report.html.jinja` of a study, which extends `page.html.jinja` or stands alone."""
+def template_of(study: str, page: str = "report") -> jinja2.Template:
+    """A page of a study, `report.html.jinja` or another, which extends `page.html.jinja` or stands alone."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxmlip.study", ""),
         autoescape=True,
@@ -20,7 +20,7 @@ def template_of(study: str) -> jinja2.Template:
         keep_trailing_newline=True,
     )
     templates.filters["pretty"] = lambda content: json.dumps(content, indent=1)
-    return templates.get_template(f"{study}/report.html.jinja")
+    return templates.get_template(f"{study}/{page}.html.jinja")
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

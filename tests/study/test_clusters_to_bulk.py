@@ -9,18 +9,24 @@ import re
 import shutil
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 from water_pairs import HIGH, LOW
 
+from jaxmlip.cli import app
 from jaxmlip.potentials.files import load_potential, read_header, save
 from jaxmlip.simulation.trajectory import load_run
 from jaxmlip.study.clusters_to_bulk import stages
+from jaxmlip.study.clusters_to_bulk.comparison import compare_studies
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.clusters_to_bulk.run import run_study
-from jaxmlip.study.config import resolve
+from jaxmlip.study.clusters_to_bulk.summary_file import ComparisonFile, SummaryFile
+from jaxmlip.study.config import load_config, resolve
 from jaxmlip.study.registry import study_of
 from jaxmlip.study.workers import Place, make_stage
+from jaxmlip.systems.dataset import has_stress, read_frames
 
 MINIATURE = {
     "name": "miniature",
@@ -34,6 +40,8 @@ MINIATURE = {
     "strategies": ["differential", "multi_fidelity"],
     "test": {"frames": 4},
 }
+SEVERAL = {"seeds": 2, "ensembles": ["NVT", {"ensemble": "NPT", "time_ps": 0.004}]}
+"""Students of two seeds, with a density."""
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +52,15 @@ def content(tmp_path_factory):
     return MINIATURE | {"teachers": {name: str(folder / f"{name}.jaxmlip") for name in ("low", "high")}}
 
 
+def checked(content) -> ClustersToBulk:
+    config = resolve(content, "miniature")
+    assert isinstance(config, ClustersToBulk)
+    return config
+
+
 @pytest.fixture(scope="module")
 def config(content):
-    return resolve(content, "miniature")
+    return checked(content | SEVERAL)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +71,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def summary(config, folder):
     return run_study(config, folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def of_one(summary, content, folder, tmp_path_factory):
+    """The same study with one seed, in a folder that holds the other's stages."""
+    copied = tmp_path_factory.mktemp("one") / "run"
+    shutil.copytree(folder, copied)
+    return run_study(checked(content | SEVERAL | {"seeds": 1}), copied, progress=False), copied
 
 
 def numbers(summary):
@@ -74,6 +96,14 @@ def test_summary_holds_every_number_with_its_error(summary):
             assert all(np.isfinite([number["value"], number["error"]]).all() for number in measured)
             assert all(number["error"] > 0 for number in measured)
             assert student["verdict"]["level"]
+            assert student["force_rmse_meV_A"]["seeds"] == (2 if summary["seeds"]["students"] == 2 else 1)
+            density = student["ensembles"]["NPT"]["density_deviation_percent"]
+            assert abs(density["value"]) < 10
+            forces = [each["force_rmse_meV_A"] for each in student["by_seed"]]
+            assert student["force_rmse_meV_A"]["value"] == pytest.approx(np.mean([each["value"] for each in forces]))
+            assert student["force_rmse_meV_A"]["error"] >= min(each["error"] for each in forces)
+    first, second = (each["temperature_K"]["value"] for each in student["by_seed"])
+    assert first != second, "the runs of both seeds have the same random numbers"
     assert summary["teacher"]["force_rmse_meV_A"]["value"] < 1e-2
     assert summary["teacher"]["rdf_error_A"]["OO"]["noise_floor"] > 0
     assert {"jax", "jaxmlip", "chgnet"} <= set(summary["versions"])
@@ -100,6 +130,10 @@ def test_folder_holds_what_the_readme_says(summary, folder, config):
     assert read_header(student / "potential.jaxmlip")["provenance"]["seed"] == 0
     run = load_run(folder / "stages" / "dynamics-multi_fidelity.energy" / "run.h5")
     assert run.positions.shape == (2, 12, 48, 3)
+    bulk = read_frames(folder / "stages" / "labels-low" / "bulk-train.extxyz")
+    assert all(map(has_stress, bulk)), "pressure would come from potentials that have never seen one"
+    at_pressure = load_run(folder / "stages" / "dynamics-multi_fidelity.energy.1-NPT" / "run.h5")
+    assert np.ptp(np.linalg.det(at_pressure.cells)) > 0
     assert (folder / "stages" / "labels-high" / "clusters-train.extxyz").exists()
     assert not list((folder / "stages" / "labels-high").glob("bulk*")), "high-fidelity labels of the bulk leaked"
 
@@ -110,6 +144,101 @@ def test_report_is_one_file_that_names_every_student(summary, folder):
     assert not re.search(r'(src|href)="(?!data:)', page)
     for words in ("multi-fidelity (E + F)", "differential (E only)", "Which student can be trusted?"):
         assert words in page
+    # The verdict comes first, and every number says where it is from.
+    places = [page.index(words) for words in ("What was asked, at 95 %", "can be trusted?", "<img", "All numbers")]
+    assert places == sorted(places)
+    key = summary["provenance"]["multi_fidelity.energy"][1]["runs"]["NPT"]["key"]
+    assert f"dynamics-multi_fidelity.energy.1-NPT ({key[:12]}" in page
+
+
+@pytest.mark.parametrize("name", ["quick", "desk", "full"])
+def test_configurations_of_the_study(name):
+    """They are as the study wants them, and as large as their comments say."""
+    path = Path(__file__).parents[2] / "experiments" / "clusters_to_bulk" / f"{name}.yaml"
+    config = load_config(path)
+    assert isinstance(config, ClustersToBulk)
+    dynamics = [
+        (config.dynamics.time_ps, config.dynamics.replicas),
+        (config.sampling.time_ps, config.sampling.replicas),
+    ]
+    calls, sampled = (round(1e3 * time * replicas / config.dynamics.timestep_fs) for time, replicas in dynamics)
+    closed = [strategy for strategy in config.strategies if not strategy.seeded]
+    arms = sum(len({*config.labels} & {*strategy.sees}) for strategy in config.strategies if strategy.seeded)
+    foundations = config.seeds if config.own_foundations else 1
+    lifts = config.seeds * arms
+    students = foundations + lifts + foundations * len(closed)
+    said = path.read_text()
+    if name != "quick":
+        assert f"low teacher {sampled:,}" in said
+        assert f"{foundations} foundation" in said
+        assert f"{lifts} lifts" in said
+        assert f"students {students} × {calls * len(config.ensembles):,}" in said
+        assert f"high teacher {len(config.ensembles)} × {calls:,}" in said
+        assert config.seeds >= 3
+        assert {each.ensemble for each in config.ensembles} == {"NVT", "NPT"}
+        frames = config.sampling.replicas * (config.sampling.time_ps - config.sampling.discard_ps) * 1e3
+        assert frames / config.sampling.sample_every_fs >= config.sampling.bulk_frames
+
+
+def test_ensembles_are_told_apart():
+    ensembles = ["NVT", {"ensemble": "NPT", "cell": "flexible", "temperature_K": 270}, {"ensemble": "NPT"}]
+    config = checked(MINIATURE | {"ensembles": ensembles})
+    assert [each.called for each in config.ensembles] == ["NVT", "NPT-flexible-270K", "NPT"]
+    with pytest.raises(ValueError, match="NVT is there more than once; leave one of them out"):
+        checked(MINIATURE | {"ensembles": ["NVT", {"ensemble": "NVT", "time_ps": 1.0}]})
+    with pytest.raises(ValueError, match="none of the strategies works with these labels; add energy to labels"):
+        checked(MINIATURE | {"strategies": ["pair_difference"], "labels": ["energy_forces"]})
+
+
+def test_summary_is_as_published(summary, folder):
+    """By a validator of its own, against the schema of the documentation."""
+    published = Path(__file__).parents[2] / "docs" / "summary.schema.json"
+    schema = json.loads(published.read_text())
+    assert schema == SummaryFile.model_json_schema()
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    content = json.loads((folder / "summary.json").read_text())
+    validator.validate(content)
+    del content["answers"]["errors_tell_observables"]["level"]
+    with pytest.raises(jsonschema.ValidationError, match="'level' is a required property"):
+        validator.validate(content)
+
+
+def test_seeds_leave_other_stages_as_they_are(of_one, folder, summary):
+    """What was made with one seed is found again with more, and the other way around."""
+    one, copied = of_one
+    made = sorted((copied / "stages").rglob("stage.json"))
+    changed = [path.parent.name for path in made if path.read_text() != (folder / path.relative_to(copied)).read_text()]
+    assert changed == ["report"]
+    assert one["students"]["differential"]["energy"]["force_rmse_meV_A"]["seeds"] == 1
+    first = summary["students"]["differential"]["energy"]["by_seed"][0]["force_rmse_meV_A"]
+    assert one["students"]["differential"]["energy"]["force_rmse_meV_A"]["value"] == first["value"]
+
+
+def test_studies_together(summary, of_one, folder, tmp_path):
+    """The students of both, each seed's once; what is asked of all of them."""
+    other = tmp_path / "other"
+    shutil.copytree(of_one[1], other, ignore=shutil.ignore_patterns("stages"))
+    changed = json.loads((other / "summary.json").read_text()) | {"clusters": {"number": 10, "radius_A": 4.0}}
+    (other / "summary.json").write_text(json.dumps(changed))
+    run = CliRunner().invoke(app, ["report", str(folder), str(other), "--out", str(tmp_path / "together")])
+    assert run.exit_code == 0, run.output
+    found = json.loads((tmp_path / "together" / "comparison.json").read_text())
+    assert found["students"] == 12
+    jsonschema.validate(found, ComparisonFile.model_json_schema())
+    assert found["answers"]["larger_clusters_stop_helping"]["evidence"][0]["to_A"] == 4.0
+    page = (tmp_path / "together" / "report.html").read_text()
+    assert "Clusters to bulk: 2 studies together" in page
+    assert page.count("data:image/png;base64,") == 1
+
+    (other / "summary.json").write_text(json.dumps(changed | {"format": 1}))
+    with pytest.raises(ValueError, match=r"another version of this package .* writes it anew"):
+        compare_studies([other], tmp_path / "together")
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        compare_studies([tmp_path / "nowhere"], tmp_path)
+    (other / "summary.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no summary\.json of a study clusters_to_bulk"):
+        compare_studies([other], tmp_path)
 
 
 def test_second_run_does_no_work(summary, config, folder, capsys):
@@ -146,8 +275,9 @@ SAMPLED = ("sampling", "structures", "labels-low", "labels-high")
 
 
 @pytest.mark.parametrize("kept", [pytest.param((), marks=pytest.mark.slow), SAMPLED], ids=["from nothing", "sampled"])
-def test_interrupted_run_ends_with_the_same_numbers(summary, config, folder, tmp_path, monkeypatch, kept):
+def test_interrupted_run_ends_with_the_same_numbers(of_one, content, folder, tmp_path, monkeypatch, kept):
     """Killed in the second simulation that is left to do, then run again."""
+    summary, config = of_one[0], checked(content | SEVERAL | {"seeds": 1})
     simulate, calls, fatal_call = stages.simulate, [], 2
     for stage in kept:
         shutil.copytree(folder / "stages" / stage, tmp_path / "run" / "stages" / stage)
@@ -177,7 +307,7 @@ def test_a_sum_that_no_file_can_hold_is_refused_before_any_work(tmp_path):
 
 
 def test_more_frames_than_were_simulated(folder, summary, content):
-    too_many = resolve(content | {"test": {"frames": 400}}, "miniature")
+    too_many = resolve(content | SEVERAL | {"test": {"frames": 400}}, "miniature")
     assert isinstance(too_many, ClustersToBulk)
     with pytest.raises(
         ValueError, match=r"400 frames are asked for, but the simulation leaves only \d+; make it longer"

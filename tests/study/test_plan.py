@@ -28,6 +28,16 @@ LABELS = {"clusters_5.0A": 600, "clusters_4.0A": 3, "clusters_5.5A": 3, "cluster
 LEVELS = ("MatPES-PBE-2025.1.json.gz", "MatPES-R2SCAN-2025.1.json.gz")
 
 SAID = {
+    "clusters_to_bulk/desk.yaml": [
+        "88 stages, 0 done",
+        "direct.energy_forces and 25 more",
+        "dynamics-teacher and 55 more",
+    ],
+    "clusters_to_bulk/full.yaml": [
+        "188 stages, 0 done",
+        "8 replicas of 288 atoms, 20,000 steps",
+        "foundation and 2 more",
+    ],
     "clusters_to_bulk/from_scratch.yaml": ["training: 95 structures", "64 channels"],
     "clusters_to_bulk/maceoff.yaml": [
         "foundation  ",

@@ -1,11 +1,14 @@
 """Configuration of clusters to bulk: ice, two teachers, a student, ways to lift it, and when it is trusted."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.models import AnyModel
+from jaxmlip.simulation.barostats import NPT, CellMotion
+from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.study.section import Section, told_apart
 from jaxmlip.study.workers import WORKERS, Workers
 from jaxmlip.training.labels import Labels
@@ -34,7 +37,7 @@ class Teachers(Section):
 
 
 class Dynamics(Section):
-    """One NVT simulation (Langevin)."""
+    """One simulation of several replicas (Langevin)."""
 
     replicas: int = pydantic.Field(default=4, ge=1, description="independent replicas, run as one program")
     time_ps: float = pydantic.Field(default=0.5, gt=0, description="length of each replica, ps")
@@ -50,6 +53,41 @@ class Sampling(Dynamics):
     bulk_frames: int = pydantic.Field(
         default=24, ge=4, description="bulk frames kept as training structures and as parents"
     )
+
+
+class ChosenEnsemble(Section):
+    """An ensemble in which teacher and students are simulated, by `dynamics` but for what is said here."""
+
+    ensemble: Literal["NVT", "NPT"] = pydantic.Field(default="NVT", description="NVT, or NPT for a density")
+    temperature_K: float | None = pydantic.Field(default=None, gt=0, description="K; that of the system by default")
+    pressure_GPa: float = pydantic.Field(default=0.0, description="of NPT, GPa")
+    cell: CellMotion = pydantic.Field(
+        default="isotropic", description="of NPT, what of the cell moves: isotropic, orthorhombic or flexible"
+    )
+    pressure_time_ps: float = pydantic.Field(default=1.0, gt=0, description="of NPT, relaxation time of the volume, ps")
+    time_ps: float | None = pydantic.Field(default=None, gt=0, description="length of each replica, ps, if another")
+
+    @property
+    def called(self) -> str:
+        """What results call it: NVT, NPT-flexible-270K."""
+        parts = [self.ensemble]
+        if self.ensemble == "NPT":
+            parts += [f"{self.pressure_GPa:g}GPa"] if self.pressure_GPa else []
+            parts += [self.cell] if self.cell != "isotropic" else []
+        return "-".join([*parts, *([f"{self.temperature_K:g}K"] if self.temperature_K else [])])
+
+    def made(self, system: System, friction_per_ps: float) -> Ensemble:
+        """The ensemble itself."""
+        temperature = self.temperature_K or system.temperature_K
+        if self.ensemble == "NVT":
+            return NVT(temperature_K=temperature, friction_per_ps=friction_per_ps)
+        return NPT(
+            temperature_K=temperature,
+            pressure_GPa=self.pressure_GPa,
+            cell=self.cell,
+            pressure_time_ps=self.pressure_time_ps,
+            friction_per_ps=friction_per_ps,
+        )
 
 
 class Clusters(Section):
@@ -81,6 +119,12 @@ class Verdict(Section):
         default=0.1, ge=0, description="RDF error beyond sampling noise that does no harm, Å"
     )
     force_tolerance: float = pydantic.Field(default=0.1, ge=0, description="force RMSE as a fraction of the RMS force")
+    density_tolerance: float = pydantic.Field(
+        default=0.01, ge=0, description="relative deviation of the mean density (NPT) that does no harm"
+    )
+    level: float = pydantic.Field(
+        default=0.95, gt=0.5, lt=1, description="at which the questions of the study are answered"
+    )
 
 
 class ClustersToBulk(Section):
@@ -104,7 +148,21 @@ class ClustersToBulk(Section):
     labels: list[Labels] = pydantic.Field(
         default=["energy_forces", "energy"], min_length=1, description="accurate labels that fine-tuning may see"
     )
+    seeds: int = pydantic.Field(
+        default=1,
+        ge=1,
+        description="students of each strategy and set of labels, which differ in the random numbers of their training "
+        "and simulation; their spread is part of every error",
+    )
+    own_foundations: bool = pydantic.Field(
+        default=False, description="whether each of these students is lifted from a foundation of its own"
+    )
     dynamics: Dynamics = Dynamics()
+    ensembles: list[ChosenEnsemble] = pydantic.Field(
+        default=[ChosenEnsemble()],
+        min_length=1,
+        description="of the simulations; frames of the teacher's first one are what errors are measured on",
+    )
     test: Test = Test()
     verdict: Verdict = Verdict()
     workers: Workers | None = WORKERS
@@ -114,3 +172,27 @@ class ClustersToBulk(Section):
     def _are_told_apart(cls, value: list[AnyStrategy]) -> list[AnyStrategy]:
         told_apart([*value])
         return value
+
+    @pydantic.field_validator("ensembles", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """`[NVT, NPT]` is short for two ensembles with every default."""
+        if not isinstance(value, list):
+            return value
+        return [{"ensemble": each} if isinstance(each, str) else each for each in value]
+
+    @pydantic.field_validator("ensembles")
+    @classmethod
+    def _are_different(cls, value: list[ChosenEnsemble]) -> list[ChosenEnsemble]:
+        names = [each.called for each in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{' and '.join(twice)} is there more than once; leave one of them out")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _has_students(self) -> "ClustersToBulk":
+        if not any(set(self.labels) & set(strategy.sees) for strategy in self.strategies):
+            wanted = sorted({labels for strategy in self.strategies for labels in strategy.sees})
+            raise ValueError(f"none of the strategies works with these labels; add {' or '.join(wanted)} to labels")
+        return self

@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxmlip.files import write_json
+from jaxmlip.files import finite, write_json
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.clusters_to_bulk.report import summary_table, write_report
 from jaxmlip.study.clusters_to_bulk.stages import run_stages
 from jaxmlip.study.clusters_to_bulk.summary import analyse
+from jaxmlip.study.clusters_to_bulk.summary_file import FORMAT, SummaryFile
 from jaxmlip.study.registry import register_study
 from jaxmlip.study.workers import share_stages
 from jaxmlip.study.workspace import Workspace
@@ -51,10 +52,12 @@ def run_study(config: ClustersToBulk, folder: Path, *, progress: bool = True) ->
             spent = {name: stage.wall_s for name, stage in workspace.stages.items()}
             spent["report"] = time.perf_counter() - start
             analysis.summary.update(wall_s=sum(spent.values()), stages_s=spent)
+            SummaryFile.model_validate(finite(analysis.summary))
             write_json(made / "summary.json", analysis.summary)
             write_report(made / "report.html", config, analysis, results)
 
         inputs = {"students": results.students, "runs": results.runs, "test": results.test, "config": resolved}
+        inputs["format"] = FORMAT
         finished = workspace.stage("report", inputs, report)
         for file in ("summary.json", "report.html"):
             shutil.copy(finished.folder / file, folder / file)

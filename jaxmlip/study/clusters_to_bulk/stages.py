@@ -19,12 +19,14 @@ from jaxmlip.files import write_json
 from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load_potential, save
 from jaxmlip.potentials.potential import Potential, check_species
+from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
-from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk, Dynamics
+from jaxmlip.study.clusters_to_bulk.config import ChosenEnsemble, ClustersToBulk, Dynamics
 from jaxmlip.study.labelling import Labelling
 from jaxmlip.study.section import ConfigError, check_deployable
+from jaxmlip.study.trainings import POTENTIAL
 from jaxmlip.study.work import Work, labelling, making, simulating, training_of_epochs
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for
 from jaxmlip.systems.clusters import cut_clusters
@@ -64,13 +66,13 @@ class Results:
     """The finished stages that the summary is made from.
 
     Attributes:
-        students: lifted students and the foundation, by `<strategy>.<labels>`.
-        runs: simulations of the students and of the `teacher`.
-        test: bulk frames of the teacher's simulation with its labels.
+        students: lifted students and the foundation, by `<strategy>.<labels>`, one for each seed.
+        runs: simulations of the students and of the `teacher`: for each seed, by ensemble.
+        test: bulk frames of the teacher's first simulation with its labels.
     """
 
-    students: dict[str, Stage]
-    runs: dict[str, Stage]
+    students: dict[str, list[Stage]]
+    runs: dict[str, list[dict[str, Stage]]]
     test: Stage
 
 
@@ -88,17 +90,29 @@ def run_stages(config: ClustersToBulk, workspace: Workspace, *, progress: bool =
     structures = _structures(study, sampling)
     low = _labels(study, "labels-low", structures, study.low, config.teachers.low, ["bulk", "clusters"])
     high = _labels(study, "labels-high", structures, study.high, config.teachers.high, ["clusters"])
-    students = {FOUNDATION: _foundation(study, low)}
+    foundations = [_foundation(study, low, seed) for seed in range(config.seeds if config.own_foundations else 1)]
+    students = {FOUNDATION: foundations}
     for strategy in config.strategies:
+        # Solutions in closed form are drawn from nothing but their foundation.
+        seeds = range(config.seeds if strategy.seeded else len(foundations))
         for labels in config.labels:
-            name = f"{strategy.called}.{labels}"
-            students[name] = _lifted(study, name, strategy, labels, students[FOUNDATION], low, high)
+            if labels not in strategy.sees:
+                continue
+            students[f"{strategy.called}.{labels}"] = [
+                _lifted(study, (strategy, labels, seed), foundations[seed % len(foundations)], low, high)
+                for seed in seeds
+            ]
 
-    runs = {"teacher": _dynamics(study, "teacher", None, sampling)}
-    test = _test_frames(study, runs["teacher"])
-    for name, student in students.items():
-        runs[name] = _dynamics(study, name, student, sampling)
+    runs = {"teacher": [_all_dynamics(study, "teacher", None, sampling)]}
+    test = _test_frames(study, next(iter(runs["teacher"][0].values())))
+    for name, each in students.items():
+        runs[name] = [_all_dynamics(study, of_seed(name, seed), student, sampling) for seed, student in enumerate(each)]
     return Results(students, runs, test)
+
+
+def of_seed(name: str, seed: int) -> str:
+    """Name of a stage of the student of one seed; that of the first is the student's."""
+    return f"{name}.{seed}" if seed else name
 
 
 def _teacher(name: str) -> Potential:
@@ -117,7 +131,9 @@ def _sampling(study: Context) -> Stage:
             density_g_cm3=config.system.density_g_cm3,
             seed=seed_for(config.seed, "ice"),
         )
-        _simulate(study, study.low, [ice] * settings.replicas, settings, "sampling").save(folder / "run.h5")
+        ensemble = NVT(temperature_K=config.system.temperature_K, friction_per_ps=settings.friction_per_ps)
+        run = _simulate(study, (study.low, [ice] * settings.replicas, ensemble), settings, "sampling")
+        run.save(folder / "run.h5")
 
     inputs = {"teacher": config.teachers.low, "system": config.system, "sampling": settings, "seed": config.seed}
     return study.workspace.stage("sampling", inputs, build, work=lambda: _steps(study, settings, study.low))
@@ -149,7 +165,7 @@ def _structures(study: Context, sampling: Stage) -> Stage:
 
 
 def _labels(study: Context, stage: str, structures: Stage, teacher: Potential, name: str, kinds: list[str]) -> Stage:
-    """Label the structures of the given kinds."""
+    """Label the structures of the given kinds; stresses too, of the bulk, where pressure is to come from them."""
     parts = [(kind, part) for part in ("train", "validation") for kind in kinds]
 
     def read() -> list[list[Atoms]]:
@@ -157,9 +173,10 @@ def _labels(study: Context, stage: str, structures: Stage, teacher: Potential, n
         files = [structures.folder / f"{kind}-{part}.extxyz" for kind, part in parts]
         return [[frame.atoms for frame in read_frames(file, **unread)] for file in files]
 
-    inputs = {"structures": structures, "teacher": name, "kinds": kinds}
+    stress = "bulk" in kinds and any(each.ensemble == "NPT" for each in study.config.ensembles)
+    inputs = {"structures": structures, "teacher": name, "kinds": kinds} | ({"stress": True} if stress else {})
     number, atoms = _numbers(study.config, kinds)
-    size: dict[str, Any] = {"workers": study.config.workers, "number": number, "atoms": atoms}
+    size: dict[str, Any] = {"workers": study.config.workers, "number": number, "atoms": atoms, "stress": stress}
     task = Labelling(study.workspace, stage, inputs, read, teacher, **size)
 
     def build(folder: Path) -> None:
@@ -169,10 +186,10 @@ def _labels(study: Context, stage: str, structures: Stage, teacher: Potential, n
     return study.workspace.stage(stage, inputs, build, pieces=task.pieces, work=task.work)
 
 
-def _foundation(study: Context, low: Stage) -> Stage:
+def _foundation(study: Context, low: Stage, seed: int) -> Stage:
     """Distil the low teacher into a student, from bulk frames and clusters."""
-    config = study.config
-    settings = _seeded(config.distillation, config.seed, FOUNDATION)
+    config, name = study.config, of_seed(FOUNDATION, seed)
+    settings = _seeded(config.distillation, config.seed, name)
 
     def build(folder: Path) -> None:
         training = _frames(low, "train")
@@ -187,18 +204,18 @@ def _foundation(study: Context, low: Stage) -> Stage:
 
     inputs = {"data": low, "student": config.student, "settings": settings}
     work = functools.partial(_epochs, config, ["bulk", "clusters"], settings)
-    return study.workspace.stage(FOUNDATION, inputs, build, work=work)
+    return study.workspace.stage(name, inputs, build, work=work)
 
 
-def _lifted(
-    study: Context, name: str, strategy: Strategy, labels: Labels, foundation: Stage, low: Stage, high: Stage
-) -> Stage:
-    """Lift the foundation to the accurate level of theory with labels of clusters only."""
+def _lifted(study: Context, arm: tuple[Strategy, Labels, int], foundation: Stage, low: Stage, high: Stage) -> Stage:
+    """Lift a foundation to the accurate level of theory with labels of clusters only, by strategy, labels and seed."""
+    strategy, labels, seed = arm
+    name = of_seed(f"{strategy.called}.{labels}", seed)
     settings = strategy.adjusted(_seeded(study.config.finetuning, study.config.seed, name))
 
     def build(folder: Path) -> None:
         problem = strategy.problem(
-            load_potential(foundation.folder / "potential.jaxmlip"),
+            load_potential(foundation.folder / POTENTIAL),
             _frames(high, "train"),
             validation=_frames(high, "validation"),
             low=_frames(low, "train"),
@@ -214,26 +231,37 @@ def _lifted(
     return study.workspace.stage(name, inputs | {"settings": settings}, build, work=work)
 
 
-def _dynamics(study: Context, name: str, student: Stage | None, sampling: Stage) -> Stage:
+def _all_dynamics(study: Context, name: str, student: Stage | None, sampling: Stage) -> dict[str, Stage]:
+    """Simulate ice with a student, or the high teacher, in every ensemble."""
+    return {each.called: _dynamics(study, name, student, sampling, each) for each in study.config.ensembles}
+
+
+def _dynamics(study: Context, name: str, student: Stage | None, sampling: Stage, chosen: ChosenEnsemble) -> Stage:
     """Simulate ice with a student, or the high teacher, from where the low teacher's replicas ended."""
-    settings = study.config.dynamics
+    settings, system = study.config.dynamics, study.config.system
+    if chosen.time_ps is not None:
+        settings = settings.model_copy(update={"time_ps": chosen.time_ps})
+    stage = f"dynamics-{name}" if chosen.called == "NVT" else f"dynamics-{name}-{chosen.called}"
 
     def build(folder: Path) -> None:
         sampled = load_run(sampling.folder / "run.h5")
         last = sampled[sampled.n_frames - 1 :: sampled.n_frames]
         start = [last[replica % len(last)] for replica in range(settings.replicas)]
+        ensemble = chosen.made(system, settings.friction_per_ps)
         if student is None:
-            run = _simulate(study, study.high, start, settings, f"dynamics-{name}")
+            run = _simulate(study, (study.high, start, ensemble), settings, stage)
         else:
-            potential = load_potential(student.folder / "potential.jaxmlip")
-            run = _simulate(study, potential, start, settings, f"dynamics-{name}", "mark")
+            potential = load_potential(student.folder / POTENTIAL)
+            run = _simulate(study, (potential, start, ensemble), settings, stage, "mark")
         run.save(folder / "run.h5")
 
     identity = study.config.teachers.high if student is None else student
     inputs = {"potential": identity, "start": sampling, "dynamics": settings, "seed": study.config.seed}
-    inputs["temperature_K"] = study.config.system.temperature_K
+    inputs["temperature_K"] = chosen.temperature_K or system.temperature_K
+    if chosen.ensemble != "NVT":
+        inputs["ensemble"] = chosen
     model = study.high if student is None else study.config.student
-    return study.workspace.stage(f"dynamics-{name}", inputs, build, work=lambda: _steps(study, settings, model))
+    return study.workspace.stage(stage, inputs, build, work=lambda: _steps(study, settings, model))
 
 
 def _test_frames(study: Context, teacher_run: Stage) -> Stage:
@@ -277,16 +305,14 @@ def _steps(study: Context, settings: Dynamics, model: Any) -> Work:
 
 def _simulate(
     study: Context,
-    potential: Potential,
-    start: list[Atoms],
+    what: tuple[Potential, list[Atoms], Ensemble],
     settings: Dynamics,
     purpose: str,
     on_failure: Literal["raise", "mark"] = "raise",
 ) -> Run:
+    """Simulate with a potential, from structures, in an ensemble."""
     return simulate(
-        potential,
-        start,
-        NVT(temperature_K=study.config.system.temperature_K, friction_per_ps=settings.friction_per_ps),
+        *what,
         time_ps=settings.time_ps,
         timestep_fs=settings.timestep_fs,
         replicas=settings.replicas,
@@ -314,7 +340,7 @@ def _train(
 
 def _save_trained(study: Context, folder: Path, trained: Trained) -> None:
     provenance = {"config": study.config.model_dump(mode="json"), "versions": versions(), "seed": study.config.seed}
-    save(trained.potential, folder / "potential.jaxmlip", provenance=provenance)
+    save(trained.potential, folder / POTENTIAL, provenance=provenance)
     write_json(folder / "history.json", trained.history)
 
 
