@@ -102,9 +102,9 @@ def relax(
         allow_close: see `simulate`.
 
     Raises:
-        ValueError: for elements the potential does not know, a structure that `check_input` refuses, settings that make no sense,
-            constraints other than `FixAtoms`, or a cell that is to move without being periodic in all three directions
-            or with atoms that are held.
+        ValueError: for elements the potential does not know, a structure that `check_input` refuses, settings that make
+            no sense, constraints other than `FixAtoms`, or a cell that is to move without being periodic in all three
+            directions or with atoms that are held.
 
     Warns:
         UserWarning: if the cell moves by a potential that was trained, but never on stress.

@@ -124,15 +124,15 @@ def simulate(  # pyright: ignore[reportInconsistentOverload]
             as they come, some seconds' worth at a time. A run that was stopped, be it by a kill, goes on from its file
             to the same trajectory, bit for bit on the same machine with the same versions; one that has ended goes on
             if it is to be longer. What is in the file must have been made with the same arguments, but for the length,
-            `skin`, `progress`, `on_failure` and `allow_close`. Several processes share the replicas, and each writes a file of its
-            own: for run.h5, run.0.h5, run.1.h5 and so on. They do not wait for each other, and a failure ends its own
-            process only.
+            `skin`, `progress`, `on_failure` and `allow_close`. Several processes share the replicas, and each writes a
+            file of its own: for run.h5, run.0.h5, run.1.h5 and so on. They do not wait for each other, and a failure
+            ends its own process only.
 
     Raises:
-        ValueError: for elements a potential does not know, structures that `check_input` refuses, settings that make no sense, constraints
-            other than `FixAtoms`, atoms held in a cell that moves, or potentials that differ in more than their
-            numbers; and if the file is another run's, longer than asked for, damaged, or being written by another
-            process.
+        ValueError: for elements a potential does not know, structures that `check_input` refuses, settings that make no
+            sense, constraints other than `FixAtoms`, atoms held in a cell that moves, or potentials that differ in more
+            than their numbers; and if the file is another run's, longer than asked for, damaged, or being written by
+            another process.
         OSError: if the disk is full; what was written before is kept.
         SimulationError: if a replica fails and `on_failure` is "raise"; what came before is in the file.
     """

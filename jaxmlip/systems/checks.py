@@ -80,8 +80,8 @@ def close_contact(atoms: Atoms) -> str | None:
     return (
         f"Atoms {one} ({atoms.symbols[one]}) and {other} ({atoms.symbols[other]}){image} are {distance[worst]:.3g} Å "
         f"apart, closer than any bond (less than {floor[worst]:.2g} Å): a site that is there twice, or a virtual site "
-        "of a water model; remove one of the two. If it is meant, as in a model in reduced units, allow it (--allow-close, "
-        "allow_close=True, or atoms.info['allow_close'] = True)."
+        "of a water model; remove one of the two. If it is meant, as in a model in reduced units, allow it "
+        "(--allow-close, allow_close=True, or atoms.info['allow_close'] = True)."
     )
 
 
