@@ -24,19 +24,23 @@ VERSION, FLAGS, END, LENGTH = 8, 11, 28, 48
 the file are, and their length, a checksum of 4 bytes at the end included (HDF5 File Format Specification 3.0, II.A)."""
 
 
-def check_metadata(file: h5py.File) -> None:
-    """Read all metadata of a file, so that damaged ones are an error here.
+def check_metadata(file: h5py.Group) -> None:
+    """Read all metadata of a file, or of a group and what is below it, so that damaged ones are an error here.
+
+    HDF5's own visit (`visititems`) asks for object statistics, of which it crashes where headers are damaged.
 
     Raises:
         OSError: if there are damaged ones; or KeyError, ValueError or RuntimeError, as HDF5 has it.
     """
-
-    def look(_: str, found: Any) -> None:
-        dict(found.attrs)
-        if isinstance(found, h5py.Dataset) and found.chunks:
-            found.id.get_num_chunks()
-
-    file.visititems(look)
+    dict(file.attrs)
+    for name in file:
+        found = file[name]
+        if isinstance(found, h5py.Group):
+            check_metadata(found)
+        elif isinstance(found, h5py.Dataset):
+            dict(found.attrs)
+            if found.chunks:
+                found.id.get_num_chunks()
 
 
 def check_marked(path: Path) -> None:
