@@ -12,10 +12,25 @@ command line.
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 Member = TypeVar("Member")
+
+IMPORTED: list[str] = []
+"""Modules that were imported for the members that they register; processes that share the work import them too."""
+
+
+def import_members(modules: Iterable[str]) -> None:
+    """Import modules that register members.
+
+    Raises:
+        ImportError: if there is no such module, or what it needs is missing.
+    """
+    for module in modules:
+        importlib.import_module(module)
+        if module not in IMPORTED:
+            IMPORTED.append(module)
 
 
 class Registry(dict[str, Member], Generic[Member]):

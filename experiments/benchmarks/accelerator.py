@@ -59,6 +59,7 @@ from on_device import (
     at_once,
     copy_tbytes,
     kernels,
+    launches,
     matrix_tflops,
     products_in,
     published,
@@ -204,7 +205,7 @@ def force_call(bench: Bench, rows: list[Row]) -> None:
             continue
         call, *arguments = made
         row |= timed(lambda call=call, arguments=arguments: call(*arguments), bench.seconds, atoms)
-        row["temporary MiB"] = temporary_MiB(call)
+        row |= {"temporary MiB": temporary_MiB(call), "kernels": launches(call)}
         if (cost := costs.get(kind)) is not None:
             cost = cost.times(atoms / counted)
             row |= {"GFLOP": 1e-9 * cost.flops, "GB": 1e-9 * cost.bytes}

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -112,6 +113,18 @@ class Cost(NamedTuple):
     def least_s(self, rates: Rates) -> float:
         """Time below which no program can do this: products at the rate of TF32, bytes at that of the memory."""
         return max(1e-12 * self.flops / rates.tf32, 1e-12 * self.bytes / rates.memory)
+
+
+LAUNCHED = re.compile(r"= \S+ (?:fusion|custom-call|dot|convolution|sort|scatter|gather|reduce|copy)\(")
+"""Instructions of an optimised program that stand in no fusion; on a GPU each is a kernel."""
+
+
+def launches(compiled: Any) -> int:
+    """Kernels of a compiled program, those of loop bodies once: a number to watch."""
+    text = compiled.as_text()
+    fused = set(re.findall(r"calls=%([\w.-]+)", text))
+    computations = re.finditer(r"^(?:ENTRY )?%([\w.-]+) .*?^}", text, flags=re.MULTILINE | re.DOTALL)
+    return sum(len(LAUNCHED.findall(body[0])) for body in computations if body[1] not in fused)
 
 
 class Clock:

@@ -1,6 +1,5 @@
 """The command line. Imports stand inside the commands, so that `--help` answers at once."""
 
-import importlib
 import json
 import sys
 import warnings
@@ -12,6 +11,7 @@ import typer
 from jaxmlip.cli import dynamics
 from jaxmlip.cli.options import (
     CloseOption,
+    DryRunOption,
     EnergyKey,
     ForcesKey,
     IndexOption,
@@ -41,8 +41,9 @@ def main(
     with mistakes_in_one_sentence():
         if modules:
             sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
-        for module in modules or []:
-            importlib.import_module(module)
+            from jaxmlip.registry import import_members
+
+            import_members(modules)
 
 
 @app.command()
@@ -51,10 +52,11 @@ def run(
     overrides: OverridesArgument = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; runs/<name> by default")] = None,
     quiet: Annotated[bool, typer.Option(help="print the results only")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Run a study to its report; run again to go on where it was, or to see a finished one."""
     with mistakes_in_one_sentence():
-        _run_study("run", config, overrides, out, quiet)
+        _run_study("run", config, overrides, out, quiet=quiet, dry_run=dry_run)
 
 
 @app.command()
@@ -63,14 +65,17 @@ def train(
     overrides: OverridesArgument = None,
     out: Annotated[Path | None, typer.Option(help="folder of the results; runs/<name> by default")] = None,
     quiet: Annotated[bool, typer.Option(help="no progress")] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Train one potential by one strategy from files of labelled frames."""
     with mistakes_in_one_sentence():
-        _run_study("train", config, overrides, out, quiet)
+        _run_study("train", config, overrides, out, quiet=quiet, dry_run=dry_run)
 
 
-def _run_study(command: str, path: Path, overrides: list[str] | None, out: Path | None, quiet: bool) -> None:
-    """Run what a configuration is of, and say what came of it."""
+def _run_study(
+    command: str, path: Path, overrides: list[str] | None, out: Path | None, *, quiet: bool, dry_run: bool
+) -> None:
+    """Run what a configuration is of, and say what came of it; or say what would be done."""
     from jaxmlip.study.config import load_config
     from jaxmlip.study.registry import study_of
     from jaxmlip.study.section import ConfigError
@@ -80,6 +85,9 @@ def _run_study(command: str, path: Path, overrides: list[str] | None, out: Path 
     if study.command != command:
         raise ConfigError(f"{path} is a configuration for another command; use `jaxmlip {study.command} {path}`.")
     folder = out or Path("runs") / getattr(config, "name")  # noqa: B009 (register_study has seen to it)
+    if dry_run:
+        typer.echo(str(study.plan(config, folder)))
+        return
     typer.echo(study.told(study.run(config, folder, progress=not quiet), folder))
 
 

@@ -15,6 +15,9 @@ CloseOption = Annotated[bool, typer.Option("--allow-close", help="take atoms tha
 EnergyKey = Annotated[str, typer.Option(help="name of the energy label, eV; none to do without")]
 ForcesKey = Annotated[str, typer.Option(help="name of the force label, eV/Å; none to do without")]
 StressKey = Annotated[str, typer.Option(help="name of the stress label, eV/Å³; read where it is there, none: nowhere")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="print stages, sizes, estimated time and memory, and run nothing")
+]
 OverridesArgument = Annotated[list[str] | None, typer.Argument(help="overrides, e.g. seed=1 system.molecules=96")]
 
 

@@ -25,6 +25,10 @@ def parameter(module: nn.Module, name: str, shape: tuple[int, ...], deviation: n
     return module.param(name, lambda _: jnp.broadcast_to(jnp.asarray(deviation, jnp.float32), shape))
 
 
+FEW_ELEMENTS = 4
+"""Up to so many elements what depends on them is summed element by element, in products that are dense in elements."""
+
+
 def block(ell: int) -> slice:
     """Where the components of l are."""
     return slice(ell**2, (ell + 1) ** 2)
@@ -194,12 +198,16 @@ class ByElement(flax.struct.PyTreeNode):
     ) -> Float[Array, "mapped atoms channels"]:
         """Features of l = 0 … as many as there are weights, mapped by the matrices of each atom's element."""
         c, elements, _ = self.weights[0].shape
-        # Normalised as e3nn does a product with a one-hot vector.
-        indicator = jax.nn.one_hot(element, elements, dtype=features.dtype) / (c * elements) ** 0.5
-        mapped = [
-            jnp.einsum("mace,ced->mad", features[block(ell), ..., None] * indicator[:, None], weights)
-            for ell, weights in enumerate(self.weights)
-        ]
+        scale = (c * elements) ** -0.5  # as e3nn normalises a product with a one-hot vector
+        if elements > FEW_ELEMENTS:  # the matrices of the atoms at hand, whose number is that of atoms and no larger
+            own = [jnp.moveaxis(weights, 1, 0)[element] * scale for weights in self.weights]
+            mapped = [jnp.einsum("mac,acd->mad", features[block(ell)], of_l) for ell, of_l in enumerate(own)]
+        else:
+            indicator = jax.nn.one_hot(element, elements, dtype=features.dtype) * scale
+            mapped = [
+                jnp.einsum("mace,ced->mad", features[block(ell), ..., None] * indicator[:, None], weights)
+                for ell, weights in enumerate(self.weights)
+            ]
         return jnp.concatenate(mapped, axis=0)
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxmlip.potentials.architecture import Architecture
 from jaxmlip.potentials.blocks import Form, blocks_of, in_blocks
 from jaxmlip.potentials.equivariant_layers import (
+    FEW_ELEMENTS,
     ByElement,
     Contraction,
     ElementMap,
@@ -32,9 +33,6 @@ from jaxmlip.potentials.equivariant_layers import (
 )
 from jaxmlip.potentials.radial import agnesi, bessel, envelope
 from jaxmlip.types import AnyArray, EdgeMask, Neighbors
-
-FEW_ELEMENTS = 4
-"""Up to so many elements the first interaction sums over neighbours element by element (see `Interaction`)."""
 
 BLOCK_ATOMS = 32
 """Atoms worked on at a time on a CPU, so that what exists for each of their edges stays in the cache; half as many if

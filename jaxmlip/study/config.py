@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 import yaml
@@ -39,6 +39,11 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Section:
 def resolve(content: dict, source: str) -> Section:
     """Check a mapping against the model its `study` key names; errors are `ConfigError`, as in `load_config`."""
     model = _model(content.get("study", "clusters_to_bulk"), source)
+    if content.get("workers") is not None and "workers" not in model.model_fields:
+        raise ConfigError(
+            f"{source}: workers: the study {content.get('study')} is one piece of work, which cannot be shared; leave "
+            "workers out."
+        )
     try:
         return model.model_validate(content)
     except pydantic.ValidationError as error:
@@ -104,10 +109,16 @@ def _keys_at(model: Any, path: tuple) -> list[str]:
     """Keys allowed at a place in a configuration."""
     for part in path:
         if isinstance(model, type) and issubclass(model, pydantic.BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
+            model = _section_in(model.model_fields[part].annotation)
         elif isinstance(part, str):  # the tag of a union, as pydantic reports it
             model = STRATEGIES.get(part, MODELS.get(part, model))
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, pydantic.BaseModel) else []
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section that a key holds: alone, in a list, or where it may be null."""
+    sections = [each for each in get_args(annotation) if isinstance(each, type) and issubclass(each, Section)]
+    return sections[0] if len(sections) == 1 else annotation
 
 
 def _defaults(model: Any) -> dict:

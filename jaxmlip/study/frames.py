@@ -1,5 +1,6 @@
 """Files of labelled frames, as configurations name them."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -85,5 +86,13 @@ def digest(path: Path) -> str:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
+    state = path.stat()
+    return _digest(path.absolute(), state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, size: int, modified: int) -> str:
+    """Of a file in this state, read once: workers ask for it before every stage, and files may be large."""
+    del size, modified
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

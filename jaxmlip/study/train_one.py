@@ -13,11 +13,14 @@ from jaxmlip.potentials.files import load, save
 from jaxmlip.potentials.models import AnyModel
 from jaxmlip.processes import join_processes, writes_files
 from jaxmlip.study.frames import FileData
+from jaxmlip.study.plan import Plan, PlannedStage
 from jaxmlip.study.registry import register_study
 from jaxmlip.study.section import Section, check_deployable
+from jaxmlip.study.work import Work, training_of_epochs
 from jaxmlip.systems.dataset import has_stress, split
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.problem import TrainingSettings
+from jaxmlip.training.strategies.base import Strategy
 from jaxmlip.training.strategies.fresh import Direct
 from jaxmlip.training.strategies.registry import AnyStrategy
 from jaxmlip.versions import versions
@@ -51,7 +54,25 @@ def told(result: dict[str, Any], folder: Path) -> str:
     return f"{to_json(result)}\nWrote {folder / 'potential.jaxmlip'}."
 
 
-@register_study(TrainOne, told=told, command="train")
+def planned(config: TrainOne, folder: Path) -> Plan:
+    """What the training has to do; whether it is done is not known, for its folder does not say of what it is."""
+    frames = config.data.frames(forces_needed=config.labels != "energy")
+    foundation = load(config.foundation) if config.foundation else None
+    check_deployable(config.strategy, config.teacher)
+    if config.replay:
+        config.replay.frames()
+    number = round((1 - config.validation_fraction) * len(frames))
+    atoms = (1 - config.validation_fraction) * sum(len(frame.atoms) for frame in frames)
+    settings = config.strategy.adjusted(config.training)
+    if type(config.strategy).solve is Strategy.solve:
+        model = config.student if foundation is None else foundation
+        work = training_of_epochs(number, atoms, settings.epochs, settings.batch_size, model)
+    else:
+        work = Work("training", f"{number} structures, {round(atoms):,} atoms; in closed form", None)
+    return Plan("train", folder, (PlannedStage("training", "", False, (), work),))
+
+
+@register_study(TrainOne, told=told, command="train", planned=planned)
 def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Train, write `potential.jaxmlip`, `history.json` and `errors.json`, and return the validation errors.
 

@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 
 from jaxmlip.files import plain, write_json
+from jaxmlip.study.work import Work
 from jaxmlip.versions import versions
 
 RESUMABLE = "training"
@@ -31,11 +32,24 @@ class Stage:
         folder: where its files are.
         key: digest of its inputs, those of the stages before it included.
         wall_s: how long it took when it was made, s.
+        planned: whether it is still to be made: its folder holds nothing of use. Stages are so where a study is gone
+            through without running it.
     """
 
     folder: Path
     key: str
     wall_s: float
+    planned: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a stage that is a stage of its own, so that several processes can share it; see `Workspace.stage`."""
+
+    name: str
+    inputs: dict[str, Any]
+    build: Callable[[Path], None]
+    work: Callable[[], Work] | None = None
 
 
 class Workspace:
@@ -43,7 +57,11 @@ class Workspace:
 
     A stage whose folder was made from the same inputs is not run again. A stage is built in a temporary folder that is
     renamed when complete: a killed run leaves finished stages and nothing half written. Only what a build has put into
-    the subfolder `RESUMABLE` is there for the next one with the same inputs.
+    the subfolder `RESUMABLE` is there for the next one with the same inputs. While one process builds a stage, others
+    that come to it wait.
+
+    A study whose code reads files of its stages in builds alone can be gone through without running it: that is how it
+    is planned, and how each of many processes finds the one stage that it is to make (see `jaxmlip.study.plan`).
     """
 
     def __init__(self, folder: Path, report: Callable[[str], None] = print):
@@ -100,21 +118,43 @@ class Workspace:
                             yield number
                             done.add(number)
 
-    def stage(self, name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Stage:
+    def stage(
+        self,
+        name: str,
+        inputs: dict[str, Any],
+        build: Callable[[Path], None],
+        *,
+        after: Sequence[Stage] = (),
+        pieces: Sequence[Piece] = (),
+        work: Callable[[], Work] | None = None,
+    ) -> Stage:
         """Return the stage `name`, building it into a folder unless the same inputs have made it before.
 
         Args:
             name: folder below `stages/`.
             inputs: plain data and earlier stages that determine the result.
             build: writes the stage's files into the folder it is given.
+            after: stages that `build` reads and `inputs` has no more than a digest of.
+            pieces: stages that `build` reads, of no use to others; they are made before it, if it is made.
+            work: says what there is to do, for plans.
         """
+        del after, work  # which are for who goes through the study without running it
         finished = self.finished(name, inputs)
-        if finished is not None:
-            self.report(f"{name}: kept from an earlier run")
-            self.stages[name] = finished
-            return finished
+        if finished is None:
+            for piece in pieces:
+                self.stage(piece.name, piece.inputs, piece.build)
+            with self.claimed(f"{name}.stage", wait=True):
+                finished = self.finished(name, inputs)  # by another process meanwhile
+                if finished is None:
+                    self.stages[name] = self._built(name, inputs, build)
+                    return self.stages[name]
+        self.report(f"{name}: kept from an earlier run")
+        self.stages[name] = finished
+        return finished
 
-        folder, key = self.folder / "stages" / name, _key(name, inputs)
+    def _built(self, name: str, inputs: dict[str, Any], build: Callable[[Path], None]) -> Stage:
+        """Build a stage into its folder."""
+        folder, key = self.folder / "stages" / name, stage_key(name, inputs)
         self.report(f"{name} ...")
         partial = folder.with_name(f".{name}.partial")
         _clear(partial, key)
@@ -127,19 +167,19 @@ class Workspace:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         self.report(f"{name}: {wall_s:.1f} s")
-        self.stages[name] = Stage(folder, key, wall_s)
-        return self.stages[name]
+        return Stage(folder, key, wall_s)
 
     def finished(self, name: str, inputs: dict[str, Any]) -> Stage | None:
         """The stage `name`, if the same inputs have made it before."""
-        folder, key = self.folder / "stages" / name, _key(name, inputs)
+        folder, key = self.folder / "stages" / name, stage_key(name, inputs)
         record = folder / "stage.json"
         if record.exists() and (made := json.loads(record.read_text()))["key"] == key:
             return Stage(folder, key, made["wall_s"])
         return None
 
 
-def _key(name: str, inputs: dict[str, Any]) -> str:
+def stage_key(name: str, inputs: dict[str, Any]) -> str:
+    """Digest of what decides a stage, by which it is known again."""
     return content_digest({"stage": name, "inputs": inputs, "jaxmlip": version("jaxmlip")})
 
 

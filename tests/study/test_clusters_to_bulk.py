@@ -7,6 +7,7 @@ is run by the slow test.
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from jaxmlip.study.clusters_to_bulk import stages
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
 from jaxmlip.study.clusters_to_bulk.run import run_study
 from jaxmlip.study.config import resolve
+from jaxmlip.study.registry import study_of
+from jaxmlip.study.workers import Place, make_stage
 
 MINIATURE = {
     "name": "miniature",
@@ -117,6 +120,26 @@ def test_second_run_does_no_work(summary, config, folder, capsys):
     assert len(printed) == len(summary["stages_s"])
     assert all(line.endswith("kept from an earlier run") for line in printed)
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_plans_and_workers_know_the_stages_that_were_made(summary, config, folder, tmp_path):
+    """The plan has their digests, and a worker makes one of them as the whole run does, to the bit."""
+    study = study_of(config)
+    plan = study.plan(config, folder)
+    assert plan.stages is not None
+    made = {path.parent.name: json.loads(path.read_text())["key"] for path in folder.glob("stages/*/stage.json")}
+    del made["report"]
+    assert {stage.name: stage.key for stage in plan.stages} == made
+    assert all(stage.done for stage in plan.stages)
+    assert "All stages are done" in str(plan)
+    shutil.copytree(folder, tmp_path / "run")
+    for name in ("labels-high", "multi_fidelity.energy"):
+        shutil.rmtree(tmp_path / "run" / "stages" / name)
+        make_stage(config, Place(tmp_path / "run", Path.cwd()), name)
+    for file in ("multi_fidelity.energy/potential.jaxmlip", "labels-high/clusters-train.extxyz"):
+        one, other = (where / "stages" / file for where in (folder, tmp_path / "run"))
+        assert one.read_bytes() == other.read_bytes()
+    assert [stage.name for stage in study.plan(config, tmp_path / "run").left] == []
 
 
 SAMPLED = ("sampling", "structures", "labels-low", "labels-high")

@@ -1,9 +1,11 @@
 """The study across functionals: numbers that are known, the whole of it in miniature, and files of two levels."""
 
 import json
+import shutil
 from pathlib import Path
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +29,9 @@ from jaxmlip.study.cross_functional.resampling import Errors, crossing, measured
 from jaxmlip.study.cross_functional.run import run_cross_functional, told
 from jaxmlip.study.cross_functional.scales import energy_scales
 from jaxmlip.study.cross_functional.summary import _stacked
+from jaxmlip.study.registry import study_of
 from jaxmlip.study.section import ConfigError
+from jaxmlip.study.workers import Place, make_stage
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.systems.compositions import composition
 from jaxmlip.systems.dataset import Frame
@@ -307,6 +311,37 @@ def test_a_second_run_does_no_work_and_a_killed_one_goes_on(summary, teachers, f
     assert redone == {"reverse-tiny-target-16-0", "test-reverse-tiny-target-16-0", "report"}
     for key in ("methods", "scaling", "reverse", "energy_scales"):
         assert again[key] == summary[key]
+
+
+def test_plans_and_workers_know_the_stages_that_were_made(summary, teachers, folder, tmp_path):
+    """The plan has their digests, and a worker makes one of them as the whole run does, to the bit."""
+    config = configured(teachers)
+    planned = study_of(config).plan(config, folder).stages
+    assert planned is not None
+    keys = {path.parent.name: json.loads(path.read_text())["key"] for path in folder.glob("stages/*/stage.json")}
+    del keys["report"]
+    assert {stage.name: stage.key for stage in planned} == keys
+    assert all(stage.done for stage in planned)
+    name = "reverse-tiny-target-16-0"
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "stages" / name)
+    make_stage(config, Place(tmp_path / "run", Path.cwd()), name)
+    one, other = (load_potential(where / "stages" / name / "potential.jaxmlip") for where in (folder, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_labels_in_pieces_are_those_of_one_process(summary, teachers, folder, tmp_path):
+    """To rounding, in the same order and with all that the structures carry."""
+    config = configured(teachers, workers={"number": 2, "structures_at_once": 13})
+    data = prepare(config, Workspace(tmp_path / "run", report=lambda line: None))
+    assert len([*(tmp_path / "run" / "stages").glob("labels-target.*")]) == 3
+    for part in PARTS:
+        whole = FrameStore(folder / "stages" / "labels-target" / f"{part}.h5")
+        for one, other in zip(data.frames("target", part), whole, strict=True):
+            assert one.info["structure"] == other.info["structure"]
+            assert one.energy == pytest.approx(other.energy, abs=1e-4)
+            np.testing.assert_allclose(one.forces, other.forces, atol=1e-4)
+            np.testing.assert_allclose(one.stress, other.stress, atol=1e-5)
 
 
 def test_mistakes_are_named_before_anything_is_trained(teachers, tmp_path):

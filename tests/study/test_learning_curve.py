@@ -1,9 +1,12 @@
 """Learning curves in miniature, on real labels of ice: what they write, what they share, what they must not see."""
 
 import concurrent.futures
+import json
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import ase.io
@@ -19,8 +22,11 @@ from jaxmlip.potentials.files import load_potential
 from jaxmlip.study.config import resolve
 from jaxmlip.study.learning_curve.config import LearningCurve, Schedule
 from jaxmlip.study.learning_curve.report import measures, summarise, table
-from jaxmlip.study.learning_curve.run import formula_unit, run_learning_curve
+from jaxmlip.study.learning_curve.run import run_learning_curve
+from jaxmlip.study.learning_curve.stages import formula_unit
+from jaxmlip.study.registry import study_of
 from jaxmlip.study.section import ConfigError
+from jaxmlip.study.workers import Place, make_stage
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.systems.dataset import Frame, read_frames
 from jaxmlip.systems.ice import ice_ih
@@ -119,6 +125,25 @@ def test_second_run_does_no_work(results, files, folder, capsys):
     assert len(lines) == 2 * 5
     assert all(line.endswith("kept from an earlier run") for line in lines)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_plans_and_workers_know_the_stages_that_were_made(results, files, folder, tmp_path):
+    """The plan has their digests, and a worker makes one of them as the whole run does, to the bit."""
+    config = configured(*files)
+    planned = study_of(config).plan(config, folder).stages
+    assert planned is not None
+    made = {path.parent.name: json.loads(path.read_text())["key"] for path in folder.glob("stages/*/stage.json")}
+    assert {stage.name: stage.key for stage in planned} == made
+    assert all(stage.done for stage in planned)
+    assert {stage.name: stage.after for stage in planned}["direct-energy-4-0"] == ("foundation",)
+    shutil.copytree(folder, tmp_path / "run")
+    name = "multi_fidelity-energy-4-0"
+    shutil.rmtree(tmp_path / "run" / "stages" / name)
+    make_stage(config, Place(tmp_path / "run", Path.cwd()), name)
+    one, other = (load_potential(where / "stages" / name / "potential.jaxmlip") for where in (folder, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    with pytest.raises(ConfigError, match="stack_seeds trains seeds as one program and workers one by one"):
+        configured(*files, stack_seeds=True, workers=2)
 
 
 def test_forces_of_nan_change_no_potential_of_energies(results, files, folder, tmp_path):

@@ -119,6 +119,11 @@ def test_a_study_from_outside(outside):
         "study is 'counting'; the studies are clusters_to_bulk, cross_functional, learning_curve, train"
         in before.output
     )
+    planned = called("--import", "somebodys_module", "run", "count.yaml", "--dry-run")
+    assert "counting in runs/abcd: the configuration can be used; which stages it has" in planned.output
+    shared = called("--import", "somebodys_module", "run", "count.yaml", "workers=2")
+    assert "the study counting is one piece of work, which cannot be shared; leave workers out" in shared.output
+    assert not (outside / "runs").exists()
     done = called("--import", "somebodys_module", "run", "count.yaml", "name=abcdef")
     assert done.output == "6 letters\n"
     assert (outside / "runs" / "abcdef" / "count.txt").read_text() == "6"

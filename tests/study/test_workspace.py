@@ -125,6 +125,27 @@ def test_parts_that_another_is_at_work_on_come_last(tmp_path, quiet):
     assert order == ["a", "c", "b"]
 
 
+def test_a_stage_is_built_by_one_at_a_time(quiet):
+    """Who comes second waits, and finds it made."""
+    begun, may_go, made = threading.Event(), threading.Event(), []
+
+    def build(folder):
+        made.append(folder)
+        begun.set()
+        assert may_go.wait(60)
+
+    threads = [threading.Thread(target=lambda: quiet().stage("one", {}, build)) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert threads[1].is_alive()
+    may_go.set()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
 def test_seeds_differ_by_purpose_and_seed():
     seeds = {seed_for(seed, purpose) for seed in (0, 1) for purpose in ("ice", "training")}
     assert len(seeds) == 4

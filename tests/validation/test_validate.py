@@ -58,7 +58,7 @@ def start() -> Atoms:
 
 def simulated(start: Atoms, epsilon: float, seed: int) -> Run:
     options: dict[str, Any] = {"timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
-    return simulate(fluid(epsilon), start, ENSEMBLE, steps=3200, replicas=4, seed=seed, **options)
+    return simulate(fluid(epsilon), start, ENSEMBLE, steps=6400, replicas=4, seed=seed, **options)
 
 
 @pytest.fixture(scope="module")

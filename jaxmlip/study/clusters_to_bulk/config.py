@@ -7,6 +7,7 @@ import pydantic
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.models import AnyModel
 from jaxmlip.study.section import Section, told_apart
+from jaxmlip.study.workers import WORKERS, Workers
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.problem import TrainingSettings
 from jaxmlip.training.strategies.continued import SingleFidelity
@@ -106,6 +107,7 @@ class ClustersToBulk(Section):
     dynamics: Dynamics = Dynamics()
     test: Test = Test()
     verdict: Verdict = Verdict()
+    workers: Workers | None = WORKERS
 
     @pydantic.field_validator("strategies")
     @classmethod

@@ -12,6 +12,7 @@ from jaxmlip.study.clusters_to_bulk.report import summary_table, write_report
 from jaxmlip.study.clusters_to_bulk.stages import run_stages
 from jaxmlip.study.clusters_to_bulk.summary import analyse
 from jaxmlip.study.registry import register_study
+from jaxmlip.study.workers import share_stages
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.versions import versions
 
@@ -21,7 +22,12 @@ def told(summary: dict[str, Any], folder: Path) -> str:
     return f"{summary_table(summary)}\nWrote {folder / 'report.html'} and {folder / 'summary.json'}."
 
 
-@register_study(ClustersToBulk, told=told)
+def _stages(config: ClustersToBulk, workspace: Workspace) -> None:
+    """For plans and workers: all but the report."""
+    run_stages(config, workspace, progress=False)
+
+
+@register_study(ClustersToBulk, told=told, stages=_stages)
 def run_study(config: ClustersToBulk, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Run a study in a folder, or what is left of it, and return the content of its `summary.json`.
 
@@ -36,6 +42,7 @@ def run_study(config: ClustersToBulk, folder: Path, *, progress: bool = True) ->
     with workspace.locked():
         resolved = config.model_dump(mode="json")
         write_json(folder / "config.json", {"config": resolved, "seed": config.seed, "versions": versions()})
+        share_stages(config, workspace)
         results = run_stages(config, workspace, progress=progress)
 
         def report(made: Path) -> None:

@@ -6,10 +6,11 @@ goes through files, so that a resumed study reads exactly what an undisturbed on
 """
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
@@ -22,7 +23,9 @@ from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk, Dynamics
+from jaxmlip.study.labelling import Labelling
 from jaxmlip.study.section import ConfigError, check_deployable
+from jaxmlip.study.work import Work, labelling, making, simulating, training_of_epochs
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for
 from jaxmlip.systems.clusters import cut_clusters
 from jaxmlip.systems.dataset import Frame, read_frames, write_frames
@@ -34,6 +37,12 @@ from jaxmlip.training.runs import CHECKPOINTS
 from jaxmlip.training.strategies.base import Strategy
 from jaxmlip.training.trainer import train
 from jaxmlip.versions import versions
+
+ATOMS = 3
+"""Of a molecule of water."""
+
+MOLECULES_PER_G_CM3_A3 = 0.0334
+"""Molecules of water in 1 Å³ at 1 g/cm³."""
 
 FOUNDATION = "foundation"
 """Name of the distilled student before it is lifted."""
@@ -85,10 +94,10 @@ def run_stages(config: ClustersToBulk, workspace: Workspace, *, progress: bool =
             name = f"{strategy.called}.{labels}"
             students[name] = _lifted(study, name, strategy, labels, students[FOUNDATION], low, high)
 
-    runs = {"teacher": _dynamics(study, "teacher", study.high, config.teachers.high, sampling)}
+    runs = {"teacher": _dynamics(study, "teacher", None, sampling)}
     test = _test_frames(study, runs["teacher"])
     for name, student in students.items():
-        runs[name] = _dynamics(study, name, load_potential(student.folder / "potential.jaxmlip"), student, sampling)
+        runs[name] = _dynamics(study, name, student, sampling)
     return Results(students, runs, test)
 
 
@@ -111,7 +120,7 @@ def _sampling(study: Context) -> Stage:
         _simulate(study, study.low, [ice] * settings.replicas, settings, "sampling").save(folder / "run.h5")
 
     inputs = {"teacher": config.teachers.low, "system": config.system, "sampling": settings, "seed": config.seed}
-    return study.workspace.stage("sampling", inputs, build)
+    return study.workspace.stage("sampling", inputs, build, work=lambda: _steps(study, settings, study.low))
 
 
 def _structures(study: Context, sampling: Stage) -> Stage:
@@ -135,20 +144,29 @@ def _structures(study: Context, sampling: Stage) -> Stage:
 
     inputs = {"sampling": sampling, "clusters": config.clusters, "bulk_frames": config.sampling.bulk_frames}
     inputs |= {"discard_ps": config.sampling.discard_ps, "seed": config.seed}
-    return study.workspace.stage("structures", inputs, build)
+    sizes = f"{config.sampling.bulk_frames} bulk frames, {config.clusters.number} clusters"
+    return study.workspace.stage("structures", inputs, build, work=lambda: making(sizes))
 
 
 def _labels(study: Context, stage: str, structures: Stage, teacher: Potential, name: str, kinds: list[str]) -> Stage:
     """Label the structures of the given kinds."""
+    parts = [(kind, part) for part in ("train", "validation") for kind in kinds]
+
+    def read() -> list[list[Atoms]]:
+        unread = {"energy_key": None, "forces_key": None}
+        files = [structures.folder / f"{kind}-{part}.extxyz" for kind, part in parts]
+        return [[frame.atoms for frame in read_frames(file, **unread)] for file in files]
+
+    inputs = {"structures": structures, "teacher": name, "kinds": kinds}
+    number, atoms = _numbers(study.config, kinds)
+    size: dict[str, Any] = {"workers": study.config.workers, "number": number, "atoms": atoms}
+    task = Labelling(study.workspace, stage, inputs, read, teacher, **size)
 
     def build(folder: Path) -> None:
-        for part in ("train", "validation"):
-            for kind in kinds:
-                unlabelled = read_frames(structures.folder / f"{kind}-{part}.extxyz", energy_key=None, forces_key=None)
-                frames = label([frame.atoms for frame in unlabelled], teacher)
-                write_frames(folder / f"{kind}-{part}.extxyz", frames)
+        for (kind, part), frames in zip(parts, task.frames(), strict=True):
+            write_frames(folder / f"{kind}-{part}.extxyz", frames)
 
-    return study.workspace.stage(stage, {"structures": structures, "teacher": name, "kinds": kinds}, build)
+    return study.workspace.stage(stage, inputs, build, pieces=task.pieces, work=task.work)
 
 
 def _foundation(study: Context, low: Stage) -> Stage:
@@ -168,7 +186,8 @@ def _foundation(study: Context, low: Stage) -> Stage:
         _save_trained(study, folder, _train(study, folder, problem, settings))
 
     inputs = {"data": low, "student": config.student, "settings": settings}
-    return study.workspace.stage(FOUNDATION, inputs, build)
+    work = functools.partial(_epochs, config, ["bulk", "clusters"], settings)
+    return study.workspace.stage(FOUNDATION, inputs, build, work=work)
 
 
 def _lifted(
@@ -191,24 +210,30 @@ def _lifted(
         _save_trained(study, folder, dataclasses.replace(trained, potential=strategy.deploy(trained)))
 
     inputs = {"foundation": foundation, "high": high, "low": low, "strategy": strategy, "labels": labels}
-    return study.workspace.stage(name, inputs | {"settings": settings}, build)
+    work = functools.partial(_epochs, study.config, ["clusters"], settings)
+    return study.workspace.stage(name, inputs | {"settings": settings}, build, work=work)
 
 
-def _dynamics(study: Context, name: str, potential: Potential, identity: Stage | str, sampling: Stage) -> Stage:
-    """Simulate ice with a potential, from where the low teacher's replicas ended."""
+def _dynamics(study: Context, name: str, student: Stage | None, sampling: Stage) -> Stage:
+    """Simulate ice with a student, or the high teacher, from where the low teacher's replicas ended."""
     settings = study.config.dynamics
 
     def build(folder: Path) -> None:
         sampled = load_run(sampling.folder / "run.h5")
         last = sampled[sampled.n_frames - 1 :: sampled.n_frames]
         start = [last[replica % len(last)] for replica in range(settings.replicas)]
-        on_failure = "raise" if potential is study.high else "mark"
-        run = _simulate(study, potential, start, settings, f"dynamics-{name}", on_failure)
+        if student is None:
+            run = _simulate(study, study.high, start, settings, f"dynamics-{name}")
+        else:
+            potential = load_potential(student.folder / "potential.jaxmlip")
+            run = _simulate(study, potential, start, settings, f"dynamics-{name}", "mark")
         run.save(folder / "run.h5")
 
+    identity = study.config.teachers.high if student is None else student
     inputs = {"potential": identity, "start": sampling, "dynamics": settings, "seed": study.config.seed}
     inputs["temperature_K"] = study.config.system.temperature_K
-    return study.workspace.stage(f"dynamics-{name}", inputs, build)
+    model = study.high if student is None else study.config.student
+    return study.workspace.stage(f"dynamics-{name}", inputs, build, work=lambda: _steps(study, settings, model))
 
 
 def _test_frames(study: Context, teacher_run: Stage) -> Stage:
@@ -220,7 +245,34 @@ def _test_frames(study: Context, teacher_run: Stage) -> Stage:
         structures = _evenly(_after(run, run.time_fs[-1] / 2e3), number)
         write_frames(folder / "test.extxyz", label(structures, study.high))
 
-    return study.workspace.stage("test", {"run": teacher_run, "frames": number}, build)
+    atoms = float(number * ATOMS * study.config.system.molecules)
+    inputs = {"run": teacher_run, "frames": number}
+    return study.workspace.stage("test", inputs, build, work=lambda: labelling(number, atoms, study.high))
+
+
+def _numbers(config: ClustersToBulk, kinds: list[str], share: float = 1.0) -> tuple[int, float]:
+    """About how many structures of the given kinds there are, and atoms.
+
+    A cluster is taken to have as many molecules as there are in its sphere at the density, and one for the rim.
+    """
+    volume = 4 / 3 * np.pi * config.clusters.radius**3
+    molecules = min(config.system.molecules, 1 + volume * config.system.density_g_cm3 * MOLECULES_PER_G_CM3_A3)
+    number = {"bulk": config.sampling.bulk_frames, "clusters": config.clusters.number}
+    each = {"bulk": config.system.molecules, "clusters": molecules}
+    atoms = ATOMS * sum(number[kind] * each[kind] for kind in kinds)
+    return round(share * sum(number[kind] for kind in kinds)), share * atoms
+
+
+def _epochs(config: ClustersToBulk, kinds: list[str], settings: TrainingSettings) -> Work:
+    """What a training on structures of the given kinds has to do."""
+    number, atoms = _numbers(config, kinds, 1 - config.clusters.validation_fraction)
+    return training_of_epochs(number, atoms, settings.epochs, settings.batch_size, config.student)
+
+
+def _steps(study: Context, settings: Dynamics, model: Any) -> Work:
+    """What a simulation has to do."""
+    steps = round(1e3 * settings.time_ps / settings.timestep_fs)
+    return simulating(settings.replicas, ATOMS * study.config.system.molecules, steps, model)
 
 
 def _simulate(

@@ -10,6 +10,7 @@ from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.models import AnyModel
 from jaxmlip.study.schedule import Schedule
 from jaxmlip.study.section import Section
+from jaxmlip.study.workers import WORKERS, Workers
 
 Method = Literal["scratch", "source_trainable", "source_frozen", "target", "residual"]
 
@@ -92,6 +93,7 @@ class CrossFunctional(Section):
     reverse: bool = pydantic.Field(default=True, description="also from the target to the source, as a control")
     pretraining: Schedule = pydantic.Field(default=Schedule(), description="on all source labels")
     finetuning: Schedule = pydantic.Field(default=Schedule(), description="on target labels, all methods alike")
+    workers: Workers | None = WORKERS
 
     @pydantic.field_validator("seeds", "methods", "sizes")
     @classmethod

@@ -5,24 +5,28 @@ there is no energy of formation.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Float
 
+from jaxmlip.describing import count
 from jaxmlip.files import write_json
 from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.references import fit_references
 from jaxmlip.study.cross_functional.config import CrossFunctional
-from jaxmlip.study.cross_functional.files import choose, read_level, references_of_atoms
+from jaxmlip.study.cross_functional.files import Chosen, check_there, choose, read_level, references_of_atoms
 from jaxmlip.study.cross_functional.phases import candidates, lowest
+from jaxmlip.study.labelling import Labelling
 from jaxmlip.study.section import ConfigError
+from jaxmlip.study.work import labelling, making
 from jaxmlip.study.workspace import Stage, Workspace, seed_for
 from jaxmlip.systems.compositions import composition, split_by_composition
 from jaxmlip.systems.crystals import many_crystals
@@ -35,6 +39,9 @@ Part = Literal["train", "validation", "test"]
 
 LEVELS: tuple[Level, ...] = ("source", "target")
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+ATOMS_OF_CRYSTAL = 6.0
+"""In the mean over prototypes, for plans."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +87,8 @@ def prepare(config: CrossFunctional, workspace: Workspace) -> Data:
     """
     with workspace.claimed("data", wait=True):
         data = _from_teachers(config, workspace) if config.files is None else _from_files(config, workspace)
+    if data.labels["target"].planned:
+        return data
     there = len(data.frames("target", "train"))
     if max(config.sizes) > there:
         raise ConfigError(
@@ -120,7 +129,8 @@ def _from_teachers(config: CrossFunctional, workspace: Workspace) -> Data:
         for name in PARTS:
             _write_structures(folder / f"{name}.extxyz", [a for a in crystals if part[a.info["composition"]] == name])
 
-    made = workspace.stage("structures", settings, structures)
+    sizes = count(config.structures.number, "crystal")
+    made = workspace.stage("structures", settings, structures, work=lambda: making(sizes))
 
     def phases(folder: Path) -> None:
         tests = [atoms.info["composition"] for atoms in _structures(made, "test")]
@@ -129,46 +139,65 @@ def _from_teachers(config: CrossFunctional, workspace: Workspace) -> Data:
             frame.atoms.info["structure"] = frame.info["structure"] = f"phase-{composition(frame.atoms)}"
         write_store(folder / "phases.h5", frames)
 
-    hull = workspace.stage("phases", {"structures": made, "teacher": config.target}, phases)
-    pure = [f.atoms for f in FrameStore(hull.folder / "phases.h5") if len({*f.atoms.numbers}) == 1]
-    labels: dict[Level, Stage] = {}
-    for level, name in teachers.items():
-
-        def labelled(folder: Path, level: Level = level) -> None:
-            for part in PARTS:
-                whole = _structures(made, part) + (pure if part == "train" else [])
-                write_store(folder / f"{part}.h5", label(whole, loaded[level], stress=True))
-            own = teacher_references(loaded[level], [*FrameStore(folder / "train.h5")])
-            _write_references(folder, own)
-
-        labels[level] = workspace.stage(f"labels-{level}", {"structures": hull, "teacher": name}, labelled)
+    inputs = {"structures": made, "teacher": config.target}
+    hull = workspace.stage("phases", inputs, phases, work=lambda: labelling(None, None, loaded["target"]))
+    labels = {level: _labelled(config, workspace, level, made, hull, loaded[level]) for level in LEVELS}
     return Data(labels, hull)
+
+
+def _labelled(
+    config: CrossFunctional, workspace: Workspace, level: Level, made: Stage, hull: Stage, teacher: Potential
+) -> Stage:
+    """The structures of all parts, and the elements for the training part, labelled by the teacher of a level."""
+
+    def read() -> list[list[Atoms]]:
+        pure = [f.atoms for f in FrameStore(hull.folder / "phases.h5") if len({*f.atoms.numbers}) == 1]
+        return [_structures(made, part) + (pure if part == "train" else []) for part in PARTS]
+
+    inputs = {"structures": hull, "teacher": getattr(config, level)}
+    size: dict[str, Any] = {"number": config.structures.number, "atoms": ATOMS_OF_CRYSTAL * config.structures.number}
+    task = Labelling(workspace, f"labels-{level}", inputs, read, teacher, workers=config.workers, stress=True, **size)
+
+    def build(folder: Path) -> None:
+        for part, frames in zip(PARTS, task.frames(), strict=True):
+            write_store(folder / f"{part}.h5", frames)
+        _write_references(folder, teacher_references(teacher, [*FrameStore(folder / "train.h5")]))
+
+    shared = {"pieces": task.pieces, "work": task.work}
+    return workspace.stage(f"labels-{level}", inputs, build, after=[made], **shared)
 
 
 def _from_files(config: CrossFunctional, workspace: Workspace) -> Data:
     files = config.files
     assert files is not None
+    check_there(files)
     everything = {level: read_level(files, level, workspace) for level in LEVELS}
-    chosen = choose(everything, files.number, config.seed)
-    part = parts_of([name for level in LEVELS for name in chosen[level].compositions], config)
+
+    @functools.cache
+    def chosen() -> tuple[dict[Level, Chosen], dict[str, Part]]:
+        found = choose(everything, files.number, config.seed)
+        return found, parts_of([name for level in LEVELS for name in found[level].compositions], config)
+
     labels: dict[Level, Stage] = {}
     for level in LEVELS:
+        atoms = files.source_atoms if level == "source" else files.target_atoms
 
-        def labelled(folder: Path, level: Level = level) -> None:
+        def labelled(folder: Path, level: Level = level, atoms: Path | None = atoms) -> None:
             store = FrameStore(everything[level].folder / "frames.h5")
+            found, part = chosen()
             for name in PARTS:
-                mine = [k for k, of in enumerate(chosen[level].compositions) if part[of] == name]
+                mine = [k for k, of in enumerate(found[level].compositions) if part[of] == name]
                 if not mine:
                     raise ConfigError(f"The {level} file has no structures for the {name} part; give more of them.")
-                frames = store.select(chosen[level].numbers[mine])
-                write_store(folder / f"{name}.h5", chosen[level].named(frames, mine))
-            atoms = files.source_atoms if level == "source" else files.target_atoms
+                frames = store.select(found[level].numbers[mine])
+                write_store(folder / f"{name}.h5", found[level].named(frames, mine))
             _write_references(folder, None if atoms is None else references_of_atoms(atoms, store.species))
 
         inputs = {"files": [*everything.values()], "number": files.number, "seed": config.seed}
-        inputs |= {"validation": config.validation_fraction, "test": config.test_fraction}
-        inputs |= {"atoms": str(files.source_atoms if level == "source" else files.target_atoms)}
-        labels[level] = workspace.stage(f"labels-{level}", inputs, labelled)
+        inputs |= {"validation": config.validation_fraction, "test": config.test_fraction, "atoms": str(atoms)}
+        number = "all" if files.number is None else f"at most {files.number:,}"
+        work = functools.partial(making, f"{number} of the structures, those that both files have first")
+        labels[level] = workspace.stage(f"labels-{level}", inputs, labelled, work=work)
     return Data(labels, None)
 
 

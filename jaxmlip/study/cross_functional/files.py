@@ -14,6 +14,7 @@ from jaxmlip.study.convert import convert_data
 from jaxmlip.study.cross_functional.config import Files
 from jaxmlip.study.frames import digest, expanded
 from jaxmlip.study.section import ConfigError
+from jaxmlip.study.work import making
 from jaxmlip.study.workspace import Stage, Workspace
 from jaxmlip.systems.compositions import composition
 from jaxmlip.systems.dataset import Frame
@@ -49,6 +50,13 @@ class Chosen:
             yield dataclasses.replace(frame, info=frame.info | name)
 
 
+def check_there(files: Files) -> None:
+    """Raise FileNotFoundError if a file is missing, before any is read."""
+    for each in (files.source, files.target, files.source_atoms, files.target_atoms):
+        if each is not None and not expanded(each).is_file():
+            raise FileNotFoundError(f"There is no file {expanded(each)}.")
+
+
 def read_level(files: Files, level: str, workspace: Workspace) -> Stage:
     """The file of a level as a store; entries that cannot be used are left out and counted."""
     path = expanded(getattr(files, level))
@@ -59,7 +67,10 @@ def read_level(files: Files, level: str, workspace: Workspace) -> Stage:
         if left_out:
             workspace.report(f"{path}: {len(left_out)} entries left out, {number} used; the first: {left_out[0]}")
 
-    return workspace.stage(f"file-{level}", {"sha256": digest(path), "energy_key": key}, read)
+    sizes = f"{path.name} as a store, {path.stat().st_size / 2**20:.0f} MiB"
+    return workspace.stage(
+        f"file-{level}", {"sha256": digest(path), "energy_key": key}, read, work=lambda: making(sizes)
+    )
 
 
 def choose(stages: Mapping[Any, Stage], number: int | None, seed: int) -> dict[Any, Chosen]:

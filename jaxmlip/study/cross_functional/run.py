@@ -10,9 +10,10 @@ from jaxmlip.files import write_json
 from jaxmlip.study.cross_functional.config import CrossFunctional
 from jaxmlip.study.cross_functional.data import prepare
 from jaxmlip.study.cross_functional.report import summary_table, write_report
-from jaxmlip.study.cross_functional.stages import Context, run_cases
+from jaxmlip.study.cross_functional.stages import Context, go_through, run_cases
 from jaxmlip.study.cross_functional.summary import analyse
 from jaxmlip.study.registry import register_study
+from jaxmlip.study.workers import share_stages
 from jaxmlip.study.workspace import Workspace
 from jaxmlip.versions import versions
 
@@ -22,7 +23,7 @@ def told(summary: dict[str, Any], folder: Path) -> str:
     return f"{summary_table(summary)}\nWrote {folder / 'report.html'} and {folder / 'summary.json'}."
 
 
-@register_study(CrossFunctional, told=told)
+@register_study(CrossFunctional, told=told, stages=go_through)
 def run_cross_functional(config: CrossFunctional, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Run the study in a folder, or what is left of it, and return the content of its `summary.json`.
 
@@ -39,6 +40,7 @@ def run_cross_functional(config: CrossFunctional, folder: Path, *, progress: boo
     resolved = config.model_dump(mode="json")
     with workspace.claimed("results", wait=True):
         write_json(folder / "config.json", {"config": resolved, "seed": config.seed, "versions": versions()})
+    share_stages(config, workspace)
     data = prepare(config, workspace)
     tests = run_cases(Context(config, workspace, data, progress))
 

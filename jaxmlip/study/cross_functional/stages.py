@@ -17,9 +17,10 @@ from jaxmlip.files import write_json
 from jaxmlip.potentials.files import load_potential
 from jaxmlip.potentials.trainable import Trainable
 from jaxmlip.study.cross_functional.config import CrossFunctional, Method
-from jaxmlip.study.cross_functional.data import Data, Level
+from jaxmlip.study.cross_functional.data import ATOMS_OF_CRYSTAL, Data, Level, prepare
 from jaxmlip.study.cross_functional.errors import errors_of, phase_energies
 from jaxmlip.study.trainings import POTENTIAL, keep_trained, solved
+from jaxmlip.study.work import Work, errors_of_model, training
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.distill import fresh_problem, of_architecture
@@ -32,6 +33,9 @@ from jaxmlip.training.weighting import terms_of
 
 FOUNDATION = "foundation"
 MULTI_FIDELITY = "multi_fidelity"
+ALL_OF_FILES = 100_000
+"""Structures that files without a limit are taken to have, for plans."""
+
 SOURCE_HEAD = "source.jaxmlip"
 """File of the readout for the level that is replayed."""
 
@@ -128,6 +132,11 @@ def foundations(config: CrossFunctional) -> list[Case]:
     return [*dict.fromkeys(case.foundation for case in cases(config))]
 
 
+def go_through(config: CrossFunctional, workspace: Workspace) -> None:
+    """All stages but the report, for plans and workers."""
+    run_cases(Context(config, workspace, prepare(config, workspace), progress=False))
+
+
 def run_cases(study: Context) -> dict[Case, Stage]:
     """Train and test every potential of the study, or what is left of it; processes share the work.
 
@@ -147,11 +156,30 @@ def run_cases(study: Context) -> dict[Case, Stage]:
                 inputs |= {"settings": study.config.finetuning, "references": study.data.labels}
                 inputs |= {"replay": study.config.multi_fidelity_replay if case.method == MULTI_FIDELITY else None}
             start = potentials.get(case.foundation)
+            build = functools.partial(build, study, case, None if start is None else start.folder)
             potentials[case] = study.workspace.stage(
-                case.name, inputs, functools.partial(build, study, case, None if start is None else start.folder)
+                case.name, inputs, build, work=functools.partial(_training, study, case)
             )
             tests[case] = _tested(study, case, potentials[case])
     return tests
+
+
+def _training(study: Context, case: Case) -> Work:
+    """What a training has to do."""
+    config = study.config
+    number, schedule = case.size, config.finetuning
+    if case.method == FOUNDATION:
+        number = round((1 - config.validation_fraction - config.test_fraction) * _structures_of_level(config))
+        schedule = config.pretraining
+    elif case.method == MULTI_FIDELITY:
+        number += round(config.multi_fidelity_replay * number)
+    model = config.architectures[case.architecture]
+    return training(number, ATOMS_OF_CRYSTAL * number, schedule.steps, schedule.batch_size, model)
+
+
+def _structures_of_level(config: CrossFunctional) -> int:
+    """About how many there are, in all parts together."""
+    return config.structures.number if config.files is None else config.files.number or ALL_OF_FILES
 
 
 def _foundation(study: Context, case: Case) -> dict[str, Any]:
@@ -242,4 +270,12 @@ def _tested(study: Context, case: Case, trained: Stage) -> Stage:
             write_json(folder / "phases.json", phase_energies(potential, study.data.hull()))
 
     inputs = {"potential": trained, "test": study.data.labels[level], "phases": study.data.phases}
-    return study.workspace.stage(f"test-{case.name}", inputs | {"other": study.data.labels[begin]}, build)
+    inputs |= {"other": study.data.labels[begin]}
+    work = functools.partial(_testing, study, case)
+    return study.workspace.stage(f"test-{case.name}", inputs, build, work=work)
+
+
+def _testing(study: Context, case: Case) -> Work:
+    """What a test has to do."""
+    number = round(study.config.test_fraction * _structures_of_level(study.config))
+    return errors_of_model(number, ATOMS_OF_CRYSTAL * number, study.config.architectures[case.architecture])

@@ -10,6 +10,7 @@ from jaxmlip.potentials.models import AnyModel
 from jaxmlip.study.frames import FileData
 from jaxmlip.study.schedule import Schedule
 from jaxmlip.study.section import Section, told_apart
+from jaxmlip.study.workers import WORKERS, Workers
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.strategies.continued import SingleFidelity
 from jaxmlip.training.strategies.fresh import Differential, Direct
@@ -79,8 +80,10 @@ class LearningCurve(Section):
     training: Schedule = Schedule()
     stack_seeds: bool | None = pydantic.Field(
         default=None,
-        description="train the seeds of an arm as one program where their shapes allow it; by default on accelerators",
+        description="train the seeds of an arm as one program where their shapes allow it; by default on accelerators, "
+        "without workers",
     )
+    workers: Workers | None = WORKERS
 
     @pydantic.field_validator("strategies")
     @classmethod
@@ -96,6 +99,12 @@ class LearningCurve(Section):
                 f"{', '.join(strategy.called for strategy in self.strategies)}: these strategies learn from "
                 f"{' or '.join(wanted)} alone, which is not in labels; add it"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _are_stacked_or_shared(self) -> "LearningCurve":
+        if self.stack_seeds and self.workers is not None:
+            raise ValueError("stack_seeds trains seeds as one program and workers one by one; leave either out")
         return self
 
     @pydantic.field_validator("sizes", "labels", "seeds")
