@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 from ase.build import bulk, molecule
 from ase.io import write
+from socket_server import asking, served
 from typer.testing import CliRunner
 
 from jaxmlip.cli import app
@@ -51,6 +53,9 @@ OPTIONS = {
 }
 """Values that options of `md` are drawn from; the first is what works."""
 
+REQUIRED = ("--temperature_K",)
+"""Options that `validate` does not do without."""
+
 
 class Material:
     """Sound files of every kind, to be damaged."""
@@ -72,6 +77,11 @@ class Material:
         (folder / "train.yaml").write_text(TRAIN.replace("FILE", str(folder / "sound.extxyz")))
         self.run("convert-data", folder / "sound.extxyz", folder / "sound.h5", "--quiet")
         self.run(*self.md(folder / "sound.extxyz", folder / "run.h5"))
+        (folder / "config.json").write_text(json.dumps({"config": {"study": "train", "name": "x"}, "versions": {}}))
+        self.asked = asking(shaken[0])
+        with h5py.File(folder / "run.h5", "r+", libver=("v110", "v110")) as file:
+            file.swmr_mode = True
+            shutil.copy(folder / "run.h5", folder / "marked.h5")  # as a writer leaves it that is killed
 
     def md(self, structure: Path, out: Path, **changes: str) -> list[str]:
         """Two steps of dynamics."""
@@ -204,6 +214,59 @@ def commands(material: Material, rng: np.random.Generator) -> Iterator[list[str]
     def of_tabulate() -> list[str]:
         return ["tabulate", broken(folder / "sound.jaxmlip"), str(folder / "t.jaxmlip")]
 
+    def of_program() -> list[str]:
+        return ["export", broken(folder / "sound.jaxmlip"), str(folder / f"{number}-program")]
+
+    def of_marked() -> list[str]:
+        command = str(rng.choice(["info", "plot", "cite", "label", "export"]))
+        more = {"label": [*sound, "--out", str(folder / "l.xyz")], "export": [str(folder / "e.xyz")]}
+        return [command, broken(folder / "marked.h5"), *more.get(command, [])]
+
+    def of_info() -> list[str]:
+        known = [folder / name for name in ("sound.jaxmlip", "train.yaml", "sound.json", "run.h5", "config.json")]
+        path = str(rng.choice([broken(known[rng.integers(len(known))]), any_structure(), str(folder), "", "."]))
+        return ["info", path, *(["--json"] * rng.integers(2))]
+
+    def of_plot() -> list[str]:
+        picture = str(folder / str(rng.choice(["p.png", "p.xyz", "nowhere/p.png"])))
+        equilibration = ["--equilibration-ps", str(rng.choice(["0", "nan", "-1", "1e9", "0.0004"]))]
+        file = str(rng.choice([broken(folder / "run.h5"), str(folder / "run.h5"), any_structure()]))
+        return ["plot", file, "--out", picture, *(equilibration * rng.integers(2))]
+
+    def of_cite() -> list[str]:
+        known = [folder / name for name in ("sound.jaxmlip", "run.h5", "sound.h5", "sound.extxyz")]
+        return ["cite", str(rng.choice([broken(known[rng.integers(len(known))]), str(folder), str(folder / "no")]))]
+
+    def of_mace() -> list[str]:
+        return ["convert-mace", broken(folder / "sound.jaxmlip"), str(folder / "m.jaxmlip")]
+
+    def of_ipi() -> list[str]:
+        start = str(rng.choice([any_structure(), str(folder / "sound.extxyz")]))
+        return ["ipi", start, *sound, "--port", str(served(damaged_bytes(material.asked, rng)))]
+
+    def of_validate() -> list[str]:
+        run = ["--run", str(rng.choice([broken(folder / "run.h5"), str(folder / "run.h5")]))]
+        teacher = ["--teacher-run", broken(folder / "run.h5")]
+        words = ["x", "rdf:O-O", "rdf:O-Xx", "temperature", "density", "rdf:O-O:r_max=nan", "", "adf:H-O-H:bins=0"]
+        options = {
+            "--temperature_K": str(rng.choice(["250", "nan", "0"])),
+            "--time_ps": str(rng.choice(["0.001", "0", "nan"])),
+            "--sample_every_fs": "0.5",
+            "--replicas": str(rng.choice(["2", "0", "-1"])),
+            "--observables": str(rng.choice(words)),
+            "--tolerance": str(rng.choice(["x", "density=x", "potential_energy=nan", "rdf:O-O=1", "=", "a=1"])),
+            "--ensemble": str(rng.choice(["nvt", "nve", "npt"])),
+        }
+        chosen = [word for pair in options.items() for word in pair if rng.integers(3) or pair[0] in REQUIRED]
+        known = [*(run * rng.integers(2)), *(teacher * rng.integers(2)), "--no-bridge", "--quiet"]
+        other = str(rng.choice([sound[1], broken(folder / "sound.jaxmlip"), "ase:os:getcwd"]))
+        out = ["--out", str(folder / f"{number}-verdict")]
+        return ["validate", any_structure(), *sound, "--against", other, *chosen, *known, *out]
+
+    def of_config() -> list[str]:
+        what = str(rng.choice(["template", "schema"]))
+        return ["config", what, str(rng.choice(["train", "clusters_to_bulk", "cross_functional", "x", "", "../a"]))]
+
     kinds: list[Callable[[], list[str]]] = [
         of_label,
         of_evaluate,
@@ -214,6 +277,7 @@ def commands(material: Material, rng: np.random.Generator) -> Iterator[list[str]
         of_md_again,
     ]
     kinds += [of_relax, of_train, of_overrides, of_study, of_convert, of_export, of_tabulate]
+    kinds += [of_program, of_marked, of_info, of_plot, of_cite, of_mace, of_ipi, of_validate, of_config]
     while True:
         yield kinds[number % len(kinds)]()
         number += 1

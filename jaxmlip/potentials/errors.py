@@ -147,7 +147,9 @@ def compare(reference: Sequence[Frame], predicted: Sequence[Frame]) -> ErrorRepo
     stress_rmse, stress_rmse_error, stress_max, stress_counts = _pooled(
         [(p.stress - r.stress)[VOIGT] / GPA for r, p in pairs]
     )
-    magmom_rmse, magmom_rmse_error, magmom_max, magmom_counts = _pooled([_moments(p) - _moments(r) for r, p in pairs])
+    magmom_rmse, magmom_rmse_error, magmom_max, magmom_counts = _pooled(
+        [own_moments(p) - own_moments(r) for r, p in pairs]
+    )
     return ErrorReport(
         frames=len(pairs),
         atoms=sum(len(r.atoms) for r, _ in pairs),
@@ -175,7 +177,7 @@ def compare(reference: Sequence[Frame], predicted: Sequence[Frame]) -> ErrorRepo
     )
 
 
-def _moments(frame: Frame) -> Float[np.ndarray, " atoms"]:
+def own_moments(frame: Frame) -> Float[np.ndarray, " atoms"]:
     """Magnitudes of magnetic moments, μB; NaN also where they are not those of the level that the energies are of."""
     return np.full(len(frame.atoms), np.nan) if MAGMOMS in frame.carried else moment_sizes(frame)
 
@@ -194,7 +196,7 @@ def _check_pair(index: int, reference: Frame, predicted: Frame) -> None:
             "reference; compare frames of the same structures in the same order."
         )
     for side, frame in {"reference": reference, "prediction": predicted}.items():
-        labels = {"energy": frame.energy, "forces": frame.forces, "stress": frame.stress, "magmoms": _moments(frame)}
+        labels = {"energy": frame.energy, "forces": frame.forces, "stress": frame.stress, "magmoms": own_moments(frame)}
         for what, values in labels.items():
             if np.isinf(values).any():
                 raise ValueError(f"Frame {index} ({one.symbols}): the {what} of the {side} is infinite.")

@@ -1,7 +1,10 @@
 """A potential as a client of i-PI, or of any program that speaks its protocol: it computes forces where it is asked."""
 
-from ase import Atoms
-from ase.calculators.socketio import SocketClient
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.socketio import IPIProtocol, SocketClient, SocketClosed
 
 from jaxmlip.potentials.ase import Calculator
 from jaxmlip.potentials.potential import Potential
@@ -23,7 +26,8 @@ def answer_socket(
         How many times it was asked.
 
     Raises:
-        ConnectionError: if no server answers there.
+        ConnectionError: if no server answers there, if it has another number of atoms, or says what the protocol does
+            not have.
         ValueError: if the potential does not know an element.
     """
     potential.check(atoms, stress=bool(atoms.pbc.all()))
@@ -32,12 +36,52 @@ def answer_socket(
     where = f"the Unix socket /tmp/ipi_{unix}" if unix else f"{host}:{port}"
     try:
         client = SocketClient(unixsocket=unix, host=host, port=port)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # of the port, the latter
         raise ConnectionError(
-            f"No server answers at {where} ({error.strerror}): start i-PI first, with this address in its ffsocket."
+            f"No server answers at {where} ({getattr(error, 'strerror', error)}): start i-PI first, with this address "
+            "in its ffsocket."
         ) from None
+    client.protocol = _Protocol(client.protocol.socket, len(atoms), where)
     try:
         # Structures that are not periodic throughout have no stress, and get a virial of zero.
         return sum(1 for _ in client.irun(atoms, use_stress=bool(atoms.pbc.all())))
+    except (AssertionError, KeyError, UnicodeDecodeError) as error:
+        raise _misunderstood(where, error, "a word that has no place there") from error
     finally:
         client.close()
+
+
+class _Protocol(IPIProtocol):
+    """Words and numbers of a server, those amiss told in a sentence."""
+
+    def __init__(self, socket: Any, atoms: int, where: str) -> None:
+        super().__init__(socket)
+        self._atoms, self._where = atoms, where
+
+    def recv(self, shape: Any, dtype: Any) -> np.ndarray:
+        """An array; its numbers must be finite."""
+        try:
+            return super().recv(shape, dtype)
+        except SocketClosed:
+            raise ConnectionError(f"The server at {self._where} has ended in the middle of a message.") from None
+        except (AssertionError, MemoryError, OverflowError, ValueError) as error:
+            raise _misunderstood(self._where, error, "numbers that are not finite") from error
+
+    def recvposdata(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cell, its inverse and positions, in ASE's units, of as many atoms as there are."""
+        cell, inverse = (self.recv((3, 3), np.float64).T.copy() for _ in range(2))
+        number = int(self.recv(1, np.int32)[0])
+        if number != self._atoms:
+            raise ConnectionError(
+                f"The server at {self._where} has {number} atoms, and the structure {self._atoms}: give the structure "
+                "that it simulates."
+            )
+        positions = self.recv((number, 3), np.float64)
+        return cell * units.Bohr, inverse / units.Bohr, positions * units.Bohr
+
+
+def _misunderstood(where: str, error: BaseException, otherwise: str) -> ConnectionError:
+    return ConnectionError(
+        f"The server at {where} says what the protocol of i-PI does not have ({str(error) or otherwise}): see that "
+        "i-PI listens there, and that its simulation is sound."
+    )

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from jaxmlip.simulation.h5md import being_written, opened, read_status
 from jaxmlip.simulation.trajectory import FRAMES_AT_ONCE, read_part
 from jaxmlip.systems import store
-from jaxmlip.systems.checks import check_input
+from jaxmlip.systems.checks import admitted
 from jaxmlip.systems.dataset import Frame, describe, select_index
 
 ENERGIES = (None, "energy", "potential_energy")
@@ -66,7 +66,7 @@ def last_structure(path: str | Path, *, allow_close: bool = False) -> Atoms:
     unread = {"energy_key": None, "forces_key": None, "stress_key": None}
     (frame,) = open_frames(path, **unread, index="-1", allow_close=allow_close)
     try:
-        check_input(frame.atoms, allow_close=allow_close)  # stores and trajectories are not checked where they are read
+        admitted(frame.atoms, allow_close=allow_close)  # stores and trajectories are not checked where they are read
     except ValueError as error:
         raise ValueError(f"{describe(frame, 0)}: {error}") from error
     return frame.atoms

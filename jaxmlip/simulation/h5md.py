@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from jaxmlip.simulation.marked_files import check_marked, no_writer
+
 LAYOUT = "jaxmlip-run-3"
 """Of the files that are written."""
 
@@ -47,6 +49,9 @@ SERIES = {
     "pressure_GPa": SeriesPath("observables/replica{}/pressure", "GPa"),
 }
 """The series of a file, by the name they have in `Run`."""
+
+NEEDED = ("positions", "potential_energy", "temperature")
+"""Series that every run has."""
 
 MEAN = "mean/"
 """Before the names of series of means between frames."""
@@ -143,6 +148,9 @@ def _open_to_read(path: Path) -> h5py.File:
     except OSError as error:
         if not being_written(error):
             raise
+        with no_writer(path) as gone:
+            if gone:
+                check_marked(path)
         return h5py.File(path, "r", swmr=True)
 
 
@@ -185,9 +193,15 @@ def read_frames_number(file: h5py.File) -> int:
 
 
 def read_series(file: h5py.File, name: str, frames: slice, replicas: Iterable[int] | None = None) -> np.ndarray | None:
-    """A series [replicas, frames, ...] of some replicas or all, or None if the run has none of this name."""
+    """A series [replicas, frames, ...] of some replicas or all, or None if the run has none of this name.
+
+    Raises:
+        KeyError: if every run has one of this name, or this one is said to have it, and it is not there.
+    """
     place = place_of(name)
     if not isinstance(file.get(place.format(0)), h5py.Group):
+        if name in NEEDED or name.startswith(MEAN):
+            raise KeyError(f"it has no {name}")
         return None
     chosen = range(len(group_at(file, "particles"))) if replicas is None else replicas
     return np.stack([dataset_at(file, place.format(n) + "/value")[frames] for n in chosen])

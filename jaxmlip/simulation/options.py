@@ -13,8 +13,8 @@ from jaxmlip.potentials.checks import check_concrete, check_one
 from jaxmlip.potentials.potential import Potential, check_species
 from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.schedules import Number
+from jaxmlip.systems.checks import check_input
 from jaxmlip.systems.constraints import fixed_atoms
-from jaxmlip.systems.graph import check_structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Options:
     keep_velocities: bool = False
     devices: int | None = None
     tables: Literal["auto"] | bool = "auto"
+    allow_close: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def checked(
         check_one(potential, "simulate", "give a list of potentials")
     if options.against is not None:
         check_one(options.against, "against")
-    starts = _checked_starts(potentials[0], structure, options.replicas, alike)
+    starts = _checked_starts(potentials[0], structure, options, alike)
     total, every = _checked_steps(options.time_ps, options.steps, options.timestep_fs, options.sample_every_fs)
     if not 0 < options.skin < 10:
         raise ValueError(f"The skin must lie between 0 and 10 Å, not {options.skin!r}.")
@@ -127,9 +128,10 @@ def _checked_stride(every: int, timestep_fs: Number, observe_every_fs: Number | 
 
 
 def _checked_starts(
-    potential: Potential, structure: Atoms | Sequence[Atoms], replicas: int | None, alike: bool
+    potential: Potential, structure: Atoms | Sequence[Atoms], options: Options, alike: bool
 ) -> list[Atoms]:
     """One sound start per replica; ValueError says what is wrong."""
+    replicas = options.replicas
     if isinstance(structure, Atoms):
         count = 1 if replicas is None else replicas
         if count < 1:
@@ -145,7 +147,10 @@ def _checked_starts(
     for index, atoms in enumerate(starts):
         different.setdefault(id(atoms), (index, atoms))
     for index, atoms in different.values():
-        check_structure(atoms)
+        try:
+            check_input(atoms, allow_close=options.allow_close)
+        except ValueError as error:
+            raise ValueError(f"Structure {index}: {error}" if len(different) > 1 else str(error)) from None
         check_species(potential, atoms.numbers)
         same_atoms = np.array_equal(atoms.numbers, starts[0].numbers) or not alike
         if not same_atoms or not np.array_equal(atoms.pbc, starts[0].pbc):

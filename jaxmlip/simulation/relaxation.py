@@ -19,9 +19,10 @@ from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.step import System
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.systems.capacity import Capacity, needs_of
+from jaxmlip.systems.checks import check_input
 from jaxmlip.systems.constraints import fixed_atoms, hold
 from jaxmlip.systems.device_lists import pseudo_inverse, search_heights
-from jaxmlip.systems.graph import check_structure, periodic_cell
+from jaxmlip.systems.graph import periodic_cell
 from jaxmlip.systems.origin import offset_from_origin
 from jaxmlip.types import HostMatrix, HostVectors
 from jaxmlip.units import GPA
@@ -79,6 +80,7 @@ def relax(
     steps: int = 1000,
     skin: Number = 0.5,
     progress: bool = False,
+    allow_close: bool = False,
 ) -> Relaxed:
     """Relax positions, and the whole cell if `stress_GPa` is given, by FIRE.
 
@@ -97,15 +99,18 @@ def relax(
         steps: steps after which to give up.
         skin: see `simulate`.
         progress: show a bar of the steps.
+        allow_close: see `simulate`.
 
     Raises:
-        ValueError: for elements the potential does not know, a damaged structure, settings that make no sense,
-            constraints other than `FixAtoms`, or a cell that is to move without being periodic in all three directions
-            or with atoms that are held.
+        ValueError: for elements the potential does not know, a structure that `check_input` refuses, settings that make
+            no sense, constraints other than `FixAtoms`, or a cell that is to move without being periodic in all three
+            directions or with atoms that are held.
 
     Warns:
         UserWarning: if the cell moves by a potential that was trained, but never on stress.
     """
+    check_one(potential, "relax", "relax with one after the other")
+    check_input(structure, allow_close=allow_close)
     _check(potential, structure, forces_eV_A, stress_GPa, steps, skin)
     if stress_GPa is not None and (said := without_stress(potential)):
         warnings.warn(said, stacklevel=2)
@@ -130,8 +135,6 @@ def relax(
 
 def _check(potential: Potential, structure: Atoms, forces_eV_A: Any, stress_GPa: Any, steps: Any, skin: Any) -> None:
     """Raise ValueError for what `relax` cannot do."""
-    check_one(potential, "relax", "relax with one after the other")
-    check_structure(structure)
     potential.check(structure, stress=stress_GPa is not None)
     limits = {"forces_eV_A": forces_eV_A, "steps": steps, "skin": skin}
     limits |= {} if stress_GPa is None else {"stress_GPa": stress_GPa}

@@ -37,6 +37,7 @@ from jaxmlip.simulation.h5md import (
     read_status,
     read_steps,
 )
+from jaxmlip.simulation.marked_files import check_marked, check_metadata, lock_of
 
 FORMAT = ("v110", "v110")
 """Of HDF5 files: the oldest that SWMR can do with, so that older programs read them."""
@@ -46,6 +47,9 @@ CHUNK_BYTES = 2**18
 
 LONGEST_CHUNK = 1024
 """Most frames in a piece."""
+
+WRITER_PATIENCE_S = 2.0
+"""A reader locks out writers while it looks whether a file is whole that one has left: how long a writer waits."""
 
 MARGIN_BYTES = 2**20
 """Room that must be left on the disk for the file's own bookkeeping."""
@@ -207,15 +211,9 @@ class TrajectoryFile:
 
 
 def _check_whole(path: Path) -> None:
-    """Look at all metadata: damaged ones are an error here; in single-writer mode HDF5 waits for them to be mended."""
-
-    def look(_: str, found: Any) -> None:
-        dict(found.attrs)
-        if isinstance(found, h5py.Dataset) and found.chunks:
-            found.id.get_num_chunks()
-
+    """Damaged metadata are an error here; in single-writer mode HDF5 waits for them to be mended."""
     with patiently(lambda: h5py.File(path, "r")) as file:
-        file.visititems(look)
+        check_metadata(file)
 
 
 def _open_to_append(path: Path) -> h5py.File:
@@ -317,6 +315,7 @@ def _check_room(path: Path, size: int) -> None:
 
 def _rewrite(path: Path) -> None:
     """Replace a file that HDF5 opens for reading only by one with its whole frames."""
+    check_marked(path)
     with written_whole(path) as draft, opened(path) as old:
         fixed, (frames, slot) = read_fixed(old), (int(n) for n in array_at(old, "parameters/progress"))
         number = len(group_at(old, f"parameters/snapshot/{slot}"))
@@ -339,21 +338,17 @@ def _partial(path: Path) -> Path:
 
 def _locked(path: Path) -> filelock.BaseFileLock:
     """Take the lock on writing a file: HDF5's own is given up in single-writer mode."""
-    lock = filelock.FileLock(_lock_of(path), thread_local=False)  # another thread may close the file
+    lock = filelock.FileLock(lock_of(path), thread_local=False)  # another thread may close the file
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=WRITER_PATIENCE_S)
     except filelock.Timeout:
         raise ValueError(f"Another process is writing {path}; wait for it, or choose another file.") from None
     return lock
 
 
 def _unlock(path: Path, lock: filelock.BaseFileLock) -> None:
-    _lock_of(path).unlink(missing_ok=True)
+    lock_of(path).unlink(missing_ok=True)
     lock.release()
-
-
-def _lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
 
 
 def _snapshot_name(slot: int, place: int) -> str:

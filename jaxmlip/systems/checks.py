@@ -1,8 +1,8 @@
 """Whether a structure that comes in from outside is one that can be simulated.
 
-`check_input` stands at the doors: files that are read, structures to label, starts of simulations and relaxations. It
-is not asked again at every step behind them. There atoms may come as close as the dynamics, an optimiser or a scan
-brings them; only those that coincide are refused, by the neighbour list.
+`check_input` stands at the doors: files that are read, structures to label, starts of simulations and relaxations, on
+the command line as in Python. It is not asked again at every step behind them. There atoms may come as close as the
+dynamics, an optimiser or a scan brings them; only those that coincide are refused, by the neighbour list.
 """
 
 from typing import Any
@@ -49,6 +49,17 @@ def check_input(atoms: Atoms, *, allow_close: bool = False) -> None:
             raise ValueError(found)
 
 
+def admitted(atoms: Atoms, *, allow_close: bool = False) -> None:
+    """`check_input`, and a note in `atoms.info` where close atoms were allowed, for all that comes after.
+
+    Raises:
+        ValueError: see `check_input`.
+    """
+    check_input(atoms, allow_close=allow_close)
+    if allow_close and close_contact(atoms):
+        atoms.info[ALLOW_CLOSE] = True
+
+
 def close_contact(atoms: Atoms) -> str | None:
     """The pair of atoms that is closest for its elements, in a sentence, if it is closer than any bond.
 
@@ -69,7 +80,8 @@ def close_contact(atoms: Atoms) -> str | None:
     return (
         f"Atoms {one} ({atoms.symbols[one]}) and {other} ({atoms.symbols[other]}){image} are {distance[worst]:.3g} Å "
         f"apart, closer than any bond (less than {floor[worst]:.2g} Å): a site that is there twice, or a virtual site "
-        "of a water model; remove one of the two. If it is meant, allow it (--allow-close, allow_close=True)."
+        "of a water model; remove one of the two. If it is meant, as in a model in reduced units, allow it "
+        "(--allow-close, allow_close=True, or atoms.info['allow_close'] = True)."
     )
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from jaxmlip.describing import short
 from jaxmlip.files import written_whole
-from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
+from jaxmlip.systems.checks import admitted
 from jaxmlip.systems.extxyz import extxyz_text, read_extxyz
 from jaxmlip.systems.graph import Graph, graph_from_atoms
 from jaxmlip.systems.label_keys import LabelKeys
@@ -288,13 +288,11 @@ def _frame(atoms: Atoms, keys: LabelKeys, number: int, allow_close: bool) -> Fra
     """One frame as ASE has read it, checked."""
     labels = _labels(atoms)
     try:
-        check_input(atoms, allow_close=allow_close)
+        admitted(atoms, allow_close=allow_close)
     except ValueError as error:
         raise ValueError(f"{keys.path}, frame {number}: {error}") from error
     energy, forces, stress = keys.read(labels, len(atoms), number)
     _settle(atoms, {key for key in keys.names.values() if key is not None})
-    if allow_close and close_contact(atoms):
-        atoms.info[ALLOW_CLOSE] = True
     said = {key: value.item() if isinstance(value, np.generic) else value for key, value in atoms.info.items()}
     words = {key: value for key, value in said.items() if isinstance(value, str | bool | int | float)}
     return Frame(atoms, energy, forces, stress, words | {"file": str(keys.path), "frame": number})

@@ -153,7 +153,7 @@ def _frame(said: Any, path: Path, number: int, energy_key: str | None, allow_clo
     where = f"{path}, entry {number}" + (f" ({name})" if name else "")
     check_keys(said, energy_key, where)
     atoms = atoms_of(said["structure"], where, allow_close)
-    set_magmoms(atoms, {"magmom": _of_sites(said["structure"], "magmom")}, "magmom", where)
+    set_magmoms(atoms, {"magmom": _of_sites(said["structure"], "magmom", where)}, "magmom", where)
     rest = {key: value for key, value in said.items() if key not in (*LABELS, energy_key)}
     provenance = said.get("provenance")
     return labelled_frame(
@@ -174,8 +174,12 @@ def _stress(said: dict[str, Any], where: str) -> HostMatrix:
     return -KBAR * voigt_6_to_full_3x3_stress(label_of(said, STRESS_KEY, (6,), where))
 
 
-def _of_sites(structure: dict[str, Any] | str, key: str) -> list[Any] | None:
+def _of_sites(structure: dict[str, Any] | str, key: str, where: str) -> list[Any] | None:
     """A property that every site has."""
     sites = (json.loads(structure) if isinstance(structure, str) else structure)["sites"]
-    values = [(site.get("properties") or {}).get(key) for site in sites]
+    properties = [site.get("properties") or {} for site in sites]
+    for place, own in enumerate(properties):
+        if not isinstance(own, dict):
+            raise ValueError(f"{where}: the properties of site {place} are {own!r}, and no table of names and values.")
+    values = [own.get(key) for own in properties]
     return None if any(value is None for value in values) else values

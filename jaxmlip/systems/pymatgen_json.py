@@ -18,7 +18,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 from jaxtyping import Float
 
-from jaxmlip.systems.checks import ALLOW_CLOSE, FULL, check_input, close_contact
+from jaxmlip.systems.checks import FULL, admitted
 from jaxmlip.systems.dataset import MAGMOMS, Frame
 from jaxmlip.systems.extxyz import ISOTOPES
 from jaxmlip.types import HostMatrix
@@ -165,9 +165,7 @@ def atoms_of(structure: Any, where: str, allow_close: bool) -> Atoms:
             masses = atoms.get_masses()
             masses[[*heavy]] = [*heavy.values()]
             atoms.set_array("masses", masses, float, ())
-        check_input(atoms, allow_close=allow_close)
-        if allow_close and close_contact(atoms):
-            atoms.info[ALLOW_CLOSE] = True
+        admitted(atoms, allow_close=allow_close)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise ValueError(f"{where}: the structure cannot be used: {reason}.") from error

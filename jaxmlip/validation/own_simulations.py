@@ -22,6 +22,7 @@ from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.systems.capacity import Capacity
 from jaxmlip.systems.cell_lists import Bins
+from jaxmlip.systems.checks import ALLOW_CLOSE
 from jaxmlip.systems.device_lists import ImageSearch
 from jaxmlip.training.objective import Term, TermSource
 from jaxmlip.units import KB
@@ -126,6 +127,7 @@ class OwnSimulations(TermSource):
             if self.ensemble.moves_cell:
                 atoms.set_cell(np.asarray(before.cell[last], np.float64))
             atoms.set_positions(np.asarray(before.positions[last], np.float64), apply_constraint=False)
+            atoms.info[ALLOW_CLOSE] = True  # atoms are where the dynamics has brought them
         return starts
 
     def _simulated(

@@ -21,6 +21,7 @@ from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
+from jaxmlip.systems.checks import ALLOW_CLOSE
 from jaxmlip.validation.averages import cell_range
 from jaxmlip.validation.comparison import Comparison, Validation
 from jaxmlip.validation.verdict import Tolerances
@@ -90,7 +91,10 @@ class Task:
         sampling: Sampling,
     ) -> "Task":
         """Checked, before anything runs."""
-        start = structure[0] if isinstance(structure, Run) else structure
+        start = structure
+        if isinstance(start, Run):
+            start = start[0]
+            start.info[ALLOW_CLOSE] = True  # atoms are where the dynamics has brought them
         temperature, pressure = state_of(ensemble)
         chosen = _named(_default(start, ensemble) if observables is None else observables, temperature, pressure)
         for who, potential in (("student", student), ("teacher", teacher)):

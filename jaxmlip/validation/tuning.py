@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import ase.io
 import jax
 import numpy as np
 import pydantic
@@ -19,8 +18,10 @@ from jaxmlip.observables.observable import Observable, check_names
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.trainable import Trainable, trainable
 from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.frames import last_structure
 from jaxmlip.simulation.named_ensembles import ensemble_of
 from jaxmlip.simulation.trajectory import load_run
+from jaxmlip.systems.checks import check_input
 from jaxmlip.training.problem import TrainingProblem, TrainingSettings
 from jaxmlip.training.strategies.base import Data
 from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
@@ -155,17 +156,14 @@ class OwnSimulation(pydantic.BaseModel):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if ASE cannot read it.
+            ValueError: see `last_structure`.
         """
         if isinstance(self.structure, Atoms):
             return self.structure
         path = Path(os.path.expandvars(self.structure))
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {path}, which simulations are to start from (structure).")
-        try:
-            return ase.io.read(path)  # pyright: ignore[reportReturnType]
-        except Exception as error:  # a damaged file may raise anything
-            raise ValueError(f"ASE cannot read the structure {path} ({error}); give a file it reads.") from None
+        return last_structure(path)
 
 
 @register_strategy
@@ -260,6 +258,7 @@ def own_simulations(
             target of another shape or without an error, or a structure that the potential cannot be used for.
     """
     trainable(potential)
+    check_input(start)
     if head == 0 and getattr(potential, "heads", 1) == 1:
         potential.check(start, stress=ensemble.moves_cell)
     temperature, pressure = state_of(ensemble)

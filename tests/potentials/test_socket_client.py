@@ -9,13 +9,16 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
+from morse import morse
+from socket_server import asking, served
 from typer.testing import CliRunner
 from water_pairs import LOW
 
 from jaxmlip.cli import app
 from jaxmlip.potentials.ase import Calculator
 from jaxmlip.potentials.files import save
+from jaxmlip.potentials.socket_client import answer_socket
 from jaxmlip.systems.ice import ice_ih
 
 BEADS, STEPS = 8, 3
@@ -104,3 +107,21 @@ def test_no_server(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["ipi", str(tmp_path / "ice.extxyz"), *options])
     assert result.exit_code == 1
     assert "No server answers at the Unix socket /tmp/ipi_nobody-listens" in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda said: said.replace(b"STATUS", b"SUTATS"), r"protocol of i-PI does not have .*SUTATS"),
+        (lambda said: said.replace(b"STATUS", b"\xff\xfe\xfd\xfc\xff\xff"), "protocol of i-PI does not have"),
+        (lambda said: said[:12] + said[-24:], "does not have .READY"),
+        (lambda said: said[:-60], "has ended in the middle of a message"),
+        (lambda said: said.replace(np.int32(4).tobytes(), np.int32(2**30).tobytes()), "1073741824 atoms, and the"),
+        (lambda said: said.replace(np.float64(3.0).tobytes(), np.float64("nan").tobytes()), "not finite"),
+    ],
+)
+def test_servers_that_say_something_else(tmp_path: Path, change, sentence: str) -> None:
+    atoms = Atoms("OH2O", 3.0 * units.Bohr * np.eye(4, 3), cell=np.full(3, 9.0), pbc=False)
+    assert answer_socket(atoms, morse(), port=served(asking(atoms))) == 1
+    with pytest.raises(ConnectionError, match=sentence):
+        answer_socket(atoms, morse(), port=served(change(asking(atoms))))

@@ -48,6 +48,7 @@ def fcc(repeats: int, rattle: float = 0.1, density: float = 0.75) -> Atoms:
     atoms = bulk("Ar", "fcc", a=(4.0 / density) ** (1.0 / 3.0), cubic=True).repeat(repeats)
     atoms.set_masses(np.ones(len(atoms)))
     atoms.rattle(rattle, seed=1)
+    atoms.info["allow_close"] = True  # lengths are in units of σ
     return atoms
 
 

@@ -36,7 +36,10 @@ def moved(atoms: Atoms, by: np.ndarray) -> Atoms:
 @pytest.fixture(scope="module")
 def cluster(small_fluid: Atoms) -> Atoms:
     """The same atoms without a cell."""
-    return Atoms(small_fluid.numbers, small_fluid.positions, masses=small_fluid.get_masses())
+    without = small_fluid.copy()
+    without.pbc = False
+    without.cell[:] = 0.0
+    return without
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def rattled() -> Atoms:
     strain = np.array([[1.03, 0.02, 0.0], [0.0, 1.01, -0.01], [0.0, 0.0, 0.99]])
     atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
     atoms.rattle(0.05, seed=1)
+    atoms.info["allow_close"] = True  # lengths are in units of σ
     return atoms
 
 
@@ -107,7 +108,7 @@ def test_cells_are_those_of_ase(crystal: str) -> None:
     atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
     atoms.rattle(0.05, seed=1)
     limits = (0.01, 0.05) if of_copper else (0.01, 0.5)
-    relaxed = relax(potential, atoms, *limits)
+    relaxed = relax(potential, atoms, *limits, allow_close=not of_copper)
     assert relaxed.converged, relaxed.summary()
     theirs = atoms.copy()
     theirs.calc = EMT() if of_copper else Calculator(potential)
@@ -168,6 +169,7 @@ def slab() -> Atoms:
     """Five rattled layers of the crystal, the lowest two of which are held."""
     atoms = fcc111("Ar", (2, 2, 5), a=1.1 * np.sqrt(2.0), vacuum=4.0)
     atoms.rattle(0.04, seed=2)
+    atoms.info["allow_close"] = True  # lengths are in units of σ
     atoms.set_constraint(FixAtoms([atom.index for atom in atoms if atom.tag > 3]))
     return atoms
 
@@ -198,6 +200,17 @@ def test_refuses_constraints_that_it_cannot_keep(slab: Atoms, rattled: Atoms) ->
     slab.set_constraint(FixBondLength(0, 1))
     with pytest.raises(ValueError, match="Ar20 has the constraint FixBondLength"):
         run(slab)
+
+
+def test_refuses_atoms_closer_than_any_bond(rattled: Atoms) -> None:
+    """As readers, `label` and the command line do, unless they are meant."""
+    rattled.info.clear()
+    with pytest.raises(ValueError, match=r"Atoms \d \(Ar\) and \d \(Ar\) .*closer than any bond"):
+        run(rattled)
+    assert run(rattled, steps=3, allow_close=True).steps == 3
+    rattled.set_array("occupancy", np.array([1.0, 0.5, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"Atom 1 \(Ar\) has an occupancy of 0\.5"):
+        run(rattled, allow_close=True)
 
 
 def test_nothing_to_relax(rattled: Atoms) -> None:

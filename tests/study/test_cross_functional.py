@@ -4,11 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from matpes_entries import entry
+from simple_potentials import LennardJones, lennard_jones
 
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.errors import compare
@@ -18,10 +22,13 @@ from jaxmlip.study.config import load_config, resolve
 from jaxmlip.study.cross_functional import resampling
 from jaxmlip.study.cross_functional.config import METHODS, CrossFunctional
 from jaxmlip.study.cross_functional.data import LEVELS, PARTS, prepare
+from jaxmlip.study.cross_functional.errors import errors_of
 from jaxmlip.study.cross_functional.phases import candidates, decomposition_energies, formation_energies, lowest
+from jaxmlip.study.cross_functional.report import methods_table
 from jaxmlip.study.cross_functional.resampling import Errors, crossing, measured
 from jaxmlip.study.cross_functional.run import run_cross_functional, told
 from jaxmlip.study.cross_functional.scales import energy_scales
+from jaxmlip.study.cross_functional.summary import _stacked
 from jaxmlip.study.registry import study_of
 from jaxmlip.study.section import ConfigError
 from jaxmlip.study.workers import Place, make_stage
@@ -122,6 +129,42 @@ def test_scales_of_levels_that_differ_by_references_alone():
     moved = np.abs([*found["elements"].values()])
     assert (np.diff(moved) <= 0).all()
     assert found["elements"]["Li"] == pytest.approx(target[3] - source[3])
+
+
+@flax.struct.dataclass
+class Spins(LennardJones):
+    """Lennard-Jones, each atom with a moment of 1.5 μB."""
+
+    @property
+    def has_magnetic_moments(self) -> bool:
+        return True
+
+    def outputs(self, graph):
+        energies = self.atomic_energies(graph)[:, None]
+        return energies, jnp.where(jnp.asarray(graph.atom_mask)[:, None], 1.5, 0.0)
+
+
+def test_magnetic_moments_where_they_are_predicted_and_labelled():
+    """Magnitudes, of the atoms that have a label; a potential without them has no error, nor has a test of before."""
+    frames = []
+    for moments in ([1.0, -2.5], [np.nan, 1.5], None):
+        frames.append(labelled(bulk("MnO", "rocksalt", a=4.4), -2.0))
+        if moments is not None:
+            frames[-1].atoms.set_array("magmoms", np.array(moments))
+    lone = lennard_jones()
+    spins, plain = errors_of(Spins(lone.params), frames), errors_of(lone, frames)
+    assert spins["magmom"] == {"sums": [1.5, 0.0, 0.0], "counts": [2, 1, 0]}
+    assert plain["magmom"] == {"sums": [0.0] * 3, "counts": [0] * 3}
+    assert spins["energy"] == plain["energy"]
+    found = {name: measured([each], resampling.mean).value for name, each in _stacked([spins]).items()}
+    assert found["magmom"] == pytest.approx(0.5)
+    before = {name: each for name, each in spins.items() if name != "magmom"}
+    assert _stacked([before, spins]).keys() == _stacked([plain, plain]).keys() == {"energy", "force", "stress"}
+    methods = {"a": {"target": {"energy_mae_meV_atom": {"value": 1.0}, "magmom_mae_muB": {"value": 0.5, "error": 0.1}}}}
+    methods["b"] = {"target": {"energy_mae_meV_atom": {"value": 2.0}}}
+    head, *rows = methods_table({"methods": methods})
+    assert head[-1] == "magnetic moment μB"
+    assert [row[-1] for row in rows] == ["0.500 ± 0.100", "–"]
 
 
 def test_stability_by_hand():
@@ -323,18 +366,6 @@ def test_configurations_of_the_experiment(name):
     assert (config.files is not None) == (name == "full")
 
 
-def entry(number: int, atoms: Atoms, energy: float) -> dict:
-    """As MatPES has it."""
-    sites = [
-        {"species": [{"element": symbol, "occu": 1}], "abc": list(abc), "xyz": list(xyz), "label": symbol}
-        for symbol, abc, xyz in zip(atoms.symbols, atoms.get_scaled_positions(), atoms.positions, strict=True)
-    ]
-    structure = {"@class": "Structure", "lattice": {"matrix": atoms.cell.array.tolist()}, "sites": sites}
-    forces = np.full((len(atoms), 3), 0.01 * number).tolist()
-    labels = {"energy": energy, "forces": forces, "stress": [1.0, 2, 3, 0, 0, 0]}
-    return {"structure": structure, "matpes_id": f"matpes-{number}", "functional": "any"} | labels
-
-
 @pytest.fixture(scope="module")
 def levels(tmp_path_factory):
     """Two files of the MatPES layout: the target lacks some structures, and has one that cannot be used."""
@@ -394,3 +425,26 @@ def test_files_that_cannot_be_compared(teachers, levels, tmp_path, monkeypatch):
             configured(teachers, files=files | {"source": "${NOWHERE}/source.json"}),
             Workspace(tmp_path / "unset", report=lambda line: None),
         )
+
+
+@pytest.mark.slow
+def test_chgnet_is_an_architecture(tmp_path):
+    """Between CHGNet's own levels, in miniature: it alone predicts magnetic moments."""
+    short = {"steps": 2, "validations": 1, "batch_size": 8, "tiers": 1}
+    one = {"source": "chgnet:gga", "target": "chgnet:r2scan", "sizes": [8], "methods": ["target"], "reverse": False}
+    one |= {"architectures": {"chgnet": {"kind": "chgnet"}, "tiny": MODEL}, "multi_fidelity_replay": 0}
+    one |= {"structures": {"number": 24, "elements": ["Li", "Mn", "O", "F"], "prototypes": PROTOTYPES}}
+    config = resolve(content(tmp_path) | one | {"pretraining": short, "finetuning": short}, "miniature")
+    summary = run_cross_functional(config, tmp_path / "run", progress=False)
+    found = {title: methods["target"] for title, methods in summary["methods"].items()}
+    for name in ("energy_mae_meV_atom", "force_mae_meV_A", "stress_mae_GPa", "decomposition_energy_mae_meV_atom"):
+        assert all(errors[name]["value"] > 0 for errors in found.values()), name
+    frames = [*FrameStore(tmp_path / "run" / "stages" / "labels-target" / "test.h5")]
+    said = predict(
+        load_potential(tmp_path / "run" / "stages" / "forward-chgnet-target-8-0" / "potential.jaxmlip"),
+        [frame.atoms for frame in frames],
+    )
+    errors = np.concatenate([np.abs(a.magmoms - b.magmoms) for a, b in zip(said, frames, strict=True)])
+    assert found["chgnet"]["magmom_mae_muB"]["value"] == pytest.approx(errors.mean(), rel=1e-4)
+    assert "magmom_mae_muB" not in found["tiny"]
+    assert "magnetic moment" in (tmp_path / "run" / "report.html").read_text()

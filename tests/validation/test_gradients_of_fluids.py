@@ -50,6 +50,7 @@ def fluid(cells: int) -> Atoms:
     atoms = bulk("Ar", "fcc", a=(4.0 / 0.75) ** (1.0 / 3.0), cubic=True).repeat(cells)
     atoms.set_masses(np.ones(len(atoms)))
     atoms.rattle(0.1, seed=1)
+    atoms.info["allow_close"] = True  # lengths are in units of σ
     return atoms
 
 

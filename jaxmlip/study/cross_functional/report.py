@@ -20,6 +20,7 @@ COLUMNS = {
     "energy_mae_meV_atom": ("energy", "meV/atom", 1),
     "force_mae_meV_A": ("force", "meV/Å", 1),
     "stress_mae_GPa": ("stress", "GPa", 2),
+    "magmom_mae_muB": ("magnetic moment", "μB", 3),
     "formation_energy_mae_meV_atom": ("formation", "meV/atom", 1),
     "decomposition_energy_mae_meV_atom": ("decomposition", "meV/atom", 1),
 }
@@ -138,7 +139,7 @@ def draw_scales(scales: Scales, summary: dict[str, Any]) -> Figure:
 
 
 def draw_methods(summary: dict[str, Any]) -> Figure:
-    """Errors of energy, force and stress of every method, on logarithmic axes."""
+    """Errors of labels by every method, on logarithmic axes."""
     there = [
         key for key in QUANTITIES.values() if any(key in m for a in summary["methods"].values() for m in a.values())
     ]
@@ -146,6 +147,8 @@ def draw_methods(summary: dict[str, Any]) -> Figure:
     for ax, key in zip(axes[0], there, strict=True):
         for number, (title, methods) in enumerate(summary["methods"].items()):
             shown = {method: errors[key] for method, errors in methods.items() if key in errors}
+            if not shown:  # an architecture without magnetic moments
+                continue
             places = np.arange(len(shown)) + 0.18 * (number - 0.5 * (len(summary["methods"]) - 1))
             values = [one["value"] for one in shown.values()]
             bars = [one["error"] or 0.0 for one in shown.values()]
