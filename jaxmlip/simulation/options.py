@@ -13,7 +13,7 @@ from jaxmlip.potentials.checks import check_concrete, check_one
 from jaxmlip.potentials.potential import Potential, check_species
 from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.schedules import Number
-from jaxmlip.systems.checks import check_input
+from jaxmlip.systems.checks import check_start
 from jaxmlip.systems.constraints import fixed_atoms
 
 
@@ -36,7 +36,6 @@ class Options:
     keep_velocities: bool = False
     devices: int | None = None
     tables: Literal["auto"] | bool = "auto"
-    allow_close: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ def checked(
         check_one(potential, "simulate", "give a list of potentials")
     if options.against is not None:
         check_one(options.against, "against")
-    starts = _checked_starts(potentials[0], structure, options, alike)
+    starts = _checked_starts(potentials[0], structure, options.replicas, alike)
     total, every = _checked_steps(options.time_ps, options.steps, options.timestep_fs, options.sample_every_fs)
     if not 0 < options.skin < 10:
         raise ValueError(f"The skin must lie between 0 and 10 Å, not {options.skin!r}.")
@@ -128,10 +127,9 @@ def _checked_stride(every: int, timestep_fs: Number, observe_every_fs: Number | 
 
 
 def _checked_starts(
-    potential: Potential, structure: Atoms | Sequence[Atoms], options: Options, alike: bool
+    potential: Potential, structure: Atoms | Sequence[Atoms], replicas: int | None, alike: bool
 ) -> list[Atoms]:
     """One sound start per replica; ValueError says what is wrong."""
-    replicas = options.replicas
     if isinstance(structure, Atoms):
         count = 1 if replicas is None else replicas
         if count < 1:
@@ -148,7 +146,7 @@ def _checked_starts(
         different.setdefault(id(atoms), (index, atoms))
     for index, atoms in different.values():
         try:
-            check_input(atoms, allow_close=options.allow_close)
+            check_start(atoms)
         except ValueError as error:
             raise ValueError(f"Structure {index}: {error}" if len(different) > 1 else str(error)) from None
         check_species(potential, atoms.numbers)

@@ -19,7 +19,7 @@ from jaxmlip.simulation.schedules import Number
 from jaxmlip.simulation.step import System
 from jaxmlip.simulation.trajectory import Outcome
 from jaxmlip.systems.capacity import Capacity, needs_of
-from jaxmlip.systems.checks import check_input
+from jaxmlip.systems.checks import check_start
 from jaxmlip.systems.constraints import fixed_atoms, hold
 from jaxmlip.systems.device_lists import pseudo_inverse, search_heights
 from jaxmlip.systems.graph import periodic_cell
@@ -80,7 +80,6 @@ def relax(
     steps: int = 1000,
     skin: Number = 0.5,
     progress: bool = False,
-    allow_close: bool = False,
 ) -> Relaxed:
     """Relax positions, and the whole cell if `stress_GPa` is given, by FIRE.
 
@@ -99,10 +98,9 @@ def relax(
         steps: steps after which to give up.
         skin: see `simulate`.
         progress: show a bar of the steps.
-        allow_close: see `simulate`.
 
     Raises:
-        ValueError: for elements the potential does not know, a structure that `check_input` refuses, settings that make
+        ValueError: for elements the potential does not know, a structure that `check_start` refuses, settings that make
             no sense, constraints other than `FixAtoms`, or a cell that is to move without being periodic in all three
             directions or with atoms that are held.
 
@@ -110,7 +108,7 @@ def relax(
         UserWarning: if the cell moves by a potential that was trained, but never on stress.
     """
     check_one(potential, "relax", "relax with one after the other")
-    check_input(structure, allow_close=allow_close)
+    check_start(structure)
     _check(potential, structure, forces_eV_A, stress_GPa, steps, skin)
     if stress_GPa is not None and (said := without_stress(potential)):
         warnings.warn(said, stacklevel=2)

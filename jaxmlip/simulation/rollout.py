@@ -81,7 +81,6 @@ def prepare_rollout(
     timestep_fs: Number = 0.5,
     skin: Number = 1.0,
     steps_per_list: int = 10,
-    allow_close: bool = False,
 ) -> tuple[SimulationState, RolloutCapacity]:
     """Where `simulate` would start with the same arguments, and room for a rollout from there.
 
@@ -94,7 +93,6 @@ def prepare_rollout(
         timestep_fs: fs.
         skin: Å. Between two makings of the lists no atom may move by more than half of it.
         steps_per_list: steps after which lists are made anew.
-        allow_close: see `simulate`.
 
     Raises:
         ValueError: see `simulate`; for atoms that constraints hold; or for `steps_per_list` below 1.
@@ -102,13 +100,7 @@ def prepare_rollout(
     if steps_per_list < 1:
         raise ValueError(f"Lists are made anew after 1 step or more, not {steps_per_list}.")
     options = Options(
-        steps=1,
-        timestep_fs=timestep_fs,
-        sample_every_fs=timestep_fs,
-        replicas=replicas,
-        seed=seed,
-        skin=skin,
-        allow_close=allow_close,
+        steps=1, timestep_fs=timestep_fs, sample_every_fs=timestep_fs, replicas=replicas, seed=seed, skin=skin
     )
     session = make_session([potential], structure, ensemble, options)
     if session.fixed is not None:

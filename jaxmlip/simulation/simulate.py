@@ -58,7 +58,6 @@ def simulate(  # pyright: ignore[reportInconsistentOverload]
     keep_velocities: bool = False,
     devices: int | None = None,
     tables: Literal["auto"] | bool = "auto",
-    allow_close: bool = False,
     to: str | Path | None = None,
 ) -> Run | list[Run] | list[list[Run]] | Recorded:
     """Molecular dynamics of replicas that differ in their random numbers, and in their start if several are given.
@@ -118,18 +117,16 @@ def simulate(  # pyright: ignore[reportInconsistentOverload]
             that they pay, and the forces at the start differ by less than 0.1 meV/Å (RMS of components); `Run.tables`
             and the file say so. True: also in short runs, on accelerators and in double precision. A file goes on as
             it was begun.
-        allow_close: start with atoms as close as they are, such as those of a model in reduced units; also where
-            `atoms.info["allow_close"]` is true. See `check_input`.
         to: H5MD file for the frames, see `h5md`; a new one, or the same run's; `load_run` reads it. Frames are appended
             as they come, some seconds' worth at a time. A run that was stopped, be it by a kill, goes on from its file
             to the same trajectory, bit for bit on the same machine with the same versions; one that has ended goes on
             if it is to be longer. What is in the file must have been made with the same arguments, but for the length,
-            `skin`, `progress`, `on_failure` and `allow_close`. Several processes share the replicas, and each writes a
+            `skin`, `progress` and `on_failure`. Several processes share the replicas, and each writes a
             file of its own: for run.h5, run.0.h5, run.1.h5 and so on. They do not wait for each other, and a failure
             ends its own process only.
 
     Raises:
-        ValueError: for elements a potential does not know, structures that `check_input` refuses, settings that make no
+        ValueError: for elements a potential does not know, structures that `check_start` refuses, settings that make no
             sense, constraints other than `FixAtoms`, atoms held in a cell that moves, or potentials that differ in more
             than their numbers; and if the file is another run's, longer than asked for, damaged, or being written by
             another process.
@@ -153,7 +150,6 @@ def simulate(  # pyright: ignore[reportInconsistentOverload]
         keep_velocities=keep_velocities,
         devices=devices,
         tables=tables,
-        allow_close=allow_close,
     )
     potentials = list(potential) if several else [potential]
     starts = structure if isinstance(structure, Atoms) else list(structure)

@@ -1,10 +1,12 @@
 """Whether a structure that comes in from outside is one that can be simulated.
 
-`check_input` stands at the doors: files that are read, structures to label, starts of simulations and relaxations, on
-the command line as in Python. It is not asked again at every step behind them. There atoms may come as close as the
-dynamics, an optimiser or a scan brings them; only those that coincide are refused, by the neighbour list.
+`check_input` stands at the doors: files that are read, structures to label, starts of simulations and relaxations on
+the command line. It is not asked again at every step behind them. There atoms may come as close as the dynamics, an
+optimiser or a scan brings them; only those that coincide are refused, by the neighbour list. Programs may have reasons
+for more, such as reduced units: `check_start`, for what they simulate, warns of close atoms.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,20 @@ def check_input(atoms: Atoms, *, allow_close: bool = False) -> None:
         found = close_contact(atoms)
         if found:
             raise ValueError(found)
+
+
+def check_start(atoms: Atoms) -> None:
+    """`check_input` for what is simulated from Python, with a warning of atoms closer than any bond.
+
+    Raises:
+        ValueError: see `check_input`.
+
+    Warns:
+        UserWarning: of close atoms, unless `atoms.info["allow_close"]` is true.
+    """
+    check_input(atoms, allow_close=True)
+    if not atoms.info.get(ALLOW_CLOSE) and (found := close_contact(atoms)):
+        warnings.warn(found, stacklevel=2)
 
 
 def admitted(atoms: Atoms, *, allow_close: bool = False) -> None:

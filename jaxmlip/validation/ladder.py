@@ -264,7 +264,6 @@ class Ladder:
             "seed": task.sampling.seed + 2,
             "keep_velocities": True,
             "on_failure": "mark",
-            "allow_close": True,  # atoms are where the dynamics has brought them
         }
         self.calls["teacher"] += options["steps"] * replicas * len(shares)
         known = digest(*map(fingerprint, states), *(each.positions for each in starts), str(task.ensemble), options)

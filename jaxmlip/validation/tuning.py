@@ -21,7 +21,7 @@ from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.frames import last_structure
 from jaxmlip.simulation.named_ensembles import ensemble_of
 from jaxmlip.simulation.trajectory import load_run
-from jaxmlip.systems.checks import check_input
+from jaxmlip.systems.checks import check_start
 from jaxmlip.training.problem import TrainingProblem, TrainingSettings
 from jaxmlip.training.strategies.base import Data
 from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
@@ -258,7 +258,7 @@ def own_simulations(
             target of another shape or without an error, or a structure that the potential cannot be used for.
     """
     trainable(potential)
-    check_input(start)
+    check_start(start)
     if head == 0 and getattr(potential, "heads", 1) == 1:
         potential.check(start, stress=ensemble.moves_cell)
     temperature, pressure = state_of(ensemble)

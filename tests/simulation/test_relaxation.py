@@ -1,5 +1,6 @@
 """Relaxation against lattice sums."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,9 @@ def test_cells_are_those_of_ase(crystal: str) -> None:
     atoms = atoms.repeat(2)
     atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
     atoms.rattle(0.05, seed=1)
+    atoms.info["allow_close"] = not of_copper  # lengths are in units of σ
     limits = (0.01, 0.05) if of_copper else (0.01, 0.5)
-    relaxed = relax(potential, atoms, *limits, allow_close=not of_copper)
+    relaxed = relax(potential, atoms, *limits)
     assert relaxed.converged, relaxed.summary()
     theirs = atoms.copy()
     theirs.calc = EMT() if of_copper else Calculator(potential)
@@ -202,15 +204,18 @@ def test_refuses_constraints_that_it_cannot_keep(slab: Atoms, rattled: Atoms) ->
         run(slab)
 
 
-def test_refuses_atoms_closer_than_any_bond(rattled: Atoms) -> None:
-    """As readers, `label` and the command line do, unless they are meant."""
+def test_warns_of_atoms_closer_than_any_bond(rattled: Atoms) -> None:
+    """Which readers, `label` and the command line refuse; unless they are meant."""
     rattled.info.clear()
-    with pytest.raises(ValueError, match=r"Atoms \d \(Ar\) and \d \(Ar\) .*closer than any bond"):
-        run(rattled)
-    assert run(rattled, steps=3, allow_close=True).steps == 3
+    with pytest.warns(UserWarning, match=r"Atoms \d \(Ar\) and \d \(Ar\) .*closer than any bond"):
+        run(rattled, steps=3)
+    rattled.info["allow_close"] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(rattled, steps=3).steps == 3
     rattled.set_array("occupancy", np.array([1.0, 0.5, 1.0, 1.0]))
     with pytest.raises(ValueError, match=r"Atom 1 \(Ar\) has an occupancy of 0\.5"):
-        run(rattled, allow_close=True)
+        run(rattled)
 
 
 def test_nothing_to_relax(rattled: Atoms) -> None:

@@ -48,11 +48,11 @@ def start() -> Atoms:
     atoms = bulk("Ar", "fcc", a=(4.0 / 0.75) ** (1.0 / 3.0), cubic=True) * (2, 2, 2)
     atoms.set_masses(np.ones(len(atoms)))
     atoms.rattle(0.1, seed=1)
+    atoms.info["allow_close"] = True  # lengths are in units of σ
     # Molten and cooled: at its own temperature the crystal would last for longer than a run.
     for ensemble in (dataclasses.replace(ENSEMBLE, temperature_K=3 * REDUCED_K), ENSEMBLE):
         options: dict[str, Any] = {"timestep_fs": DT, "sample_every_fs": 400 * DT, "skin": 0.3, "progress": False}
-        atoms = simulate(fluid(1.0), atoms, ensemble, steps=400, allow_close=True, **options)[-1]
-    atoms.info["allow_close"] = True  # lengths are in units of σ
+        atoms = simulate(fluid(1.0), atoms, ensemble, steps=400, **options)[-1]
     return atoms
 
 
