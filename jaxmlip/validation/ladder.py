@@ -16,6 +16,7 @@ from jaxmlip.potentials.potential import Potential, Sum, fingerprint
 from jaxmlip.potentials.scaled import Scaled
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
+from jaxmlip.systems.checks import ALLOW_CLOSE
 from jaxmlip.validation.averages import observe, settled
 from jaxmlip.validation.comparison import Comparison, Validation
 from jaxmlip.validation.energies import frame_energies
@@ -253,6 +254,8 @@ class Ladder:
         part = min(1.0, run.n_replicas / (replicas * len(shares)))
         last = run.during(slice(-1, None)).frames()
         starts = [last[n % run.n_replicas] for n in range(replicas)]
+        for atoms in starts:
+            atoms.info[ALLOW_CLOSE] = True  # they are where the dynamics has brought them
         states: list[Potential] = [
             Sum((Scaled(task.student, np.float32(1 - share)), Scaled(task.teacher, np.float32(share))))
             for share in shares
