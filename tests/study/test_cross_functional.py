@@ -435,6 +435,7 @@ def test_chgnet_is_an_architecture(tmp_path):
     one |= {"architectures": {"chgnet": {"kind": "chgnet"}, "tiny": MODEL}, "multi_fidelity_replay": 0}
     one |= {"structures": {"number": 24, "elements": ["Li", "Mn", "O", "F"], "prototypes": PROTOTYPES}}
     config = resolve(content(tmp_path) | one | {"pretraining": short, "finetuning": short}, "miniature")
+    assert isinstance(config, CrossFunctional)
     summary = run_cross_functional(config, tmp_path / "run", progress=False)
     found = {title: methods["target"] for title, methods in summary["methods"].items()}
     for name in ("energy_mae_meV_atom", "force_mae_meV_A", "stress_mae_GPa", "decomposition_energy_mae_meV_atom"):
