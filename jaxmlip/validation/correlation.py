@@ -57,7 +57,7 @@ class Correlation:
             f"{name} = {value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low == low else " (too few for an interval)")
             for name, value, (low, high) in both
         )
-        return f"{told}, {self.students} students in {self.clusters} clusters"
+        return f"{told}, {self.students} students in {self.clusters} groups"
 
 
 def correlation(

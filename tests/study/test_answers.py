@@ -116,7 +116,7 @@ def test_the_best_with_forces() -> None:
     assert found["needs"] is None
     one = best_with_forces(both[:1], 0.95)
     assert one["answer"] == "cannot tell"
-    assert one["needs"] == "another number of clusters, for data efficiency (give several runs to `jaxmlip report`)"
+    assert one["needs"] == "another number of clusters, for data efficiency (give several runs to jaxmlip report)"
     beaten = with_forces(student(60), direct=student(200, 30, 0.9, 3.0), pair_difference=student(90, 1, 0.5, 1.0))
     no = best_with_forces([summary(beaten)], 0.95)
     assert no["answer"] == "no"
@@ -217,7 +217,7 @@ def test_larger_clusters() -> None:
     assert larger_clusters(grid({4.0: 1.0, 5.0: 0.6, 6.0: 0.36}), 0.95)["answer"] == "no"
     assert larger_clusters(grid({4.0: 1.0, 5.0: 0.6, 6.0: 0.54}), 0.95)["answer"] == "cannot tell"
     one = larger_clusters(grid({4.0: 1.0}), 0.95)
-    assert one["needs"] == "runs that differ in clusters.radius, given to `jaxmlip report` together"
+    assert one["needs"] == "runs that differ in clusters.radius, given to jaxmlip report together"
     other = grid({4.0: 1.0, 5.0: 0.6})
     other[1]["setting"] = "water"
     assert larger_clusters(other, 0.95)["evidence"][0]["students"] == 0

@@ -28,7 +28,7 @@ def test_coefficients_are_those_of_scipy() -> None:
     assert found.clusters == 12
     for value, (low, high) in ((found.pearson, found.pearson_interval), (found.spearman, found.spearman_interval)):
         assert -1 <= low < value < high <= 1
-    assert "36 students in 12 clusters" in str(found)
+    assert "36 students in 12 groups" in str(found)
 
 
 def test_intervals_are_those_of_resampled_clusters() -> None:

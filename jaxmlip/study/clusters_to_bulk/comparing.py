@@ -124,7 +124,7 @@ def _needs(rows: Sequence[dict[str, Any]], numbers: Sequence[int], alpha: float)
         else:
             needs.append(f"for {quantity} about {math.ceil(factor)} times as many seeds and frames")
     if len(numbers) < 2:
-        needs.append("another number of clusters, for data efficiency (give several runs to `jaxmlip report`)")
+        needs.append("another number of clusters, for data efficiency (give several runs to jaxmlip report)")
     return "; ".join(needs)
 
 
@@ -145,7 +145,7 @@ def larger_clusters(summaries: Sequence[dict[str, Any]], level: float) -> dict[s
     steps = [_step(arms.values(), radii[i], radii[i + 1]) for i in range(len(radii) - 1)]
     if not steps:
         said = f"All students were lifted with clusters of {radii[0]:g} Å." if radii else "There are no students."
-        needs = "runs that differ in clusters.radius, given to `jaxmlip report` together"
+        needs = "runs that differ in clusters.radius, given to jaxmlip report together"
         return {"answer": "cannot tell", "sentence": said, "needs": needs, "evidence": []}
     alpha = 1.0 - level
     stops = [step["p_help_less"] is not None and step["p_help_less"] <= alpha for step in steps]
