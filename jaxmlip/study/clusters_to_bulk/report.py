@@ -152,7 +152,7 @@ def _figures(config: ClustersToBulk, analysis: Analysis, history: list[dict]) ->
 
 def _forces(analysis: Analysis, shown: dict[str, list[str]]) -> Figure:
     """Forces of every student against the teacher's."""
-    drawn, axes = figure(len(shown), max(map(len, shown.values())), 10.5, 2.9 * len(shown))
+    drawn, axes = figure(len(shown), max(map(len, shown.values())), 10.5, 3.3 * len(shown))
     for row, names in zip(axes, shown.values(), strict=True):
         for ax in row[len(names) :]:
             ax.set_axis_off()
