@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jaxmlip.validation.verdict import Level
+
 FORMAT = 2
 """Of the summary; 1, without a number, had neither answers nor seeds."""
 
@@ -29,15 +31,7 @@ class Number(_Part):
 class Judgement(_Part):
     """What is said of a student."""
 
-    level: Literal[
-        "unstable",
-        "wrong structure",
-        "wrong density",
-        "wrong energy",
-        "undecided",
-        "right for the wrong reasons",
-        "trusted",
-    ]
+    level: Level
     reason: str
 
 
