@@ -11,6 +11,7 @@ from ase import Atoms
 
 from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.potential import Potential, Prediction, evaluate, reference_energy
+from jaxmlip.potentials.present_elements import elements_of
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
 from jaxmlip.systems.dataset import MAGMOMS, Frame
@@ -99,11 +100,13 @@ def predict(
             raise ValueError(f"{_name(index, atoms)}: {error}") from None
 
     on_device = jax.device_put(potential)
+    elements = elements_of(potential, [atoms.numbers for atoms in structures], rounded=True)
     frames: dict[int, Frame] = {}
     with progress_bar(total=len(structures), disable=not progress, desc="evaluate", unit="frame", compiles=True) as bar:
         for window in _windows(structures):
             graphs = {index: _graph(potential, structures[index], index) for index in window}
             for members, batch in _batches(graphs, batch_atoms):
+                batch = batch.replace(elements=elements)
                 prediction = jax.device_get(compiled_evaluate(on_device, batch, stress))
                 complaint = potential.complaint()
                 first = 0

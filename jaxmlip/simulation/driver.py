@@ -1,5 +1,6 @@
 """The host's side of the loop that advances replicas: it drives the compiled steps and gives them room."""
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlip.memory import check_fits
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.present_elements import elements_of
 from jaxmlip.simulation.dynamics import Dynamics, initial_state
 from jaxmlip.simulation.engine import SHARED, Motion, ReplicaState, advance
 from jaxmlip.simulation.motion import HELD_MASS, PADDING_MASS
@@ -108,7 +110,10 @@ class Driver:
             bonds=translated(bonds, self.origins.images),
         )
         needed = self._needed(host_positions, cells)
-        self.capacity = Capacity.holding(needed, self.heights, self.cutoff + self.skin, self.atoms)
+        self.capacity = dataclasses.replace(
+            Capacity.holding(needed, self.heights, self.cutoff + self.skin, self.atoms),
+            elements=elements_of(potential, [each.numbers for each in starts]),
+        )
         n, key = len(starts), jax.random.key(int(seed))
         indices = np.arange(n) if indices is None else indices
         self._called = np.arange(n) if layout.models else indices
@@ -305,7 +310,9 @@ class Driver:
         reach = self.cutoff + self.skin
         number = bins_for(self.atoms, self.heights, reach)
         bins = None if number is None else Bins(number, in_bin)
-        self.capacity = Capacity(image_search(self.heights, reach), listed, slots, inner, bins)
+        self.capacity = Capacity(
+            image_search(self.heights, reach), listed, slots, inner, bins, elements=self.capacity.elements
+        )
         self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
         restored = [as_before(new, leaf) for new, leaf in zip(leaves, old, strict=True)]
         self.replicas = jax.tree.unflatten(structure, restored)
