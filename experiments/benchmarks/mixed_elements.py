@@ -12,8 +12,8 @@ trainer, predictions and simulations use it, where graphs say how many elements 
 Labels are random numbers, the same for all. Each contender lives in a process of its own; calls alternate. Usage:
 
     uv run experiments/benchmarks/mixed_elements.py [--channels 64] [--L 0] [--crystals 40] [--elements 4 16 80]
-        [--calls 9] [--cores N] [--clock wall|cpu] [--json] [--out FOLDER] [--peers mlip mace-torch]
-        [--mace-python PYTHON] [--mlip-python PYTHON]
+        [--kinds force step] [--calls 9] [--cores N] [--clock wall|cpu] [--json] [--out FOLDER]
+        [--peers mlip mace-torch] [--mace-python PYTHON] [--mlip-python PYTHON]
 
 Without --mace-python and --mlip-python, uv builds the peers' environments. Where others use the same cores, the
 processor's own clock (--clock cpu, with --cores 1) says more than the wall's.
@@ -69,7 +69,7 @@ def prepare(order):
     potential = build(order)
     frames = [Frame(atoms_of(each), each["energy"], np.array(each["forces"])) for each in order["structures"]]
     samples = make_samples(frames, potential.cutoff, potential.inner_cutoff, potential.references)
-    (batch,) = make_batches(samples, len(samples), tiers=6)
+    (batch,) = make_batches(samples, len(samples), tiers=4)
     if SAID:
         said = elements_of(potential, [frame.atoms.numbers for frame in frames])
         batch = batch.replace(graph=batch.graph.replace(elements=said))
@@ -158,6 +158,7 @@ def main() -> None:
     add_peers(parser, "mlip", "mace-torch")
     parser.add_argument("--crystals", type=int, default=40, help="in the batch; 40 by default")
     parser.add_argument("--elements", type=int, nargs="+", default=[4, 16, 80], help="4 16 80 by default")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="force calls, steps, or both")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="wall by default")
     options = parser.parse_args()
     table = [number for number in range(1, 119) if number not in NOBLE]
@@ -179,7 +180,7 @@ def main() -> None:
         "mace-torch": (mace_command(options.mace_python), mace + MACE_FORCE),
     }
     ms, results, same = timed(programs, orders, options)
-    columns = [(kind, number) for kind in KINDS for number in options.elements]
+    columns = [(kind, number) for kind in options.kinds for number in options.elements]
     header = ["ms", *(f"{KINDS[kind]}, {number} elements" for kind, number in columns)]
     rows = []
     for who in ms:
@@ -192,7 +193,7 @@ def main() -> None:
         f"{min(sizes)} to {max(sizes)} atoms ({sum(sizes)} in all, with {orders[options.elements[0]]['neighbors']:.0f} "
         f"neighbours each), {options.channels} channels, L = {options.L}, float32.",
         describe(here),
-        f"jaxmlip pads the batch to {results['jaxmlip']['atoms']} atoms in up to six tiers of at most "
+        f"jaxmlip pads the batch to {results['jaxmlip']['atoms']} atoms in up to four tiers of at most "
         f"{results['jaxmlip']['slots']} neighbour slots, mlip to one atom more than there are; mace-torch does not "
         "pad.",
         f"jaxmlip has mace-torch's weights: sums of energies and first losses differ by up to {same:.1e} of theirs."
@@ -227,7 +228,7 @@ def timed(
     ms: dict[str, dict[tuple[str, int], float]] = {who: {} for who in started}
     said: dict[str, dict[str, Any]] = {}
     differences = []
-    for (number, order), kind in itertools.product(orders.items(), KINDS):
+    for (number, order), kind in itertools.product(orders.items(), options.kinds):
         name = f"{kind} {number}"
         with tempfile.TemporaryDirectory() as folder:
             weights = weights_for_us(contenders, folder, order)
