@@ -69,11 +69,12 @@ def test_sums_over_own_elements_are_those_over_neighbours(x64: None) -> None:
     tables, element = real(ATOMS, own, CHANNELS), draw.integers(own, size=(ATOMS, slots))
     given = messages, tables, real(ATOMS, slots, functions), real(ATOMS, slots, (l_max + 1) ** 2)
 
-    def fast(messages: Messages, tables: jax.Array, *edges: jax.Array) -> jax.Array:
-        return messages.of_own_elements(tables, *edges, jnp.asarray(element))
+    def fast(messages: Messages, tables: jax.Array, radial: jax.Array, harmonics: jax.Array) -> jax.Array:
+        return messages.of_own_elements(tables, radial, harmonics, jnp.asarray(element))
 
-    def plain(messages: Messages, tables: jax.Array, *edges: jax.Array) -> jax.Array:
-        return messages(jnp.take_along_axis(tables, element[:, :, None], axis=1)[:, :, None], *edges)
+    def plain(messages: Messages, tables: jax.Array, radial: jax.Array, harmonics: jax.Array) -> jax.Array:
+        sources = jnp.take_along_axis(tables, element[:, :, None], axis=1)
+        return messages(sources[:, :, None], radial, harmonics)
 
     cotangent = real((l_max + 1) ** 2, ATOMS, CHANNELS)
 

@@ -73,7 +73,7 @@ def everything(potential: EquivariantPotential, graph: Graph) -> tuple:
 
 @jax.jit
 def readouts(potential: EquivariantPotential, graph: Graph) -> jax.Array:
-    return potential.readouts(graph)
+    return jnp.asarray(potential.readouts(graph))
 
 
 def same(found, wanted) -> None:
