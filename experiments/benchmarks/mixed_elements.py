@@ -23,6 +23,7 @@ import argparse
 import itertools
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -214,7 +215,7 @@ def main() -> None:
 
 
 def timed(
-    programs: dict[str, Any], orders: dict[int, dict[str, Any]], options: argparse.Namespace
+    programs: Mapping[str, tuple[Sequence[str], str]], orders: dict[int, dict[str, Any]], options: argparse.Namespace
 ) -> tuple[dict[str, dict[tuple[str, int], float]], dict[str, dict[str, Any]], float | None]:
     """Median times by contender, kind of call and number of elements.
 
@@ -228,8 +229,9 @@ def timed(
     ms: dict[str, dict[tuple[str, int], float]] = {who: {} for who in started}
     said: dict[str, dict[str, Any]] = {}
     differences = []
-    for (number, order), kind in itertools.product(orders.items(), options.kinds):
-        name = f"{kind} {number}"
+    tasks = [(number, kind) for number in orders for kind in options.kinds]
+    for number, kind in tasks:
+        order, name = orders[number], f"{kind} {number}"
         with tempfile.TemporaryDirectory() as folder:
             weights = weights_for_us(contenders, folder, order)
             for who, contender in contenders.items():
