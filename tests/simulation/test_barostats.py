@@ -38,7 +38,9 @@ def reduced_npt(pressure: float | list[float] = 1.0, **options: Any) -> NPT:
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("cell", ["isotropic", "orthorhombic", "flexible"])
+@pytest.mark.parametrize(
+    "cell", [*(pytest.param(cell, marks=pytest.mark.slow) for cell in ("isotropic", "orthorhombic")), "flexible"]
+)
 def test_volume_of_an_ideal_gas(cell: CellMotion, agrees) -> None:
     """Two free atoms at constant pressure: p(V) ∝ V² exp(−PV/kT) for each way that cells move."""
     ensemble = NPT(REDUCED_K, REDUCED_GPA, cell, compressibility_per_GPa=1.0 / REDUCED_GPA, pressure_time_ps=1e-3,

@@ -103,6 +103,7 @@ def test_programs() -> None:
     assert [*_buckets(structures, 0.0, alike=True)] == [[1], [0, 5], [3], [2], [4]]
 
 
+@pytest.mark.slow
 def test_chains_of_equal_sizes(small_fluid: Atoms) -> None:
     """Which jax-md's need: unlike elements share a program, unlike sizes do not."""
     ensemble = NVTNoseHoover(REDUCED_K, 0.01)

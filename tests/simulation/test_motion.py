@@ -124,6 +124,7 @@ def test_state_of_a_chain(half_held: list[Atoms]) -> None:
     np.testing.assert_allclose(state.chain.kinetic_energy, kinetic, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_energy_without_thermostat() -> None:
     """Velocity Verlet in a crystal with every fourth atom held: errors of second order, and no drift."""
     crystal = bulk("Ar", "fcc", a=1.1 * np.sqrt(2.0), cubic=True).repeat(2)
@@ -174,7 +175,13 @@ class Mass(Observable):
         return frame.masses.sum()
 
 
-@pytest.mark.parametrize("ensemble", [FLUID, NVTVelocityRescaling(REDUCED_K, 0.01)], ids=["NVT", "velocity rescaling"])
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        pytest.param(FLUID, id="NVT", marks=pytest.mark.slow),
+        pytest.param(NVTVelocityRescaling(REDUCED_K, 0.01), id="velocity rescaling"),
+    ],
+)
 def test_padded_replicas(small_fluid: Atoms, ensemble: Ensemble) -> None:
     """In a program with larger structures a run is the one it would be alone, with the atoms it holds."""
     fewer = held(small_fluid[:28], [0, 5, 27])

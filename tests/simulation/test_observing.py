@@ -47,7 +47,9 @@ class OwnTemperature(Temperature):
     """A user's, of the same name as the one that is observed always."""
 
 
-@pytest.mark.parametrize("ensemble", [FLUID, AT_CONSTANT_PRESSURE], ids=["NVT", "NPT"])
+@pytest.mark.parametrize(
+    "ensemble", [pytest.param(FLUID, id="NVT", marks=pytest.mark.slow), pytest.param(AT_CONSTANT_PRESSURE, id="NPT")]
+)
 def test_means_are_those_of_the_frames(small_fluid: Atoms, tmp_path: Path, ensemble: Ensemble) -> None:
     """Two frames carry the means of the six that another run keeps; observing changes nothing of the dynamics."""
     everything = run_fluid(small_fluid, ensemble=ensemble, replicas=2, steps=60)

@@ -56,7 +56,9 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return times
 
 
-@pytest.mark.parametrize("ensemble", [NVE(REDUCED_K), FLEXIBLE], ids=["NVE", "NPT"])
+@pytest.mark.parametrize(
+    "ensemble", [pytest.param(NVE(REDUCED_K), id="NVE", marks=pytest.mark.slow), pytest.param(FLEXIBLE, id="NPT")]
+)
 def test_periodic_fluid(small_fluid: Atoms, ensemble: Ensemble) -> None:
     """The same trajectory in the frame of the structure, of atoms that were translated or never wrapped."""
     jumps = np.random.default_rng(0).integers(-9000, 9000, (32, 3)) @ small_fluid.cell.array
@@ -110,7 +112,9 @@ def test_cluster_that_drifts(cluster: Atoms, restless: list[int], monkeypatch) -
     np.testing.assert_allclose(brought.positions, run_fluid(far).positions, atol=1e-3)
 
 
-@pytest.mark.parametrize("ensemble", [FLUID, FLEXIBLE], ids=["NVT", "NPT"])
+@pytest.mark.parametrize(
+    "ensemble", [pytest.param(FLUID, id="NVT"), pytest.param(FLEXIBLE, id="NPT", marks=pytest.mark.slow)]
+)
 def test_stopped_and_resumed_is_undisturbed(
     small_fluid: Atoms, tmp_path: Path, restless: list[int], ensemble: Ensemble
 ) -> None:

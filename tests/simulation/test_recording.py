@@ -50,8 +50,10 @@ def assert_same(one: Run, other: Run) -> None:
         FLUID,
         pytest.param(NVE(REDUCED_K), marks=pytest.mark.slow),
         pytest.param(NVTNoseHoover(REDUCED_K, 1e-4 * REDUCED_TIME_FS), marks=pytest.mark.slow),
-        NVTVelocityRescaling(REDUCED_K, 1e-4 * REDUCED_TIME_FS),
-        NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCED_TIME_FS),
+        pytest.param(NVTVelocityRescaling(REDUCED_K, 1e-4 * REDUCED_TIME_FS), marks=pytest.mark.slow),
+        pytest.param(
+            NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCED_TIME_FS), marks=pytest.mark.slow
+        ),
         NPTNoseHoover(REDUCED_K, 0.5 / GPA),
     ],
     ids=lambda ensemble: type(ensemble).__name__,
@@ -176,6 +178,7 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path) -> None:
     assert_same(load_run(path), run_fluid(structure, replicas=2, steps=steps, sample_every_fs=DT))
 
 
+@pytest.mark.slow
 def test_readers_and_writers_wait_for_each_other(recorded: Path, tmp_path: Path) -> None:
     """One process opens the file to write and closes it, again and again, while another reads it."""
     path = Path(shutil.copy(recorded, tmp_path))

@@ -349,6 +349,7 @@ def test_scale_and_shift_use_allowed_labels_only(foundation, high):
     assert scale_and_shift(hidden.train[:1], Terms(True, False, False)) == (1.0, energies[0])
 
 
+@pytest.mark.slow
 def test_sentences_of_the_library(clusters, high, low):
     """As a user writes them."""
     student = distil(MODEL, LOW, clusters, settings=SHORT, validation_fraction=0.25, progress=False)

@@ -150,7 +150,9 @@ def test_clusters_have_no_stress(high):
 
 
 @pytest.mark.parametrize(
-    "strategy", [Direct(), SingleFidelity(), Differential(), MultiFidelity()], ids=lambda s: s.name
+    "strategy",
+    [*(pytest.param(s, marks=pytest.mark.slow) for s in (Direct(), SingleFidelity(), Differential())), MultiFidelity()],
+    ids=lambda s: s.name,
 )
 def test_energies_alone_hide_stress(strategy, solids):
     """Nothing depends on stresses of the high fidelity; those that are replayed are seen."""

@@ -42,7 +42,7 @@ def run() -> Run:
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("estimator", ["covariance", "reweighting", "forward"])
+@pytest.mark.parametrize("estimator", ["covariance", pytest.param("reweighting", marks=pytest.mark.slow), "forward"])
 def test_wells(run: Run, estimator: Any, agrees) -> None:
     """d⟨x²⟩/dk = −kT/k², and nothing for ⟨U⟩, where ⟨∂U/∂k⟩ and the covariance cancel."""
     options = {"temperature_K": KELVIN, "estimator": estimator}

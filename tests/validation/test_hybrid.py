@@ -59,7 +59,7 @@ def mean_square(sampled: HybridRun) -> Estimate:
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("refreshed", [1.0, 0.3])
+@pytest.mark.parametrize("refreshed", [pytest.param(1.0, marks=pytest.mark.slow), 0.3])
 def test_wells_are_the_teachers(refreshed: float, agrees: Any) -> None:
     """The student's are half as stiff again, and beside them: ⟨x²⟩ would be 0.7 (2 σ with 20 times the noise)."""
     proposal = dataclasses.replace(QUARTER, refreshed=refreshed, steps=8, warm_up=60)

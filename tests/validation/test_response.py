@@ -122,7 +122,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "motion", ["rotation", "cell", pytest.param("translation", marks=SLOW), pytest.param("vibration", marks=SLOW)]
+    "motion", ["cell", *(pytest.param(each, marks=SLOW) for each in ("rotation", "translation", "vibration"))]
 )
 def test_motions_of_molecules_are_told_apart(motion: str) -> None:
     """What molecules do not do has no share, and the difference of energies is the sum of the shares."""
