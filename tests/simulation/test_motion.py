@@ -47,15 +47,31 @@ def half_held(small_fluid: Atoms) -> list[Atoms]:
     return [held(small_fluid, range(replica % 2, 32, 2)) for replica in range(8)]
 
 
+class Runs(dict[str, Run]):
+    """By thermostat, made when asked for: 6 reduced times, of which 5 are kept; a frame every 0.05."""
+
+    def __init__(self, structures: list[Atoms]) -> None:
+        self.structures = structures
+
+    def __missing__(self, name: str) -> Run:
+        self[name] = run_fluid(self.structures, ensemble=THERMOSTATS[name], steps=1200, seed=7)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def runs(half_held: list[Atoms]) -> dict[str, Run]:
-    """For 6 reduced times, of which 5 are kept; a frame every 0.05."""
-    return {name: run_fluid(half_held, ensemble=each, steps=1200, seed=7) for name, each in THERMOSTATS.items()}
+def runs(half_held: list[Atoms]) -> Runs:
+    return Runs(half_held)
+
+
+def of_thermostats(*names: str) -> pytest.MarkDecorator:
+    """Chains are slow: what tells their motion of held atoms from others' is in `test_state_of_a_chain`."""
+    marked = [pytest.param(name, marks=[pytest.mark.slow] * (name == "Nosé–Hoover")) for name in names]
+    return pytest.mark.parametrize("name", marked)
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("name", THERMOSTATS)
-def test_kinetic_energy_of_free_atoms_is_canonical(runs: dict[str, Run], name: str, agrees) -> None:
+@of_thermostats(*THERMOSTATS)
+def test_kinetic_energy_of_free_atoms_is_canonical(runs: Runs, name: str, agrees) -> None:
     """χ² law of 48 degrees of freedom in every ensemble: with atoms that are held no momentum is conserved."""
     scaled = 48 * runs[name].temperature[:, 20:] / REDUCED_K
     independent = scaled[:, :: int(np.ceil(statistical_inefficiency(scaled)))].ravel()
@@ -67,8 +83,8 @@ def test_kinetic_energy_of_free_atoms_is_canonical(runs: dict[str, Run], name: s
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("name", ["Nosé–Hoover", "velocity rescaling"])
-def test_potential_energy_is_that_of_langevin_dynamics(runs: dict[str, Run], name: str, agrees) -> None:
+@of_thermostats("Nosé–Hoover", "velocity rescaling")
+def test_potential_energy_is_that_of_langevin_dynamics(runs: Runs, name: str, agrees) -> None:
     """What the temperature is does not depend on how it is counted. Which atoms are held makes a difference."""
     for half in (0, 1):
         reference, mean = (
@@ -80,8 +96,8 @@ def test_potential_energy_is_that_of_langevin_dynamics(runs: dict[str, Run], nam
         agrees(what, mean.value, mean.error, known, known_error=known_error)
 
 
-@pytest.mark.parametrize("name", THERMOSTATS)
-def test_held_atoms_stay(runs: dict[str, Run], half_held: list[Atoms], name: str) -> None:
+@of_thermostats(*THERMOSTATS)
+def test_held_atoms_stay(runs: Runs, half_held: list[Atoms], name: str) -> None:
     """Where the structure says to the last bit, in each replica those that it names; the others move."""
     run = runs[name]
     assert run.completed.all()
@@ -100,13 +116,13 @@ def test_held_atoms_stay(runs: dict[str, Run], half_held: list[Atoms], name: str
         assert constraint.index.tolist() == np.flatnonzero(fixed).tolist()
 
 
-def test_conserved_quantities(runs: dict[str, Run]) -> None:
+@of_thermostats("Nosé–Hoover", "velocity rescaling")
+def test_conserved_quantities(runs: Runs, name: str) -> None:
     """The extended energies vary far less than the total energy; their chains count 48 degrees of freedom."""
-    for name in ("Nosé–Hoover", "velocity rescaling"):
-        run = runs[name]
-        assert run.conserved is not None
-        kinetic = 0.5 * 48 * KB * run.temperature
-        assert (run.conserved.std(axis=1) < 0.05 * (run.potential_energy + kinetic).std(axis=1)).all()
+    run = runs[name]
+    assert run.conserved is not None
+    kinetic = 0.5 * 48 * KB * run.temperature
+    assert (run.conserved.std(axis=1) < 0.05 * (run.potential_energy + kinetic).std(axis=1)).all()
 
 
 def test_state_of_a_chain(half_held: list[Atoms]) -> None:
