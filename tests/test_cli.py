@@ -43,7 +43,7 @@ COMMANDS = [
 ]
 
 
-SMALL = "{channels: 2, layers: 1, l_max: 1, correlation: 1, cutoff: 3.0, radial_mlp: [4]}"
+SMALL = "{channels: 2, layers: 1, l_max: 0, correlation: 1, cutoff: 3.0, radial_mlp: [4]}"
 """A student that compiles in no time."""
 
 
@@ -250,7 +250,7 @@ def argon(tmp_path):
     crystal = bulk("Ar", "fcc", a=4.0, cubic=True)
     crystal.rattle(0.05, seed=0)
     write(tmp_path / "argon.xyz", crystal)
-    tiny = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=3.5, radial_mlp=(8,))
+    tiny = Equivariant(channels=2, l_max=0, correlation=1, layers=1, cutoff=3.5, radial_mlp=(8,))
     potential = tiny.build((18,), average_neighbors=12.0).having_seen(("energy", "forces"))
     save(potential, tmp_path / "tiny.jaxmlip")
     return tmp_path / "argon.xyz", "--potential", tmp_path / "tiny.jaxmlip"
@@ -388,7 +388,7 @@ def copper(tmp_path_factory):
     assert invoke("label", folder / "crystals.xyz", "--potential", teacher, "--stress", "--out", out).exit_code == 0
     (folder / "train.yaml").write_text(
         f"study: train\ndata: {{path: {out}}}\nvalidation_fraction: 0.25\ntraining: {{epochs: 30}}\n"
-        "student: {channels: 2, l_max: 1, correlation: 1, layers: 1, cutoff: 3.5, radial_mlp: [8]}\n"
+        "student: {channels: 2, l_max: 0, correlation: 1, layers: 1, cutoff: 3.5, radial_mlp: [8]}\n"
     )
     return folder
 

@@ -71,6 +71,15 @@ def test_commands_exist(page: str) -> None:
             assert not flag.startswith("--") or flag in options, f"{page}, {line}: no option {flag}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_found(page: str) -> None:
+    """In the navigation, and what their relative links name is there."""
+    assert re.search(rf"\b{re.escape(page)}$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    for link in re.findall(r"\]\(([^)#\s]+)", (DOCS / page).read_text()):
+        assert "://" in link or (DOCS / link).exists(), f"{page}: {link}"
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: uv sync")
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Every page is in the navigation, every link leads somewhere, every name has its documentation."""

@@ -109,7 +109,7 @@ def test_splines_are_zero_from_the_cutoff_on_and_smooth_before(x64: None) -> Non
 
 
 def test_refusals() -> None:
-    tables = tabulate(build(), 1e-3)
+    tables = tabulate(build(l_max=0, message_l=0), 1e-3)
     with pytest.raises(ValueError, match="has tables of its radial functions already"):
         tabulate(tables)
     for changes in ({"distance_transform": "agnesi"}, {"learned_radial_scale": True}):

@@ -92,13 +92,16 @@ def test_energy_is_conserved_by_a_far_cluster(cluster: Atoms) -> None:
     np.testing.assert_allclose(far.conserved, here.conserved, atol=2e-4)
 
 
-def test_brought_back_on_the_way(small_fluid: Atoms, restless: list[int], monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "ensemble", [pytest.param(FLUID, id="NVT"), pytest.param(FLEXIBLE, id="NPT", marks=pytest.mark.slow)]
+)
+def test_brought_back_on_the_way(small_fluid: Atoms, restless: list[int], ensemble: Ensemble, monkeypatch) -> None:
     """Nothing but rounding tells of it: positions that are recorded are continuous."""
     far = moved(small_fluid, 1e3 * np.ones(3))
-    brought = run_fluid(far, ensemble=FLEXIBLE)
+    brought = run_fluid(far, ensemble=ensemble)
     assert sum(restless) > 0
     monkeypatch.setattr(Driver, "bring_back", lambda self: None)
-    left = run_fluid(far, ensemble=FLEXIBLE)
+    left = run_fluid(far, ensemble=ensemble)
     np.testing.assert_allclose(brought.positions, left.positions, atol=2e-3)
     np.testing.assert_allclose(brought.potential_energy, left.potential_energy, atol=2e-2)
 

@@ -191,7 +191,8 @@ def test_derivative_by_all_parameters_of_a_student(student: str, dtype: type, to
     np.testing.assert_allclose(slope, (8 * (up - down) - (far_up - far_down)) / (12 * step), rtol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["pairs", pytest.param("students", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pairs", "students"])
 def test_stacked_potentials_are_mapped(kind: str, x64: None) -> None:
     """value_and_grad of a rollout, mapped over four potentials, equals four single ones."""
     if kind == "pairs":

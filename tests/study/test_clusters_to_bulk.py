@@ -33,7 +33,7 @@ MINIATURE = {
     "system": {"molecules": 16},
     "sampling": {"replicas": 2, "time_ps": 0.006, "sample_every_fs": 0.5, "discard_ps": 0.001, "bulk_frames": 4},
     "clusters": {"radius": 3.0, "number": 10},
-    "student": {"channels": 2, "layers": 1, "l_max": 1, "correlation": 2, "radial_mlp": [8], "cutoff": 4.0},
+    "student": {"channels": 2, "layers": 1, "l_max": 0, "correlation": 1, "radial_mlp": [4], "cutoff": 4.0},
     "distillation": {"epochs": 2},
     "finetuning": {"epochs": 2},
     "dynamics": {"replicas": 2, "time_ps": 0.006, "sample_every_fs": 0.5},
@@ -274,7 +274,8 @@ def test_plans_and_workers_know_the_stages_that_were_made(summary, config, folde
 SAMPLED = ("sampling", "structures", "labels-low", "labels-high")
 
 
-@pytest.mark.parametrize("kept", [pytest.param((), marks=pytest.mark.slow), SAMPLED], ids=["from nothing", "sampled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [(), SAMPLED], ids=["from nothing", "sampled"])
 def test_interrupted_run_ends_with_the_same_numbers(of_one, content, folder, tmp_path, monkeypatch, kept):
     """Killed in the second simulation that is left to do, then run again."""
     summary, config = of_one[0], checked(content | SEVERAL | {"seeds": 1})

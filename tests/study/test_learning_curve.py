@@ -44,7 +44,7 @@ def content(clusters, bulk, **changes):
             "data": [{"path": str(clusters), "index": ":6", **LOW}, {"path": str(clusters), "index": "6:8", **LOW}],
             "validation_fraction": 0.2,
             "references": {"H": -1.159, "O": -2.081},
-            "student": {"channels": 2, "layers": 1, "l_max": 1, "correlation": 1, "radial_mlp": [4], "cutoff": 3.0},
+            "student": {"channels": 2, "layers": 1, "l_max": 0, "correlation": 1, "radial_mlp": [4], "cutoff": 3.0},
             "training": {"steps": 4, "validations": 1},
         },
         "high": {"path": str(clusters), **HIGH},
@@ -163,7 +163,7 @@ def test_forces_of_nan_change_no_potential_of_energies(results, files, folder, t
             np.testing.assert_array_equal(one, other)
 
 
-def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, tmp_path):
+def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, folder, tmp_path):
     """Without those of all bulk frames but the tested ones, every potential is the same to the last bit."""
     frames, rng = [ice_ih(molecules=16, seed=seed) for seed in range(7)], np.random.default_rng(0)
     for atoms in frames:
@@ -177,6 +177,7 @@ def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, tmp_path)
     potentials = {}
     for bulk in (with_labels, without):
         grid: dict[str, Any] = {"strategies": ["multi_fidelity"], "labels": ["energy_forces"], "sizes": [2]}
+        grid["foundation"] = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
         replay = [{"path": str(bulk), "index": ":1", **LOW}, {"path": str(files[0]), "index": ":2", **LOW}]
         config = configured(files[0], bulk, **grid, replay=replay, training={"steps": 2, "validations": 1})
         run_learning_curve(config, tmp_path / bulk.stem, progress=False)

@@ -28,7 +28,7 @@ from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
 from jaxmlip.training.strategies.registry import STRATEGIES, AnyStrategy
 from jaxmlip.training.trainer import train
 
-MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
+MODEL = Equivariant(channels=4, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(16,))
 SETTINGS = TrainingSettings(epochs=25, batch_size=4, learning_rate=0.02, ema_decay=0.95)
 SHORT = SETTINGS.model_copy(update={"epochs": 1})
 ALONE = {name: cls for name, cls in STRATEGIES.items() if not any(f.is_required() for f in cls.model_fields.values())}

@@ -168,16 +168,16 @@ def test_volumes_of_an_ideal_gas(agrees: Any) -> None:
         teacher,
         gas,
         jm.NPT(REDUCED_K, pressure_GPa=pressure / GPA),
-        moves=150,
+        moves=80,
         replicas=32,
         proposal=Proposal(
-            steps=4, timestep_fs=0.15 * REDUCED_TIME_FS, volume_width=0.6, volume_moves=1, warm_up=25, adapts=False
+            steps=4, timestep_fs=0.15 * REDUCED_TIME_FS, volume_width=0.6, volume_moves=1, warm_up=15, adapts=False
         ),
         progress=False,
     )
     reduced = sampled.run.volume * pressure / 9
     mean, square = correlated_mean(reduced), correlated_mean((reduced - 1.0) ** 2)
-    assert mean.error < 0.025
+    assert mean.error < 0.035
     agrees("hybrid Monte Carlo, ideal gas at constant pressure: PV/(N + 1)kT", mean.value, mean.error, 1.0)
     agrees("hybrid Monte Carlo, ideal gas: var V P²/(N + 1)k²T²", 9 * square.value, 9 * square.error, 1.0)
     assert 0.3 < sampled.volume_acceptance < 0.8
