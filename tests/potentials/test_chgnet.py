@@ -264,6 +264,7 @@ def test_isolated_atom_is_finite(teachers: dict) -> None:
     assert not prediction.forces.any()
 
 
+@pytest.mark.slow
 def test_vmap_equals_loop(structures: dict, teachers: dict) -> None:
     """Over stacked parameters: an ensemble; over stacked graphs: replicas."""
     graph = graph_from_atoms(structures["water cluster of 5"], 6.0, 3.0)

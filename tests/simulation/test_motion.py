@@ -48,19 +48,26 @@ def half_held(small_fluid: Atoms) -> list[Atoms]:
 
 
 class Runs(dict[str, Run]):
-    """By thermostat, made when asked for: 6 reduced times, of which 5 are kept; a frame every 0.05."""
+    """By thermostat, made when asked for; a frame every 0.05 reduced times."""
 
-    def __init__(self, structures: list[Atoms]) -> None:
-        self.structures = structures
+    def __init__(self, structures: list[Atoms], steps: int) -> None:
+        self.structures, self.steps = structures, steps
 
     def __missing__(self, name: str) -> Run:
-        self[name] = run_fluid(self.structures, ensemble=THERMOSTATS[name], steps=1200, seed=7)
+        self[name] = run_fluid(self.structures, ensemble=THERMOSTATS[name], steps=self.steps, seed=7)
         return self[name]
 
 
 @pytest.fixture(scope="module")
+def short(half_held: list[Atoms]) -> Runs:
+    """One reduced time."""
+    return Runs(half_held, 200)
+
+
+@pytest.fixture(scope="module")
 def runs(half_held: list[Atoms]) -> Runs:
-    return Runs(half_held)
+    """6 reduced times, of which 5 are kept."""
+    return Runs(half_held, 1200)
 
 
 def of_thermostats(*names: str) -> pytest.MarkDecorator:
@@ -69,8 +76,9 @@ def of_thermostats(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", marked)
 
 
+@pytest.mark.slow
 @pytest.mark.physics
-@of_thermostats(*THERMOSTATS)
+@pytest.mark.parametrize("name", THERMOSTATS)
 def test_kinetic_energy_of_free_atoms_is_canonical(runs: Runs, name: str, agrees) -> None:
     """χ² law of 48 degrees of freedom in every ensemble: with atoms that are held no momentum is conserved."""
     scaled = 48 * runs[name].temperature[:, 20:] / REDUCED_K
@@ -82,8 +90,9 @@ def test_kinetic_energy_of_free_atoms_is_canonical(runs: Runs, name: str, agrees
     agrees(f"kinetic energy per degree of freedom, half held, {name}, in kT/2", mean.value, mean.error, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.physics
-@of_thermostats("Nosé–Hoover", "velocity rescaling")
+@pytest.mark.parametrize("name", ["Nosé–Hoover", "velocity rescaling"])
 def test_potential_energy_is_that_of_langevin_dynamics(runs: Runs, name: str, agrees) -> None:
     """What the temperature is does not depend on how it is counted. Which atoms are held makes a difference."""
     for half in (0, 1):
@@ -97,29 +106,28 @@ def test_potential_energy_is_that_of_langevin_dynamics(runs: Runs, name: str, ag
 
 
 @of_thermostats(*THERMOSTATS)
-def test_held_atoms_stay(runs: Runs, half_held: list[Atoms], name: str) -> None:
+def test_held_atoms_stay(short: Runs, half_held: list[Atoms], name: str) -> None:
     """Where the structure says to the last bit, in each replica those that it names; the others move."""
-    run = runs[name]
+    run = short[name]
     assert run.completed.all()
     for replica, atoms in enumerate(half_held):
         fixed = np.arange(32) % 2 == replica % 2
         assert run.fixed is not None
         assert (run.fixed[replica] == fixed).all()
-        np.testing.assert_array_equal(
-            run.positions[replica][:, fixed], np.broadcast_to(atoms.positions[fixed], (120, 16, 3))
-        )
+        places = np.broadcast_to(atoms.positions[fixed], (20, 16, 3))
+        np.testing.assert_array_equal(run.positions[replica][:, fixed], places)
         moved = np.linalg.norm(run.positions[replica, -1] - atoms.positions, axis=1)
         assert (moved[~fixed] > 1e-2).all()
-        frame = run[120 * replica + 5]
+        frame = run[20 * replica + 5]
         np.testing.assert_array_equal(frame.positions[fixed], atoms.positions[fixed])
         (constraint,) = frame.constraints
         assert constraint.index.tolist() == np.flatnonzero(fixed).tolist()
 
 
 @of_thermostats("Nosé–Hoover", "velocity rescaling")
-def test_conserved_quantities(runs: Runs, name: str) -> None:
+def test_conserved_quantities(short: Runs, name: str) -> None:
     """The extended energies vary far less than the total energy; their chains count 48 degrees of freedom."""
-    run = runs[name]
+    run = short[name]
     assert run.conserved is not None
     kinetic = 0.5 * 48 * KB * run.temperature
     assert (run.conserved.std(axis=1) < 0.05 * (run.potential_energy + kinetic).std(axis=1)).all()

@@ -57,7 +57,7 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "ensemble", [pytest.param(NVE(REDUCED_K), id="NVE", marks=pytest.mark.slow), pytest.param(FLEXIBLE, id="NPT")]
+    "ensemble", [pytest.param(NVE(REDUCED_K), id="NVE"), pytest.param(FLEXIBLE, id="NPT", marks=pytest.mark.slow)]
 )
 def test_periodic_fluid(small_fluid: Atoms, ensemble: Ensemble) -> None:
     """The same trajectory in the frame of the structure, of atoms that were translated or never wrapped."""
@@ -106,6 +106,7 @@ def test_brought_back_on_the_way(small_fluid: Atoms, restless: list[int], ensemb
     np.testing.assert_allclose(brought.potential_energy, left.potential_energy, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_cluster_that_drifts(cluster: Atoms, restless: list[int], monkeypatch) -> None:
     """The centre of mass of Langevin dynamics diffuses."""
     far = moved(cluster, FAR)

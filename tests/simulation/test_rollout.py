@@ -92,6 +92,7 @@ def wells(stiffness: Any) -> tuple[Wells, Atoms]:
     return Wells({"k": stiffness, "centres": jnp.asarray(centres, float)}), Atoms("C64", centres)
 
 
+@pytest.mark.slow
 @pytest.mark.physics
 def test_derivative_of_the_mean_square_displacement_in_wells(x64: None, agrees: Callable) -> None:
     """d⟨x²⟩/dk = −kT/k² through BAOAB with given noise, and finite differences with the same noise to 1e-8."""

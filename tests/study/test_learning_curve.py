@@ -167,6 +167,7 @@ def test_forces_of_nan_change_no_potential_of_energies(results, files, folder, t
             np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, folder, tmp_path):
     """Without those of all bulk frames but the tested ones, every potential is the same to the last bit."""
     frames, rng = [ice_ih(molecules=16, seed=seed) for seed in range(7)], np.random.default_rng(0)
@@ -251,6 +252,7 @@ def test_processes_share_a_folder(results, files, folder, tmp_path, capsys):
     assert sum(line.startswith(f"{first}:") and line.endswith(" s") for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_closed_forms_run_once_with_energies(files, folder, tmp_path):
     """They have no seed, and see no forces."""
     foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}

@@ -55,9 +55,8 @@ def test_wells(run: Run, estimator: Any, agrees) -> None:
         assert found.status in (Status.OK, Status.SLOW_MOTION)
 
 
-@pytest.mark.parametrize(
-    "observable", [pytest.param(SquaredDisplacement(directions=True), marks=pytest.mark.slow), PotentialEnergy()]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("observable", [SquaredDisplacement(directions=True), PotentialEnergy()])
 def test_reweighting_is_covariance_at_the_reference(observable: Observable, run: Run, x64: None) -> None:
     """To 1e-10: two ways, one by differentiating weights, one by a sum over frames."""
     run = dataclasses.replace(run, positions=run.positions.astype(np.float64))
@@ -174,6 +173,7 @@ def test_same_shapes_share_one_program(run: Run) -> None:
     assert compiled._cache_size() == before
 
 
+@pytest.mark.slow
 def test_lowers_for_accelerators() -> None:
     """The gradient of a reweighted average, and the sums of the covariance, of a network's parameters."""
     atoms = bulk("OH", "rocksalt", a=3.6, cubic=True)

@@ -156,6 +156,7 @@ def test_pair_forces_are_found() -> None:
     picture.clear()
 
 
+@pytest.mark.slow
 def test_replicas_may_have_settled_in_several_places() -> None:
     """Each then has a mean structure of its own, and what differs between them is the rest."""
     run = made_ice(np.random.default_rng(4), "translation")
