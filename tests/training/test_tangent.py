@@ -21,7 +21,7 @@ from jaxmlip.training.strategies.closed_form import spread, without_errors
 from jaxmlip.training.strategies.tangent import TangentKernel, TangentPosterior, tangent_posterior
 from jaxmlip.training.trainer import train
 
-MODEL = Equivariant(channels=4, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(16,))
+MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
 SETTINGS = TrainingSettings(epochs=10, batch_size=4, learning_rate=0.02, ema_decay=0.95)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The compositions of the frames")

@@ -28,7 +28,7 @@ from jaxmlip.validation.averages import frame_states
 from jaxmlip.validation.gradients import Gradient, gradient, mean_of_frames
 from jaxmlip.validation.influence import Targets, choose_labels, greedy_choice, influence
 
-MODEL = Equivariant(channels=4, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(8,))
+MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(8,))
 LABELS, WRONG, KELVIN = 12, 5, 250.0
 RDF_OO = RDF("O", "O", r_max=4.0, bins=6, smearing=0.2)
 
