@@ -490,7 +490,7 @@ def test_config_commands(tmp_path):
 
 def test_tabulate(tmp_path):
     """The file it writes is the potential with tables; others are refused in one sentence."""
-    potential = Equivariant(channels=2, l_max=1).build([1, 8], average_neighbors=10.0, seed=0)
+    potential = Equivariant(channels=2, l_max=0, correlation=1).build([1, 8], average_neighbors=10.0, seed=0)
     save(potential, tmp_path / "p.jaxmlip")
     result = invoke("tabulate", tmp_path / "p.jaxmlip", tmp_path / "q.jaxmlip", "--tolerance", "1e-4")
     assert result.exit_code == 0, result.output

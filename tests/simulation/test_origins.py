@@ -149,6 +149,7 @@ def test_goes_on_with_a_file_that_knows_no_offsets(small_fluid: Atoms, tmp_path:
     np.testing.assert_array_equal(load_run(path).positions, run_fluid(small_fluid).positions)
 
 
+@pytest.mark.slow
 def test_bonds_across_a_face_of_the_cell(restless: list[int], tmp_path: Path) -> None:
     """A bond that is watched stays the same bond when one of its atoms is brought back, also after a restart."""
     bonded = LennardJones({"epsilon": np.float32(1.0), "sigma": np.float32(0.855)})
