@@ -347,7 +347,7 @@ def plain_messages(params: dict, sources, radial, harmonics, l_in: int, l_max: i
     return jnp.concatenate(mixed, axis=1)
 
 
-@pytest.mark.parametrize(("l_in", "l_max"), [(0, 3), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("l_in", "l_max"), [(0, 3), pytest.param(1, 2, marks=pytest.mark.slow), (2, 2)])
 def test_interaction_equals_the_plain_form(l_in: int, l_max: int, x64: None) -> None:
     draw = np.random.default_rng(0)
     atoms, slots, elements, channels = 3, 5, 2, 4
