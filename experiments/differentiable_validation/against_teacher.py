@@ -9,7 +9,7 @@ Run again to go on where it was. Usage:
 
     uv run python experiments/differentiable_validation/against_teacher.py [--time-ps 0.5] [--replicas 4]
         [--ensemble nvt|npt] [--molecules 32] [--teacher chgnet:r2scan] [--students DIRECTORY]
-        [--out runs/differentiable_validation]
+        [--no-shares] [--out runs/differentiable_validation]
 """
 
 import argparse
@@ -66,7 +66,15 @@ def main() -> None:
     for path in sorted(options.students.glob("*.jaxmlip")):
         print(f"\n## {path.stem}", flush=True)
         found[path.stem] = of_student(
-            jm.load(path), teacher, start, ensemble, sampling, teacher_run, names, options.out / path.stem
+            jm.load(path),
+            teacher,
+            start,
+            ensemble,
+            sampling,
+            teacher_run,
+            names,
+            options.out / path.stem,
+            options.shares,
         )
     (options.out / "results.json").write_text(json.dumps(found, indent=1))
     table = "\n\n".join(f"### {name}\n\n{as_table(rows)}\n\n{in_words(rows)}" for name, rows in found.items())
@@ -82,6 +90,9 @@ def parsed() -> Any:
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--ensemble", choices=("nvt", "npt"), default="nvt")
     parser.add_argument("--molecules", type=int, default=32)
+    parser.add_argument(
+        "--no-shares", dest="shares", action="store_false", help="not where errors come from: a fifth of the calls"
+    )
     parser.add_argument("--teacher", default="chgnet:r2scan")
     parser.add_argument("--students", type=Path, default=Path(__file__).parent / "students")
     parser.add_argument("--out", type=Path, default=Path("runs/differentiable_validation"))
@@ -107,7 +118,15 @@ def simulated(potential: Any, start: Any, ensemble: Any, sampling: Any, path: Pa
 
 
 def of_student(
-    student: Any, teacher: Any, start: Any, ensemble: Any, sampling: Any, teacher_run: Any, names: list[str], out: Path
+    student: Any,
+    teacher: Any,
+    start: Any,
+    ensemble: Any,
+    sampling: Any,
+    teacher_run: Any,
+    names: list[str],
+    out: Path,
+    shares: bool,
 ) -> dict[str, Any]:
     """Rows by observable: what the ladder said, what the teacher's simulation says, and what response predicts."""
     run = simulated(student, start, ensemble, sampling, out.with_suffix(".h5"), seed=0)
@@ -118,18 +137,25 @@ def of_student(
     observables: dict[str, Any] = {
         name: jm.observable_from_text(name, temperature_K=KELVIN, pressure_GPa=0.0) for name in names
     }
-    predicted = jm.predicted_error(run, student, teacher, list(observables.values()), temperature_K=KELVIN)
+    wanted: dict[str, Any] = {} if shares else {"by": ()}
+    predicted = jm.predicted_error(run, student, teacher, list(observables.values()), temperature_K=KELVIN, **wanted)
+    if shares:
+        draw_shares(predicted, observables, out)
+    rows = {}
+    for name, observable in observables.items():
+        response = predicted[observable.name]
+        rows[name] = row_of(without.observables[name], direct.observables[name], response)
+    return rows
+
+
+def draw_shares(predicted: Any, observables: dict[str, Any], out: Path) -> None:
+    """Where the predicted errors come from."""
     panels, axes = figure(len(SPLIT), 3, 11.0, 2.6 * len(SPLIT))
     for row, name in zip(axes, SPLIT, strict=True):
         predicted[observables[name].name].draw(row)
     panels.suptitle(f"where the predicted errors of {out.name} come from")
     panels.savefig(out.with_name(f"{out.name}-where.png"), dpi=130)
     plt.close(panels)
-    rows = {}
-    for name, observable in observables.items():
-        response = predicted[observable.name]
-        rows[name] = row_of(without.observables[name], direct.observables[name], response)
-    return rows
 
 
 def row_of(without: Any, direct: Any, response: Any) -> dict[str, Any]:

@@ -72,6 +72,14 @@ def test_wells_of_one_element_are_to_blame(agrees) -> None:
     )
     np.testing.assert_allclose(found.by("atoms").value.sum(), float(found.total), rtol=1e-4)
     assert found.names["motions"] == ("displacement", "rest")
+    alone = predicted_error(run, student, teacher, [NeonSpread()], temperature_K=KELVIN, by=())["x2"]
+    assert (float(alone.total), float(alone.total.error)) == (float(found.total), float(found.total.error))
+    assert alone.pair_forces is None
+    with pytest.raises(ValueError, match="not split by elements: that was not asked for"):
+        alone.by("elements")
+    few = predicted_error(run, student, teacher, [NeonSpread()], temperature_K=KELVIN, by=["elements"])["x2"]
+    np.testing.assert_array_equal(few.by("elements").value, by_element.value)
+    assert [*few.energies] == ["elements"]
 
 
 def test_a_run_that_drifts_has_no_error() -> None:
