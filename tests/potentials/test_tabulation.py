@@ -16,7 +16,7 @@ from jaxmlip.systems.graph import Graph, batch_graphs, graph_from_atoms, straine
 from jaxmlip.systems.ice import ice_ih
 
 CUTOFF = 4.0
-MODEL = Equivariant(channels=8, l_max=2, message_l=1, cutoff=CUTOFF, radial_mlp=(32, 32))
+MODEL = Equivariant(channels=8, l_max=1, message_l=1, correlation=2, cutoff=CUTOFF, radial_mlp=(32, 32))
 
 
 @jax.jit

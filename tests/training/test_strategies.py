@@ -43,6 +43,8 @@ VARIANTS = [
     SingleFidelity(references="keep"),
     SingleFidelity(references="refit"),
     SingleFidelity(references="shift", moves="readouts", l2_sp=1.0),
+]
+SLOW_VARIANTS = [
     SingleFidelity(references="trainable", moves="low_rank", rank=2),
     MultiFidelity(references="trainable", warm_start=False, anchor=0.5, layer_decay=0.5, moves="all_but_embedding"),
 ]
@@ -132,7 +134,9 @@ def test_hidden_forces_never_speak(lifted):
 
 
 @pytest.mark.parametrize(
-    "strategy", ALL + VARIANTS, ids=lambda s: f"{s.name} {s.model_dump(exclude_defaults=True, exclude={'name'})}"
+    "strategy",
+    [*ALL, *VARIANTS, *(pytest.param(strategy, marks=pytest.mark.slow) for strategy in SLOW_VARIANTS)],
+    ids=lambda s: f"{s.name} {s.model_dump(exclude_defaults=True, exclude={'name'})}",
 )
 def test_energy_only_training_cannot_see_forces(foundation, low, high, strategy):
     """True, absent or absurd forces and stresses: the same problem and the same parameters, bit for bit."""
