@@ -109,14 +109,15 @@ def test_splines_are_zero_from_the_cutoff_on_and_smooth_before(x64: None) -> Non
 
 
 def test_refusals() -> None:
-    tables = tabulate(build(l_max=0, message_l=0), 1e-3)
+    small = {"l_max": 0, "message_l": 0}
+    tables = tabulate(build(**small), 1e-3)
     with pytest.raises(ValueError, match="has tables of its radial functions already"):
         tabulate(tables)
     for changes in ({"distance_transform": "agnesi"}, {"learned_radial_scale": True}):
         with pytest.raises(ValueError, match="depend on the elements"):
-            tabulate(build(**changes))
+            tabulate(build(**small, **changes))
     for tolerance in (0.0, 1.0, -1e-3):
         with pytest.raises(ValueError, match="must be between 0 and 1"):
-            tabulate(build(), tolerance)
+            tabulate(build(**small), tolerance)
     with pytest.raises(ValueError, match="do not reach a tolerance of 1e-15"):
-        tabulate(build(), 1e-15)
+        tabulate(build(**small), 1e-15)

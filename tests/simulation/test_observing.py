@@ -191,7 +191,7 @@ def test_velocities_are_kept(small_fluid: Atoms, tmp_path: Path) -> None:
 
     That of observation is the one that moves the cell.
     """
-    options = {"replicas": 2, "keep_velocities": True, "ensemble": AT_CONSTANT_PRESSURE}
+    options: dict[str, Any] = {"replicas": 2, "keep_velocities": True, "ensemble": AT_CONSTANT_PRESSURE}
     run = run_fluid(small_fluid, observables=[PressureTensor()], **options)
     assert run.velocities is not None
     assert run.velocities.shape == run.positions.shape

@@ -154,6 +154,7 @@ def test_pair_forces_are_found() -> None:
     assert found.names["pairs"] == ("H–H", "H–O", "O–O", "rest")
     energies = found.energies["pairs"]
     assert energies[:, :, 3].std() < 1e-2 * energies.sum(2).std()
+    assert found.pair_forces is not None
     nearest = np.abs(found.distances - 2.75).argmin()
     np.testing.assert_allclose(found.pair_forces.params[2, nearest], TEACHER.params[2, nearest], rtol=0.02)
     whole = found.by("pairs", whole=True)
