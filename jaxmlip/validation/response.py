@@ -7,6 +7,7 @@ atoms and motions, and pair forces that are fitted to the difference of forces, 
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -133,7 +134,10 @@ class PredictedError:
 
     def _draw_atoms(self, ax: Axes) -> None:
         if "atoms" not in self.energies:
-            ax.text(0.5, 0.5, self.refused["atoms"], ha="center", va="center", wrap=True, transform=ax.transAxes)
+            said = textwrap.fill(f"by atoms: {self.refused['atoms']}", 36)
+            # Counted in the layout, it would push the other panels away.
+            ax.text(0.5, 0.5, said, ha="center", va="center", size="small", transform=ax.transAxes).set_in_layout(False)
+            ax.set_axis_off()
             return
         shares, names = self.by("atoms"), self.names["atoms"]
         symbols = [name.split()[0] for name in names if name not in ("cell", REST)]

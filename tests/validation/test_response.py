@@ -186,6 +186,12 @@ def test_liquids_are_split_by_pairs_only() -> None:
     left = dataclasses.replace(run, positions=moved)
     found = predicted_error(left, STUDENT, TEACHER, [PotentialEnergy()], **OPTIONS)["potential energy"]
     assert found.by("pairs").value.shape == (4,)
+    picture, axes = figure(1, 3, 11.0, 2.6)
+    found.draw(axes[0])
+    picture.canvas.draw()
+    assert "Atom 4 of replica" in axes[0][1].texts[0].get_text()
+    assert axes[0][0].get_position().width > 0.15, "what is said of atoms leaves no room for the panels beside it"
+    picture.clear()
     with pytest.raises(ValueError, match=r"not split by atoms: Atom 4 of replica \d comes 1\.\d\d Å"):
         found.by("atoms")
     with pytest.raises(ValueError, match="no mean, of which there is a linear response"):
