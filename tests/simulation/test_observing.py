@@ -209,10 +209,9 @@ def test_velocities_are_kept(small_fluid: Atoms, tmp_path: Path) -> None:
 
     record(tmp_path / "run.h5", small_fluid, observables=[PressureTensor()], **options)
     np.testing.assert_array_equal(load_run(tmp_path / "run.h5").velocities, run.velocities)
+    without: dict[str, Any] = options | {"keep_velocities": False}
     with pytest.raises(ValueError, match="velocities is True there and None here"):
-        record(
-            tmp_path / "run.h5", small_fluid, **(options | {"keep_velocities": False}), observables=[PressureTensor()]
-        )
+        record(tmp_path / "run.h5", small_fluid, observables=[PressureTensor()], **without)
     assert run_fluid(small_fluid).velocities is None
 
 

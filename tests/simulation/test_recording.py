@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from ase import Atoms
 from conftest import DT, FLUID, fcc, fluid_options, run_fluid
 from simple_potentials import REDUCED_K, REDUCED_TIME_FS, LennardJones, Wells, lennard_jones
 
-from jaxmlip.simulation import h5md, recording, trajectory_file
+from jaxmlip.simulation import recording, trajectory_file
 from jaxmlip.simulation.barostats import NPT, NPTNoseHoover
 from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.ensembles import NVE, NVTNoseHoover, NVTVelocityRescaling
@@ -30,7 +29,6 @@ from jaxmlip.simulation.marked_files import lock_of
 from jaxmlip.simulation.recording import FRAMES_BETWEEN_WRITES, Recorder
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Outcome, Run, export_extxyz, load_run
-from jaxmlip.simulation.trajectory_file import TrajectoryFile
 from jaxmlip.units import GPA
 
 ARRAYS = ("positions", "cells", "potential_energy", "temperature", "conserved", "pressure_GPa", "time_fs", "lengths")
@@ -176,41 +174,6 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path) -> None:
     finished = record(path, structure, replicas=2, steps=steps, sample_every_fs=DT)
     assert finished.resumed == run.n_frames
     assert_same(load_run(path), run_fluid(structure, replicas=2, steps=steps, sample_every_fs=DT))
-
-
-@pytest.mark.slow
-def test_readers_and_writers_wait_for_each_other(recorded: Path, tmp_path: Path) -> None:
-    """One process opens the file to write and closes it, again and again, while another reads it."""
-    path = Path(shutil.copy(recorded, tmp_path))
-    text = f"""
-        from pathlib import Path
-        from jaxmlip.simulation.trajectory_file import TrajectoryFile
-        print("begins", flush=True)
-        for _ in range(40):
-            with TrajectoryFile.reopen(Path({str(path)!r})):
-                pass
-    """
-    writer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)], stdout=subprocess.PIPE, text=True)
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == "begins\n"
-    frames = set()
-    while writer.poll() is None:
-        frames.add(load_run(path).n_frames)
-    assert writer.returncode == 0
-    assert frames == {load_run(recorded).n_frames}
-
-
-def test_who_keeps_the_file_open_is_told(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(h5md, "LOCK_PATIENCE_S", 0.1)
-    path = Path(shutil.copy(recorded, tmp_path))
-    before = path.read_bytes()
-    with path.open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        for attempt in (load_run, TrajectoryFile.reopen):
-            with pytest.raises(ValueError, match="kept open by another program"):
-                attempt(path)
-    assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 LONG_RUN = """
