@@ -12,7 +12,6 @@ from jaxmlip.cli import app
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-@pytest.mark.optimised
 def test_python_examples_run():
     """The example as printed, from loading teachers to the errors of a lifted student."""
     examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
