@@ -167,7 +167,6 @@ def test_forces_of_nan_change_no_potential_of_energies(results, files, folder, t
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
 def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, folder, tmp_path):
     """Without those of all bulk frames but the tested ones, every potential is the same to the last bit."""
     frames, rng = [ice_ih(molecules=16, seed=seed) for seed in range(7)], np.random.default_rng(0)
