@@ -1,6 +1,7 @@
 """The command line: help without imports, machine-readable results, and mistakes in one sentence each."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -393,7 +394,14 @@ def test_train_sees_stress_wherever_it_is(copper, tmp_path):
     def trained(*overrides):
         result = invoke("train", config, *overrides, "--out", out, "--quiet")
         assert result.exit_code == 0, result.output
-        report = json.loads(result.stdout.partition("Wrote")[0])
+        report = {"validation": json.loads((out / "errors.json").read_text())}
+        last = json.loads((out / "history.json").read_text())[-1]
+        report |= {key: last[key] for key in ("stress_weight",) if key in last}
+        said = re.search(r"^force_rmse_meV_A +([\d.]+) ± ", result.stdout, flags=re.MULTILINE)
+        assert said is not None
+        assert float(said[1]) == pytest.approx(report["validation"]["force_rmse_meV_A"], rel=0.05)
+        assert ("Stress was trained on" in result.stdout) == ("stress_weight" in report)
+        assert re.search(r"^Kept: the parameters of epoch \d+ of 30\.$", result.stdout, flags=re.MULTILINE)
         shutil.rmtree(out / "training")
         return report, load_potential(out / "potential.jaxmlip").trained_on
 
