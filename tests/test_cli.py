@@ -74,6 +74,17 @@ def sentence(*arguments):
     return line
 
 
+def test_results_are_alone_on_stdout():
+    """What a calculator's program prints below Python does not stand between results."""
+    program = (
+        "import os, typer\nfrom jaxmlip.cli import app, config_app\n"
+        "@config_app.command()\ndef loud() -> None:\n    os.write(1, b'cycle 1'); typer.echo('a result')\n"
+        "app(['config', 'loud'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a result\n", "cycle 1")
+
+
 def test_help_imports_nothing_slow():
     """Importing jax alone takes seconds; `--help` must not wait for it."""
     program = (

@@ -19,6 +19,7 @@ from jaxmlip.cli.options import (
     PotentialOption,
     StressKey,
     mistakes_in_one_sentence,
+    results_alone_on_stdout,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -39,6 +40,7 @@ def main(
     ] = None,
 ) -> None:
     """Train interatomic potentials on cheap data, lift them, and know whether their simulations can be trusted."""
+    results_alone_on_stdout()
     with mistakes_in_one_sentence():
         if modules:
             sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
