@@ -56,6 +56,17 @@ def progress_bar(*args: Any, compiles: bool = False, **options: Any) -> Bar:
     return Bar(*args, compiles=compiles, **options)
 
 
+def say(sentence: str, *, shown: bool = True) -> None:
+    """What the bars below are of: a line on standard error, between bars.
+
+    Args:
+        sentence: to be said.
+        shown: whether progress is shown at all.
+    """
+    if shown:
+        Bar.write(sentence, file=sys.stderr)
+
+
 def _says_no_size() -> bool:
     """Whether standard error is a terminal of no columns and rows."""
     try:
