@@ -73,7 +73,9 @@ def made_summary(clusters: int) -> dict[str, Any]:
         return errors | observed | energy | verdict
 
     seeds = [one(90.0 + clusters), one(100.0 + clusters)]
-    students = {name: {"energy_forces": one(95.0 + clusters) | {"by_seed": seeds}} for name in ("direct", "differential")}
+    students = {
+        name: {"energy_forces": one(95.0 + clusters) | {"by_seed": seeds}} for name in ("direct", "differential")
+    }
     content: dict[str, Any] = {
         **{"study": "clusters_to_bulk", "format": FORMAT, "name": f"n{clusters}", "seed": 0, "teachers": {}},
         **{"setting": "ice", "clusters": {"number": clusters, "radius_A": 3.0 + clusters / 6}, "ensembles": ["NVT"]},

@@ -14,7 +14,18 @@ from jaxmlip.potentials.files import load, save
 from jaxmlip.potentials.potential import Sum
 from jaxmlip.simulation.ensembles import NVTVelocityRescaling
 from jaxmlip.simulation.simulate import simulate
-from jaxmlip.study.citing import ALWAYS, CALCULATORS, ENSEMBLES, KINDS, SIMULATED, STRATEGIES, STUDIES, WORDS, bibtex, references
+from jaxmlip.study.citing import (
+    ALWAYS,
+    CALCULATORS,
+    ENSEMBLES,
+    KINDS,
+    SIMULATED,
+    STRATEGIES,
+    STUDIES,
+    WORDS,
+    bibtex,
+    references,
+)
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.training.strategies.registry import STRATEGIES as ALL_STRATEGIES
 

@@ -234,7 +234,9 @@ def test_default_observables(start: Atoms) -> None:
     assert names == ["rdf:Ar-Ar", "potential_energy", "density"]
     cluster = start.copy()
     cluster.pbc = False
-    with pytest.warns(UserWarning, match=r"energies alone are compared: name what matters as observables, such as bond:"):
+    with pytest.warns(
+        UserWarning, match=r"energies alone are compared: name what matters as observables, such as bond:"
+    ):
         names = [*Task.of(cluster, one, one, NVT(REDUCED_K), None, None, SHORT).observables]
     assert names == ["potential_energy"]
     with warnings.catch_warnings(action="error"):
