@@ -315,9 +315,7 @@ def _of_folder(path: Path) -> Info:
         "stages_s": {str(each.parent.relative_to(below)): (_json(each) or {}).get("wall_s") for each in stages},
         "potentials": potentials,
         "trained": {} if record.is_file() else {key: config[key] for key in TRAINED if config.get(key)},
-        "errors of frames held out": {
-            key: each for key, each in errors.items() if "_rmse_" in key and each is not None
-        },
+        "errors of frames held out": errors,
         "versions": said.get("versions", {}),
     }
     odd = [f"The stage {name} is not finished; the same command goes on with it." for name in sorted(unfinished)]

@@ -91,8 +91,8 @@ class Workers(Section):
             return f"No worker is there: its {self.number} jobs wait in the queue, or have ended; waiting ..."
         by = "--scheduler-file " if self.scheduler.endswith(".json") else ""
         return (
-            f"The scheduler {self.scheduler} has no workers. Start some where jaxmlip is installed and the folder of the "
-            f"run is seen: dask worker {by}{self.scheduler} --nthreads 1; waiting ..."
+            f"The scheduler {self.scheduler} has no workers. Start some where jaxmlip is installed and the folder of "
+            f"the run is seen: dask worker {by}{self.scheduler} --nthreads 1; waiting ..."
         )
 
 

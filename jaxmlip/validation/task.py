@@ -195,8 +195,8 @@ def _default(start: Atoms, ensemble: Ensemble) -> list[str]:
     names = [f"rdf:{one}-{other}" for one, other in pairs]
     if not names:
         warnings.warn(
-            "The structure has no cell in which there are distributions of distances, so that energies alone are compared: "
-            "name what matters as observables, such as bond:O-H, angle:H-O-H, coordination:Na-O:r_0=3.",
+            "The structure has no cell in which there are distributions of distances, so that energies alone are "
+            "compared: name what matters as observables, such as bond:O-H, angle:H-O-H, coordination:Na-O:r_0=3.",
             stacklevel=4,
         )
     return [*names, "potential_energy", *(["density"] if ensemble.moves_cell else [])]
