@@ -537,6 +537,6 @@ def test_md_and_relax_hold_fixed_atoms(argon, tmp_path):
 
 def test_damaged_input_ends_in_a_sentence():
     """Each kind of file and command a few times; `fuzz_command_line.py` does more."""
-    ended, wrong = fuzz(42)
+    ended, wrong = fuzz(46)
     assert not wrong, wrong[0]
     assert ended["a sentence"] > 30
