@@ -151,7 +151,8 @@ def evaluate(
         structures, stress = [frame.atoms for frame in reference], any(map(has_stress, reference))
         if stress and (said := without_stress(model)):
             warnings.warn(said, stacklevel=1)
-        report = compare(reference, label_frames(structures, model, stress=stress, allow_close=allow_close))
+        shown = {"progress": sys.stderr.isatty(), "allow_close": allow_close}
+        report = compare(reference, label_frames(structures, model, stress=stress, **shown))
         typer.echo(to_json(report.to_json(), indent=None) if as_json else as_table(report))
 
 
