@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.units import GPA
 from jaxmlip.validation import ladder
+from jaxmlip.validation.ladder import whole_frames
 from jaxmlip.validation.page import write_validation
 from jaxmlip.validation.task import Sampling, named_values
 from jaxmlip.validation.validate import Validation, validate
@@ -164,6 +166,9 @@ def test_cannot_tell_what_no_way_tells(run: Run) -> None:
     assert energy.student is not None
     assert "a simulation of the teacher" in energy.reason
     assert {"reweighting", "bridge", "direct"} <= set(found.refused)
+    told = repr(found).splitlines()
+    assert [line for line in told if line.startswith("no bridge: it is not wanted")]
+    assert [line for line in told if line.startswith(f"{NAMES[1]}: it would take") and "--allow-teacher-md" in line]
 
 
 def test_folder_and_page(start: Atoms, tmp_path: Path) -> None:
@@ -233,6 +238,20 @@ def test_default_observables(start: Atoms) -> None:
     at_pressure = NPT(REDUCED_K, 0.5 / GPA)
     names = [*Task.of(start, one, one, at_pressure, None, None, SHORT).observables]
     assert names == ["rdf:Ar-Ar", "potential_energy", "density"]
+    cluster = start.copy()
+    cluster.pbc = False
+    with pytest.warns(
+        UserWarning, match=r"energies alone are compared: name what matters as observables, such as bond:"
+    ):
+        names = [*Task.of(cluster, one, one, NVT(REDUCED_K), None, None, SHORT).observables]
+    assert names == ["potential_energy"]
+    with warnings.catch_warnings(action="error"):
+        Task.of(cluster, one, one, NVT(REDUCED_K), ["coordination:Ar-Ar:r_0=4"], None, SHORT)
+
+
+def test_bridges_end_with_a_frame() -> None:
+    """So that nobody is warned of a length that nobody chose."""
+    assert [whole_frames(steps, 20) for steps in (285.0, 280.0, 279.9, 3.0)] == [280, 280, 260, 20]
 
 
 def test_published_schema() -> None:
