@@ -1,11 +1,12 @@
 """One potential by one strategy, from files of labelled frames: the `jaxmlip train` command."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from jaxmlip.files import write_json
+from jaxmlip.files import to_json, write_json
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.errors import compare, table_of
 from jaxmlip.potentials.evaluation import predict
@@ -50,7 +51,14 @@ class TrainOne(Section):
 
 
 def told(result: dict[str, Any], folder: Path) -> str:
-    """What the command line says of a training."""
+    """What the command line says of a training: a table in a terminal, JSON to a program or a file."""
+    if not sys.stdout.isatty():
+        return f"{to_json(result)}\nWrote {folder / 'potential.jaxmlip'}."
+    return in_words(result, folder)
+
+
+def in_words(result: dict[str, Any], folder: Path) -> str:
+    """The errors of a training as a table, which epoch was kept, and where all of it is."""
     kept = f"Kept: the parameters of epoch {result['best_epoch']} of {result['epochs']}.\n" if result["epochs"] else ""
     weight = f"Stress was trained on with weight {result['stress_weight']:.3g}.\n" if "stress_weight" in result else ""
     return (
