@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int
@@ -135,7 +136,7 @@ def _shapes(neighbors: Any, four: tuple, target: int, plan: Plan) -> list[tuple[
 
 
 def _abstract(neighbors: Any, *four: Any, target: int, plan: Plan) -> Any:
-    return jax.core.ShapedArray(_shapes(neighbors, four, target, plan)[target], four[0].dtype)
+    return ShapedArray(_shapes(neighbors, four, target, plan)[target], four[0].dtype)
 
 
 def _tangent(place: int, tangent: Any, neighbors: Any, *four: Any, target: int, plan: Plan) -> Any:

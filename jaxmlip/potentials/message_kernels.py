@@ -171,7 +171,8 @@ def launched(
         in_specs=[spec("system", "atom", "slots"), spec(*how.matrices.shape), *specs],
         out_specs=made,
         interpret=interpret,
-        compiler_params=None if interpret else triton.CompilerParams(num_warps=4, num_stages=2),
+        # Loads ahead of a loop would take more shared memory than there is.
+        compiler_params=None if interpret else triton.CompilerParams(num_warps=4, num_stages=1),
         name=f"messages_{NAMES[target]}",
     )(neighbors, jnp.asarray(how.matrices, four[0].dtype), *four)
 
