@@ -123,7 +123,7 @@ def moved(driver: Any, seconds: float, atoms: int) -> Row:
         times.append(s / steps)
         if block == 1:  # the first has made lists and warmed up
             steps = int(np.clip(seconds / times[-1], 4, 2000))
-    replicas, failed = len(driver.sizes), int((np.asarray(driver.replicas.failure) > 0).sum())
+    replicas, failed = len(driver.starts.sizes), int((np.asarray(driver.replicas.failure) > 0).sum())
     s = min(times[2:])
     row: Row = {"ms per step": 1e3 * s, "replica-steps/s": replicas / s, "ns/day": replicas * 0.5e-6 * 86400 / s}
     row |= {"µs per atom": 1e6 * s / (replicas * atoms), "steps": taken}

@@ -26,13 +26,32 @@ TimestepOption = Annotated[float, typer.Option("--timestep_fs", help="fs")]
 SampleOption = Annotated[float, typer.Option("--sample_every_fs", help="time between stored frames, fs")]
 ReplicasOption = Annotated[int, typer.Option(help="independent replicas, run as one program")]
 SeedOption = Annotated[int, typer.Option(help="of velocities and noise")]
+StartArgument = Annotated[
+    Path, typer.Argument(help="starting structure, the last of a trajectory (.h5) or of any file that ASE reads")
+]
+TablesOption = Annotated[
+    str, typer.Option(help="auto: tables for radial networks where they pay (see tabulate); on or off")
+]
+ObservablesOption = Annotated[
+    str | None,
+    typer.Option(help="separated by commas, such as rdf:O-O,potential_energy,density; by default these"),
+]
+RunOption = Annotated[
+    Path | None, typer.Option(help="a run of the potential's by `jaxmlip md`, in place of simulating it")
+]
+TeacherRunOption = Annotated[Path | None, typer.Option("--teacher-run", help="a run of the teacher's, if there is")]
+TeacherDynamicsOption = Annotated[
+    bool, typer.Option("--allow-teacher-md", help="simulate the teacher where nothing cheaper tells")
+]
+NoBridgeOption = Annotated[bool, typer.Option("--no-bridge", help="no simulations between the two potentials")]
+ToleranceOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE, a difference that does no harm, in the observable's unit")
+]
 
 
 @app.command()
 def md(
-    structure: Annotated[
-        Path, typer.Argument(help="starting structure, the last of a trajectory (.h5) or of any file that ASE reads")
-    ],
+    structure: StartArgument,
     potential: PotentialOption,
     temperature_k: Annotated[float, typer.Option("--temperature_K", help="K; nve: of the velocities at the start")],
     time_ps: Annotated[float, typer.Option("--time_ps", help="length of each replica, ps")],
@@ -45,9 +64,7 @@ def md(
     sample_every_fs: SampleOption = 10.0,
     replicas: ReplicasOption = 1,
     seed: SeedOption = 0,
-    tables: Annotated[
-        str, typer.Option(help="auto: tables for radial networks where they pay (see tabulate); on or off")
-    ] = "auto",
+    tables: TablesOption = "auto",
     allow_close: CloseOption = False,
 ) -> None:
     """Simulate a structure at constant energy, at constant temperature, or at constant temperature and pressure.
@@ -169,9 +186,7 @@ def relax(
 
 @app.command()
 def validate(
-    structure: Annotated[
-        Path, typer.Argument(help="starting structure, the last of a trajectory (.h5) or of any file that ASE reads")
-    ],
+    structure: StartArgument,
     potential: PotentialOption,
     against: Annotated[str, typer.Option(help="the teacher, named as the potential is")],
     temperature_k: Annotated[float, typer.Option("--temperature_K", help="K")],
@@ -181,23 +196,12 @@ def validate(
     pressure_gpa: PressureOption = 0.0,
     cell: CellOption = "isotropic",
     replicas: ReplicasOption = 4,
-    observables: Annotated[
-        str | None,
-        typer.Option(help="separated by commas, such as rdf:O-O,potential_energy,density; by default these"),
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="a run of the potential's by `jaxmlip md`, in place of simulating it")
-    ] = None,
-    teacher_run: Annotated[
-        Path | None, typer.Option("--teacher-run", help="a run of the teacher's, if there is")
-    ] = None,
-    allow_teacher_md: Annotated[
-        bool, typer.Option("--allow-teacher-md", help="simulate the teacher where nothing cheaper tells")
-    ] = False,
-    no_bridge: Annotated[bool, typer.Option("--no-bridge", help="no simulations between the two potentials")] = False,
-    tolerance: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE, a difference that does no harm, in the observable's unit")
-    ] = None,
+    observables: ObservablesOption = None,
+    run: RunOption = None,
+    teacher_run: TeacherRunOption = None,
+    allow_teacher_md: TeacherDynamicsOption = False,
+    no_bridge: NoBridgeOption = False,
+    tolerance: ToleranceOption = None,
     timestep_fs: TimestepOption = 0.5,
     sample_every_fs: SampleOption = 10.0,
     friction_per_ps: Annotated[float, typer.Option("--friction_per_ps", help="of nvt and npt, 1/ps")] = 50.0,

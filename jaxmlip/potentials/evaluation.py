@@ -105,21 +105,8 @@ def predict(
             graphs = {index: _graph(potential, structures[index], index) for index in window}
             for members, batch in _batches(graphs, batch_atoms):
                 prediction = jax.device_get(compiled_evaluate(on_device, batch, stress))
-                complaint = potential.complaint()
-                first = 0
-                for place, index in enumerate(members):
-                    atoms = structures[index]
-                    mine = np.s_[first : first + len(atoms)]
-                    first += len(atoms)
-                    frames[index] = _frame(
-                        index,
-                        atoms,
-                        float(prediction.energy[place]) + reference_energy(potential, atoms.numbers),
-                        np.asarray(prediction.forces[mine], np.float64),
-                        np.asarray(prediction.stress[place], np.float64) if stress else None,
-                        None if prediction.magmoms is None else np.asarray(prediction.magmoms[mine], np.float64),
-                        complaint,
-                    )
+                for index, frame in _frames(potential, structures, members, prediction, stress):
+                    frames[index] = frame
                 bar.update(len(members))
     return [frames[index] for index in range(len(structures))]
 
@@ -178,6 +165,29 @@ def bare_copy(atoms: Atoms) -> Atoms:
 
 def _name(index: int, atoms: Atoms) -> str:
     return f"Frame {index} ({atoms.symbols})"
+
+
+def _frames(
+    potential: Potential, structures: Sequence[Atoms], members: Sequence[int], prediction: Prediction, stress: bool
+) -> Iterator[tuple[int, Frame]]:
+    """What the prediction for a batch says of its members, with references."""
+    complaint, first = potential.complaint(), 0
+    for place, index in enumerate(members):
+        atoms = structures[index]
+        mine = np.s_[first : first + len(atoms)]
+        first += len(atoms)
+        yield (
+            index,
+            _frame(
+                index,
+                atoms,
+                float(prediction.energy[place]) + reference_energy(potential, atoms.numbers),
+                np.asarray(prediction.forces[mine], np.float64),
+                np.asarray(prediction.stress[place], np.float64) if stress else None,
+                None if prediction.magmoms is None else np.asarray(prediction.magmoms[mine], np.float64),
+                complaint,
+            ),
+        )
 
 
 def _frame(

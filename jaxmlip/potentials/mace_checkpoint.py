@@ -152,11 +152,21 @@ def extract(model: Any) -> dict[str, Any]:
             f"The model is a {kind}{compiled}; only MACE and ScaleShiftMACE of mace-torch can be converted."
         )
     _check_options(model)
-    layers = int(model.num_interactions)
-    interactions, products, readouts = list(model.interactions), list(model.products), list(model.readouts)
-    numbers = [int(z) for z in model.atomic_numbers]
-    heads = [str(head) for head in getattr(model, "heads", None) or ["Default"]]
-    e, h = len(numbers), len(heads)
+    found: dict[str, Any] = _sizes(model) | {"class": kind, "version": _version()}
+    c, e, h = found["channels"], len(found["atomic_numbers"]), len(found["heads"])
+    energies = np.atleast_2d(_array(model.atomic_energies_fn.atomic_energies))
+    _refuse(energies.shape != (h, e), f"atomic energies of shape {energies.shape} for {h} heads and {e} elements")
+    found["atomic_energies"] = energies
+    for name, default in (("scale", 1.0), ("shift", 0.0)):
+        value = _array(getattr(model.scale_shift, name)) if kind == "ScaleShiftMACE" else np.array(default)
+        found[name] = np.broadcast_to(np.atleast_1d(value), (h,)).copy()
+    (found["embedding"],) = _split(model.node_embedding.linear, [(e, c)], "the node embedding")
+    return found | _layers(model, found)
+
+
+def _sizes(model: Any) -> dict[str, Any]:
+    """What the network is, but for what its layers say."""
+    layers, interactions = int(model.num_interactions), list(model.interactions)
     c, l_in = _degrees(interactions[0].node_feats_irreps, "the node embedding")
     _refuse(l_in != 0, "a node embedding of more than scalars")
     l_max = _degrees(interactions[0].target_irreps, "the messages", c)[1]
@@ -166,36 +176,34 @@ def extract(model: Any) -> dict[str, Any]:
     _refuse(message_l > l_max, f"hidden_irreps up to l = {message_l}, more than max_ell = {l_max}")
     neighbors = {float(interaction.avg_num_neighbors) for interaction in interactions}
     _refuse(len(neighbors) > 1, "a different avg_num_neighbors in each layer")
-    _refuse(len(readouts) != layers, f"{len(readouts)} readouts on {layers} layers (use_last_readout_only?)")
-
-    found: dict[str, Any] = {
-        "class": kind,
-        "version": _version(),
+    readouts = len(list(model.readouts))
+    _refuse(readouts != layers, f"{readouts} readouts on {layers} layers (use_last_readout_only?)")
+    numbers = [int(z) for z in model.atomic_numbers]
+    return {
         "atomic_numbers": numbers,
-        "heads": heads,
+        "heads": [str(head) for head in getattr(model, "heads", None) or ["Default"]],
         "channels": c,
         "l_max": l_max,
         "message_l": message_l,
         "layers": layers,
         "average_neighbors": neighbors.pop(),
         "radial_mlp": [int(width) for width in interactions[0].conv_tp_weights.hs[1:-1]],
-        "readout_hidden": None,
+        "first_interaction": FIRST_INTERACTIONS[type(interactions[0]).__name__],
         **_radial_settings(model, numbers),
     }
-    energies = np.atleast_2d(_array(model.atomic_energies_fn.atomic_energies))
-    _refuse(energies.shape != (h, e), f"atomic energies of shape {energies.shape} for {h} heads and {e} elements")
-    found["atomic_energies"] = energies
-    for name, default in (("scale", 1.0), ("shift", 0.0)):
-        value = _array(getattr(model.scale_shift, name)) if kind == "ScaleShiftMACE" else np.array(default)
-        found[name] = np.broadcast_to(np.atleast_1d(value), (h,)).copy()
-    (found["embedding"],) = _split(model.node_embedding.linear, [(e, c)], "the node embedding")
 
-    for i, (interaction, product, readout) in enumerate(zip(interactions, products, readouts, strict=True)):
+
+def _layers(model: Any, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of all layers, and what of the network's sizes these say."""
+    layers, c, l_max, message_l = (sizes[name] for name in ("layers", "channels", "l_max", "message_l"))
+    e, h = len(sizes["atomic_numbers"]), len(sizes["heads"])
+    found: dict[str, Any] = {"readout_hidden": None}
+    for i, parts in enumerate(zip(model.interactions, model.products, model.readouts, strict=True)):
+        interaction, product, readout = parts
         l_in, l_out = message_l if i else 0, message_l if i < layers - 1 else 0
         part = _product(product, c, e, l_max, l_out) | _readout(readout, c, h, 0 < i == layers - 1)
         part |= _interaction(interaction, c, e, l_in, l_max, l_out)
         found |= {f"{i}.{name}": value for name, value in part.items()}
-    found["first_interaction"] = FIRST_INTERACTIONS[type(interactions[0]).__name__]
     widths = [found.pop(f"{i}.widths") for i in range(layers)]
     _refuse(any(width != widths[0] for width in widths), "a different radial_MLP in each layer")
     orders = {found.pop(f"{i}.correlation") for i in range(layers)}

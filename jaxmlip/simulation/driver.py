@@ -8,24 +8,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase import Atoms
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float
 
 from jaxmlip.memory import check_fits
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.simulation.dynamics import Dynamics, initial_state
 from jaxmlip.simulation.engine import SHARED, Motion, ReplicaState, advance
-from jaxmlip.simulation.motion import HELD_MASS, PADDING_MASS
+from jaxmlip.simulation.motion import HELD_MASS
 from jaxmlip.simulation.observing import Means, Observation, fitted, observe_replicas
 from jaxmlip.simulation.origins import Origins, strayed
-from jaxmlip.simulation.safety import OUTCOMES, Bonds, translated
+from jaxmlip.simulation.safety import OUTCOMES, translated
 from jaxmlip.simulation.schedules import Number
+from jaxmlip.simulation.starts import ReplicaStarts, padded
 from jaxmlip.simulation.states import as_before, plain
 from jaxmlip.simulation.step import ONE, Layout, System, current_cells
 from jaxmlip.systems.capacity import Capacity, needs_of
 from jaxmlip.systems.cell_lists import Bins, bins_for
 from jaxmlip.systems.device_lists import image_search, pseudo_inverse, search_heights
-from jaxmlip.systems.graph import GHOST, periodic_cell
+from jaxmlip.systems.graph import GHOST
 from jaxmlip.systems.origin import offset_from_origin
 from jaxmlip.units import FS
 
@@ -50,75 +51,60 @@ class Driver:
     def __init__(
         self,
         potential: Potential,
-        starts: list[Atoms],
+        starts: ReplicaStarts,
         dynamics: Dynamics,
         *,
-        masses: Sequence[np.ndarray],
-        fixed: Sequence[np.ndarray] | None = None,
-        bonds: Bonds,
         timestep_fs: Number,
         skin: Number,
         seed: int,
         stop_at_failure: bool,
         layout: Layout = ONE,
-        indices: np.ndarray | None = None,
-        atoms: int | None = None,
     ) -> None:
         """Set up replicas at their starts.
 
         Args:
             potential: any Potential, or a stack of them if the layout says so.
-            starts: one structure for each replica, periodic in the same directions; of equal numbers of atoms, or of
-                different ones if the dynamics `pads`.
+            starts: of the replicas; where atoms are held, the layout says that atoms are at rest.
             dynamics: of the replicas.
-            masses: [atoms] of each replica, amu.
-            fixed: [atoms] of each replica, whether an atom is held where it is; none is by default. The layout says
-                that atoms are at rest.
-            bonds: that must not break.
             timestep_fs: fs.
             skin: Å.
             seed: of velocities and noise.
             stop_at_failure: whether the failure of one replica is an exception.
             layout: see there.
-            indices: [replicas], which with the seed decide their random numbers, and by which messages call them; by
-                default they are counted.
-            atoms: what replicas with fewer are padded to, by default the most there are.
         """
         self._told: set[int] = set()
-        self.layout, self.sizes = layout, np.array([len(each) for each in starts])
-        self.atoms = int(self.sizes.max()) if atoms is None else atoms
-        cells = np.stack([periodic_cell(each) for each in starts])
+        self.layout, self.starts, self._cells = layout, starts, starts.cells
         self.potential = jax.device_put(potential)
         self.cutoff, self.inner_cutoff = potential.cutoff, potential.inner_cutoff
-        self.heights = search_heights(cells, dynamics.moves_cell)
+        self.heights = search_heights(starts.cells, dynamics.moves_cell)
         self.timestep_fs, self.skin, self.stop_at_failure = float(timestep_fs), float(skin), stop_at_failure
         self.dynamics = dynamics
-        self.origins = Origins.of([each.positions for each in starts], cells, self.atoms)
-        self._cells, self._starts = cells, self._padded([each.positions for each in starts], 0.0)
-        none = [np.zeros(size, bool) for size in self.sizes]
-        self.fixed = self._padded(none if fixed is None else fixed, padding=False)
-        host_positions = self._without_padding(self._starts - self.origins.vectors(cells))
-        positions = jnp.asarray(self._padded(host_positions, 0.0), float)
-        species = jnp.asarray(self._padded([each.numbers for each in starts], 0), jnp.int32)
+        self.origins = Origins.of(starts.without_padding(starts.positions), starts.cells, starts.atoms)
         self.system = System(
-            species=species,
-            cells=jnp.asarray(cells, float),
-            inverses=jnp.asarray(np.stack([pseudo_inverse(cell) for cell in cells]), float),
+            species=jnp.asarray(starts.numbers, jnp.int32),
+            cells=jnp.asarray(starts.cells, float),
+            inverses=jnp.asarray(np.stack([pseudo_inverse(cell) for cell in starts.cells]), float),
             lowest=jnp.asarray(self.heights, float),
-            bonds=translated(bonds, self.origins.images),
+            bonds=translated(starts.bonds, self.origins.images),
         )
-        needed = self._needed(host_positions, cells)
-        self.capacity = Capacity.holding(needed, self.heights, self.cutoff + self.skin, self.atoms)
-        n, key = len(starts), jax.random.key(int(seed))
-        indices = np.arange(n) if indices is None else indices
-        self._called = np.arange(n) if layout.models else indices
-        self.masses = self._padded(masses, PADDING_MASS)
-        weights = jnp.asarray(np.where(self.fixed, HELD_MASS, self.masses), float)
-        state = initial_state(positions, weights, self.system.cells, key, indices, dynamics)
-        if self.fixed.any():
-            mobile = self.sizes - self.fixed.sum(1)
-            state = dynamics.with_degrees(state, int(dynamics.degrees_of_freedom(mobile, True)[0]))
-        self.replicas = ReplicaState(
+        near = starts.without_padding(starts.positions - self.origins.vectors(starts.cells))
+        needed = self._needed(near, starts.cells)
+        self.capacity = Capacity.holding(needed, self.heights, self.cutoff + self.skin, starts.atoms)
+        self._called = np.arange(len(starts.sizes)) if layout.models else starts.indices
+        self.replicas = self._at_start(jnp.asarray(padded(near, 0.0, starts.atoms), float), seed)
+        self._clear_lists()
+        self.observation: Observation | None = None
+        self.means: Means | None = None
+
+    def _at_start(self, positions: Float[jax.Array, "replicas atoms 3"], seed: int) -> ReplicaState:
+        """Replicas with new velocities, and without lists."""
+        starts, n = self.starts, len(self.starts.sizes)
+        weights = jnp.asarray(np.where(starts.fixed, HELD_MASS, starts.masses), float)
+        key, dynamics = jax.random.key(int(seed)), self.dynamics
+        state = initial_state(positions, weights, self.system.cells, key, starts.indices, dynamics)
+        if starts.fixed.any():
+            state = dynamics.with_degrees(state, int(dynamics.degrees_of_freedom(starts.mobile, True)[0]))
+        return ReplicaState(
             state=state,
             energy=jnp.zeros(n, positions.dtype),
             failure=jnp.zeros(n, jnp.int32),
@@ -130,15 +116,12 @@ class Driver:
             origin_cells=self.system.cells,
             **self._flags(fresh=True),
         )
-        self._clear_lists()
-        self.observation: Observation | None = None
-        self.means: Means | None = None
 
     def observe(self, observation: Observation) -> None:
         """Look at the replicas on the way, from now on; what is seen is in `means`."""
         self.observation = observation
         self._fit_observation()
-        moves_cell, alive = self.dynamics.moves_cell, jnp.ones(len(self.sizes), bool)
+        moves_cell, alive = self.dynamics.moves_cell, jnp.ones(len(self.starts.sizes), bool)
 
         def seen(observation: Observation, system: System, state: Any, energy: Any) -> dict[str, Any]:
             stress = system.cells  # as any has its shape
@@ -154,14 +137,14 @@ class Driver:
             return
         means = Means(
             values={name: jnp.zeros(*shape) for name, shape in self._no_means.items()},
-            count=jnp.zeros(len(self.sizes), jnp.int32),
+            count=jnp.zeros(len(self.starts.sizes), jnp.int32),
             needs=self._flag(jnp.zeros(4, jnp.int32)),
         )
         self.means = self._shared(means)
 
     def _fit_observation(self, needs: np.ndarray | None = None) -> None:
         assert self.observation is not None
-        here = self.positions, self.cells, self.least_heights, self.atoms
+        here = self.positions, self.cells, self.least_heights, self.starts.atoms
         self.observation = fitted(self.observation, *here, needs)
 
     @property
@@ -175,20 +158,10 @@ class Driver:
         mesh = self.layout.mesh
         return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec(SHARED)))
 
-    def _padded(self, values: Sequence[np.ndarray], padding: Number) -> np.ndarray:
-        """Values of each replica's atoms, [replicas, atoms, ...]."""
-        padded = np.full((len(values), self.atoms, *values[0].shape[1:]), padding, values[0].dtype)
-        for replica, each in enumerate(values):
-            padded[replica, : len(each)] = each
-        return padded
-
-    def _without_padding(self, values: np.ndarray) -> list[np.ndarray]:
-        return [each[:size] for each, size in zip(values, self.sizes, strict=True)]
-
     @property
     def positions(self) -> list[np.ndarray]:
         """Where the atoms of each replica are on the device now, [atoms, 3], Å."""
-        return self._without_padding(np.asarray(self.replicas.state.position, np.float64))
+        return self.starts.without_padding(np.asarray(self.replicas.state.position, np.float64))
 
     @property
     def cells(self) -> np.ndarray:
@@ -197,13 +170,13 @@ class Driver:
 
     def recorded_positions(self) -> np.ndarray:
         """Positions in the frames of the structures, [replicas, atoms, 3], Å: unwrapped; single where that suffices."""
-        if self.origins.here and not self.fixed.any():
+        if self.origins.here and not self.starts.fixed.any():
             return np.array(self.replicas.state.position, np.float32)
         return self._in_frames()
 
     def _in_frames(self) -> np.ndarray:
         where = np.asarray(self.replicas.state.position, np.float64) + self.origins.vectors(self.cells)
-        return np.where(self.fixed[:, :, None], self._starts, where)
+        return np.where(self.starts.fixed[:, :, None], self.starts.positions, where)
 
     def bring_back(self) -> None:
         """Bring replicas that have drifted far from the origin back to it, on the device; to be called between frames.
@@ -216,13 +189,13 @@ class Driver:
         if not gone:
             return
         where, state = self._in_frames(), self.replicas.state
-        there = self._without_padding(where)
+        there = self.starts.without_padding(where)
         offsets = {n: offset_from_origin(there[n], cells[n]) for n in gone}
         self._translate(self.origins.with_offsets(offsets))
-        near = self._without_padding(where - self.origins.vectors(cells))
+        near = self.starts.without_padding(where - self.origins.vectors(cells))
         position = np.array(state.position)
         for n in gone:
-            position[n, : self.sizes[n]] = near[n]
+            position[n, : self.starts.sizes[n]] = near[n]
         position = jax.device_put(position, state.position.sharding)
         stale = jax.device_put(np.ones(self.replicas.stale.shape, bool), self.replicas.stale.sharding)
         self.replicas = self.replicas.replace(state=state.set(position=position), stale=stale)
@@ -260,8 +233,10 @@ class Driver:
 
     def prepare(self) -> None:
         """Compute the forces at the start, by a step of no length with the code of all others; TooLarge if no room."""
-        replicas = len(self.sizes)
-        number, what = (self.atoms, "atoms") if replicas == 1 else (replicas, f"replicas of {self.atoms} atoms")
+        replicas = len(self.starts.sizes)
+        number, what = (
+            (self.starts.atoms, "atoms") if replicas == 1 else (replicas, f"replicas of {self.starts.atoms} atoms")
+        )
         mend = "share replicas among devices (devices=N)"
         check_fits(advance, *self._arguments(0, 0.0), number=number, what=what, mend=mend)
         self._run(until=0, timestep_fs=0.0)
@@ -294,7 +269,7 @@ class Driver:
         old, structure = jax.tree.flatten(self.replicas)
         if [leaf.ndim for leaf in map(plain, old)] != [leaf.ndim for leaf in leaves]:
             raise ValueError("what it keeps of the simulation is of another version of jaxmlip, or of another ensemble")
-        none = Origins.none(*self.fixed.shape)  # as in files of versions that knew no offsets
+        none = Origins.none(*self.starts.fixed.shape)  # as in files of versions that knew no offsets
         images, centres = offsets[: none.images.size].astype(np.int64), offsets[none.images.size :]
         there = (
             Origins(images.reshape(none.images.shape), centres.reshape(none.centres.shape)) if offsets.size else none
@@ -303,7 +278,7 @@ class Driver:
         self.skin, self.heights = float(room[0]), room[1:4]
         listed, slots, inner, in_bin = (int(number) for number in room[4:])
         reach = self.cutoff + self.skin
-        number = bins_for(self.atoms, self.heights, reach)
+        number = bins_for(self.starts.atoms, self.heights, reach)
         bins = None if number is None else Bins(number, in_bin)
         self.capacity = Capacity(image_search(self.heights, reach), listed, slots, inner, bins)
         self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
@@ -360,7 +335,7 @@ class Driver:
             self.heights = search_heights(cells, self.dynamics.moves_cell)
             self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
             needed = self._needed(self.positions, cells)
-        self.capacity = self.capacity.grown(needed, self.heights, self.cutoff + self.skin, self.atoms)
+        self.capacity = self.capacity.grown(needed, self.heights, self.cutoff + self.skin, self.starts.atoms)
         self._clear_lists()
 
     def _grow_observation(self) -> None:
@@ -374,7 +349,7 @@ class Driver:
     def _needed(self, positions: Sequence[np.ndarray], cells: np.ndarray) -> np.ndarray:
         """What the lists of the replicas will need."""
         cutoffs = self.cutoff, self.inner_cutoff
-        return needs_of(positions, cells, self.heights, cutoffs, self.skin, self.atoms)
+        return needs_of(positions, cells, self.heights, cutoffs, self.skin, self.starts.atoms)
 
     def _raise(self, failure: np.ndarray, failed_at: np.ndarray) -> None:
         replica = int(np.flatnonzero(failure)[0])

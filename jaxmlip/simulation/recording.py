@@ -40,7 +40,7 @@ class Sampler:
         *,
         velocities: bool = False,
     ) -> None:
-        """ReplicaFrames what a driver moves.
+        """Take samples of what a driver moves.
 
         Args:
             driver: of the replicas.
@@ -51,8 +51,8 @@ class Sampler:
         self.time_constants_ps, self.velocities = time_constants_ps or {}, velocities
         self.driver, self.dynamics = driver, driver.dynamics
         self.references = references
-        held = driver.fixed.sum(1)
-        self.degrees = self.dynamics.degrees_of_freedom(driver.sizes - held, held > 0)
+        starts = driver.starts
+        self.degrees = self.dynamics.degrees_of_freedom(starts.mobile, starts.mobile < starts.sizes)
 
     def scalars(self) -> ReplicaFrames:
         """Energy, temperature and, where it moves, cell and pressure."""

@@ -17,7 +17,7 @@ from jaxmlip.potentials.potential import Potential, reference_energy, stack, wit
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import Bar, progress_bar
 from jaxmlip.simulation.driver import Driver
-from jaxmlip.simulation.dynamics import Ensemble
+from jaxmlip.simulation.dynamics import Dynamics, Ensemble
 from jaxmlip.simulation.engine import SHARED
 from jaxmlip.simulation.h5md import MEAN, prefixed
 from jaxmlip.simulation.observing import completed, make_observation, references_of
@@ -26,6 +26,7 @@ from jaxmlip.simulation.recording import ReplicaFrames, Sampler, endings, ns_per
 from jaxmlip.simulation.safety import bonds_to_watch, no_bonds
 from jaxmlip.simulation.schedules import longest_ramp_ps
 from jaxmlip.simulation.shown import BAR, Shown
+from jaxmlip.simulation.starts import ReplicaStarts
 from jaxmlip.simulation.step import Layout
 from jaxmlip.simulation.trajectory import Run, Tables
 
@@ -86,7 +87,7 @@ class Session:
         return Run(
             numbers=self.numbers,
             pbc=np.asarray(self.starts[0].pbc, bool),
-            masses=self.driver.masses,
+            masses=self.driver.starts.masses,
             time_fs=(1.0 + np.arange(self.plan.frames)) * self.plan.every * self.driver.timestep_fs,
             timestep_fs=self.driver.timestep_fs,
             outcomes=tuple(outcomes),
@@ -177,43 +178,60 @@ def make_session(
     first, number = chosen.start or 0, len(potentials)
     starts = everywhere[chosen] * number
     dynamics = jax.tree.map(lambda each: jnp.tile(each[chosen], number), ensemble.dynamics(len(everywhere)))
-    driver = Driver(
-        _as_stack(potentials) if number > 1 else potentials[0],
+    replicas = ReplicaStarts.of(
         starts,
-        dynamics,
-        masses=[atoms.get_masses() for atoms in starts],
+        bonds_to_watch(starts) if options.watch_bonds else no_bonds(len(starts)),
         fixed=fixed[chosen] * number,
-        bonds=bonds_to_watch(starts) if options.watch_bonds else no_bonds(len(starts)),
-        timestep_fs=options.timestep_fs,
-        skin=options.skin,
-        seed=options.seed,
-        stop_at_failure=options.on_failure == "raise",
-        layout=Layout(
-            models=number > 1,
-            mesh=_mesh(options.devices, number if number > 1 else len(starts), number > 1),
-            side_by_side=form_of_this_machine() == "accelerator",
-            resting=plan.any_fixed or any(len(atoms) < len(everywhere[0]) for atoms in starts),
-        ),
         # Replicas of equal index in different models have equal random numbers.
         indices=np.tile((np.arange(len(everywhere)) if indices is None else indices)[chosen], number),
         atoms=len(everywhere[0]),
     )
+    driver = _driver(potentials, replicas, dynamics, options, plan.any_fixed)
     of_models = np.repeat(np.arange(number), len(starts) // number)
     references = [reference_energy(potentials[n], atoms.numbers) for n, atoms in zip(of_models, starts, strict=True)]
     constants = ensemble.time_constants_ps
     if ramp := longest_ramp_ps(dynamics):
         constants = constants | {"ramp": ramp}
     sampler = Sampler(driver, np.array(references), constants, velocities=options.keep_velocities)
-    observed = None
-    if plan.stride is not None:
-        of_replicas = [atoms.numbers for atoms in starts]
-        observables = [each.bound_to(starts[0]) for each in options.observables]
-        what = observables, options.against, ensemble, of_replicas
-        driver.observe(make_observation(*what, driver.masses, sampler.degrees, plan.stride, driver.heights))
-        observed = references_of(sampler.references, options.against, of_replicas)
+    observed = _observed(sampler, starts, ensemble, plan, options)
     numbers = np.asarray(everywhere[0].numbers, np.int64)
-    held = driver.fixed if plan.any_fixed else None  # of all replicas, lest processes differ
+    held = replicas.fixed if plan.any_fixed else None  # of all replicas, lest processes differ
     return Session(driver, starts, numbers, plan, sampler, observed, first, held)
+
+
+def _observed(
+    sampler: Sampler, starts: list[Atoms], ensemble: Ensemble, plan: Plan, options: Options
+) -> References | None:
+    """Have the driver look at what was asked for; gives what observed energies are relative to, None without any."""
+    if plan.stride is None:
+        return None
+    driver, of_replicas = sampler.driver, [atoms.numbers for atoms in starts]
+    observables = [each.bound_to(starts[0]) for each in options.observables]
+    what = observables, options.against, ensemble, of_replicas
+    driver.observe(make_observation(*what, driver.starts.masses, sampler.degrees, plan.stride, driver.heights))
+    return references_of(sampler.references, options.against, of_replicas)
+
+
+def _driver(
+    potentials: list[Potential], replicas: ReplicaStarts, dynamics: Dynamics, options: Options, any_fixed: bool
+) -> Driver:
+    """Of one or many potentials, each with the same number of replicas."""
+    number, several = len(potentials), len(potentials) > 1
+    return Driver(
+        _as_stack(potentials) if several else potentials[0],
+        replicas,
+        dynamics,
+        timestep_fs=options.timestep_fs,
+        skin=options.skin,
+        seed=options.seed,
+        stop_at_failure=options.on_failure == "raise",
+        layout=Layout(
+            models=several,
+            mesh=_mesh(options.devices, number if several else len(replicas.sizes), several),
+            side_by_side=form_of_this_machine() == "accelerator",
+            resting=any_fixed or bool((replicas.sizes < replicas.atoms).any()),
+        ),
+    )
 
 
 def _as_stack(potentials: list[Potential]) -> Potential:

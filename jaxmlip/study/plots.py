@@ -69,7 +69,9 @@ def force_parity(ax: Axes, reference: Sequence[Frame], predicted: Sequence[Frame
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=f"{title}\n{rmse}")
 
 
-def rdf(ax: Axes, teacher: Estimate, students: Mapping[str, Estimate], pair: str, *, bonds: float = 0.0) -> None:
+def rdf(
+    ax: Axes, teacher: Estimate, students: Mapping[str, Estimate], pair: tuple[str, str], *, bonds: float = 0.0
+) -> None:
     """Radial distribution functions with bands of ± 2 standard errors; the teacher's in black.
 
     The axis ends a little above the tallest peak beyond the bonds, whose own peaks are far taller.
@@ -78,7 +80,7 @@ def rdf(ax: Axes, teacher: Estimate, students: Mapping[str, Estimate], pair: str
         ax: axes to draw into.
         teacher: what the students should have.
         students: by name.
-        pair: symbols of the elements, of one letter each.
+        pair: symbols of the elements.
         bonds: Å; distances below are covalent bonds.
     """
     assert teacher.axis is not None

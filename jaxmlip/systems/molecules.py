@@ -6,13 +6,13 @@ from collections import defaultdict
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import breadth_first_order, connected_components
+from scipy.sparse.csgraph import breadth_first_order, connected_components, shortest_path
 
-from jaxmlip.systems.clusters import molecules_of
 from jaxmlip.systems.graph import check_structure, periodic_cell
 from jaxmlip.systems.neighbors import neighbor_pairs
+from jaxmlip.systems.water import molecules_of
 
 TOLERANCE = 1.25
 """Atoms are bonded within this times the sum of their covalent radii (Cordero et al., Dalton Trans. 2832 (2008)), which
@@ -30,6 +30,21 @@ class Molecule:
 
     atoms: tuple[int, ...]
     parents: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CentredMolecule:
+    """A molecule as it hangs on its central atom: that from which the fewest bonds lead to the farthest.
+
+    Of several such, the heaviest, then the first: O of water, C of CO2, N of ammonia.
+
+    Attributes:
+        atoms: [atoms], indices, the central one first, every other one after an atom that it is bonded to.
+        vectors: [atoms, 3], from the central atom to them, Å, whatever periodic boundaries are between.
+    """
+
+    atoms: Int[np.ndarray, " atoms"]
+    vectors: Float[np.ndarray, "atoms 3"]
 
 
 def covalent_bonds(atoms: Atoms) -> Int[np.ndarray, "bonds 2"]:
@@ -81,6 +96,32 @@ def molecules_in(atoms: Atoms) -> tuple[Molecule, ...]:
     found.sort(key=lambda molecule: molecule.atoms[0])
     _check_ends(atoms, bonds, found)
     return tuple(found)
+
+
+def centred_molecules(atoms: Atoms) -> list[CentredMolecule]:
+    """All molecules, in the order of their central atoms.
+
+    Raises:
+        ValueError: as `molecules_in`; for hydrogen and oxygen that are not water, as `molecules_of`.
+    """
+    if set(atoms.symbols) == {"H", "O"}:
+        molecules_of(atoms)
+    molecules, bonds = molecules_in(atoms), covalent_bonds(atoms)
+    links = coo_array((np.ones(len(bonds)), (bonds[:, 0], bonds[:, 1])), shape=(len(atoms), len(atoms))).tocsr()
+    cell, masses, found = periodic_cell(atoms), atoms.get_masses(), []
+    inverse = np.linalg.pinv(cell)
+    for molecule in molecules:
+        mine = np.sort(molecule.atoms)
+        own = links[mine][:, mine]
+        farthest = shortest_path(own, directed=False, unweighted=True).max(axis=1)
+        centre = int(np.lexsort((mine, -masses[mine], farthest))[0])
+        order, before = breadth_first_order(own, centre, directed=False)
+        vectors = np.zeros((len(mine), 3))
+        for atom in order[1:]:
+            bond = atoms.positions[mine[atom]] - atoms.positions[mine[before[atom]]]
+            vectors[atom] = vectors[before[atom]] + bond - np.rint(bond @ inverse) @ cell
+        found.append(CentredMolecule(mine[order], vectors[order]))
+    return sorted(found, key=lambda molecule: int(molecule.atoms[0]))
 
 
 def bonds_between(atoms: Atoms, first: str, second: str) -> tuple[tuple[int, int], ...]:

@@ -19,6 +19,10 @@ from jaxmlip.training.step import TrainState
 CHECKPOINTS = "checkpoints"
 """Where they are, below the folder of a training."""
 
+GAIN = 1e-3
+"""By this share a validation loss must be lower than the lowest before for a training to count as one that goes on
+falling (see `TrainingSettings.patience`)."""
+
 
 @dataclasses.dataclass
 class Model:
@@ -48,6 +52,22 @@ class Model:
     slowed: float = 1.0
     converged: bool = False
 
+    def note(self, record: Record, epoch: int, settings: TrainingSettings) -> bool:
+        """Note a validation, and say whether it is the best so far; who has diverged or converged is active no more."""
+        self.history.append(record)
+        found = record["validation_loss"]
+        better, self.waited = found < self.lowest, 0 if found < (1.0 - GAIN) * self.lowest else self.waited + 1
+        if better:
+            self.best_epoch, self.lowest = epoch, found
+        if settings.patience is not None and self.waited >= settings.patience:
+            self.waited, self.slowed = 0, 0.5 * self.slowed
+            if self.slowed < settings.final_learning_rate:
+                self.converged, self.active = True, False
+        if self.diverged is not None:
+            self.diverged += f" The parameters of epoch {self.best_epoch} are kept."
+            self.active = False
+        return better
+
 
 @dataclasses.dataclass
 class TrainingRun:
@@ -75,6 +95,17 @@ class TrainingRun:
     def slowed(self) -> np.ndarray:
         """[models], what learning rates are multiplied by."""
         return np.array([model.slowed for model in self.models])
+
+    def due(self, settings: TrainingSettings) -> list[int]:
+        """Numbers of the models whose errors are to be recorded at the end of this epoch."""
+        due = self.epoch % settings.validation_every == 0 or self.epoch == settings.epochs
+        return [n for n, model in enumerate(self.models) if model.active and (due or model.diverged is not None)]
+
+    def next_epoch(self) -> None:
+        """Begin the next epoch, with no losses and errors."""
+        self.epoch, self.position = self.epoch + 1, 0
+        for model in self.models:
+            model.losses, model.errors = [], Tally()
 
     def notes(self) -> dict:
         """Everything but the arrays, as plain data."""
@@ -115,10 +146,20 @@ class Saver:
         if self._interruption.signal is not None:
             self._interruption.follow()
 
-    def write(self, model: int, record: Record, step: int, tallies: dict[str, Tally]) -> None:
-        """Write a record; see `Metrics.write`."""
+    def write(self, number: int, record: Record, run: TrainingRun, steps: int, validation: Tally) -> None:
+        """Write a record of a model, whose errors on training samples are in the run; see `Metrics.write`.
+
+        Args:
+            number: of the model.
+            record: of the epoch under way.
+            run: where the training is.
+            steps: of an epoch.
+            validation: errors on validation samples.
+        """
         if self._metrics:
-            self._metrics[model].write(record, step, tallies)
+            taken = (run.epoch - 1) * steps + run.position if run.epoch else 0
+            tallies = {"training": run.models[number].errors, "validation": validation}
+            self._metrics[number].write(record, taken, tallies)
 
 
 @contextlib.contextmanager

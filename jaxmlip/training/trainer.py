@@ -4,7 +4,7 @@ import collections
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from jaxmlip.potentials.blocks import form_of_this_machine
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.processes import writes_files
 from jaxmlip.progress import progress_bar
+from jaxmlip.systems.batches import Batch
 from jaxmlip.systems.plan import BatchIndices
 from jaxmlip.training.feed import Feed, make_feed
 from jaxmlip.training.following import Following
-from jaxmlip.training.metrics import UNITS, Tally, rmse
-from jaxmlip.training.objective import Objective, TermSums, total
+from jaxmlip.training.metrics import Tally
+from jaxmlip.training.objective import Objective
 from jaxmlip.training.parallel import dealt, make_mesh, on_host, replicated
 from jaxmlip.training.problem import (
     DEFAULT_SETTINGS,
@@ -32,6 +33,7 @@ from jaxmlip.training.problem import (
     TrainingProblem,
     TrainingSettings,
 )
+from jaxmlip.training.records import record_of, shown
 from jaxmlip.training.runs import Model, TrainingRun, kept
 from jaxmlip.training.stacking import (
     check_feed,
@@ -39,12 +41,8 @@ from jaxmlip.training.stacking import (
     stacked_potentials,
     stacked_states,
 )
-from jaxmlip.training.step import EXPLOSION, PATIENCE, Report, choose, measure, schedule, update
+from jaxmlip.training.step import EXPLOSION, PATIENCE, Controls, Report, choose, measure, schedule, update
 from jaxmlip.training.weighting import resolved
-
-GAIN = 1e-3
-"""By this share a validation loss must be lower than the lowest before for a training to count as one that goes on
-falling (see `TrainingSettings.patience`)."""
 
 
 def train(
@@ -150,23 +148,12 @@ def _train_stack(
 
     with kept(run, folder, problems, settings, mesh) as saver, _bar(run, common, feed.steps, progress) as bar:
         started = time.perf_counter() - run.wall_s
-        monitor = _Monitor(run, feed, problems)
+        monitor, fitting = _Monitor(run, feed, problems), _Fitting(common, mesh)
         controls, objective = following.resumed(run)
-        roomy: set[tuple[int, ...]] = set()  # shapes of batches that are known to fit into the device
         while run.epoch <= common.epochs and any(model.active for model in run.models):
             if run.epoch:  # epoch 0 validates the initial parameters
-                seeds = [epoch_seed(mine, run.epoch) for mine in settings]
-                all_indices = feed.epoch(seeds, run.epoch)[run.position :]
-                with contextlib.closing(feed.batches(all_indices)) as batches:
-                    for indices, batch in zip(all_indices, batches, strict=True):
-                        numbers = controls.replace(learning_rate=rates[:, run.epoch - 1, run.position] * run.slowed)
-                        batch = dealt(batch, mesh)
-                        arguments = templates, run.states, batch, numbers
-                        if (shape := np.shape(batch.graph.neighbors)) not in roomy:
-                            _check_room(arguments, mesh, common)
-                            roomy.add(shape)
-                        run.states, report = update(*arguments, mesh=mesh)
-                        run.position += 1
+                with contextlib.closing(_steps(run, feed, settings, templates, controls, rates, fitting)) as steps:
+                    for indices, report in steps:
                         monitor.take(indices, report)
                         bar.update()
                         if saver.must_save():
@@ -179,27 +166,21 @@ def _train_stack(
 
             if following.renew(run):  # so that what is validated holds for the parameters there are
                 controls, objective = following.numbers()
-            due = run.epoch % common.validation_every == 0 or run.epoch == common.epochs
-            recorded = [model.active and (due or model.diverged is not None) for model in run.models]
-            if any(recorded):
+            if recorded := run.due(common):
                 run.wall_s = time.perf_counter() - started
                 rate = rates[:, run.epoch - 1, -1] * run.slowed if run.epoch else np.zeros(len(problems))
                 tallies = _validate(templates.with_params(run.states.ema), held_out, objective, mesh, len(problems))
                 better = np.zeros(len(problems), bool)
-                taken = (run.epoch - 1) * feed.steps + run.position if run.epoch else 0
-                for number in np.flatnonzero(recorded).tolist():
-                    model, tally, problem = run.models[number], tallies[number], following.problems[number]
-                    record = _record(run, model, tally, settings[number], float(rate[number]), problem)
-                    better[number] = _noted(model, record, run.epoch, settings[number])
-                    saver.write(number, record, taken, {"training": model.errors, "validation": tally})
+                for number in recorded:
+                    record = record_of(run, number, tallies[number], settings[number], rate, following.problems[number])
+                    better[number] = run.models[number].note(record, run.epoch, settings[number])
+                    saver.write(number, record, run, feed.steps, tallies[number])
                     if on_epoch is not None:
                         on_epoch(number, record)
                 run.best = choose(better, run.states.ema, run.best)
-                bar.set_postfix(_shown([model.history[-1] for model in run.models]), refresh=False)
+                bar.set_postfix(shown([model.history[-1] for model in run.models]), refresh=False)
 
-            run.epoch, run.position = run.epoch + 1, 0
-            for model in run.models:
-                model.losses, model.errors = [], Tally()
+            run.next_epoch()
             if saver.must_save() or run.epoch > common.epochs:
                 saver.save(run, feed.steps)
 
@@ -210,32 +191,43 @@ def _train_stack(
     ]
 
 
-def _check_room(arguments: tuple[Any, ...], mesh: Mesh | None, settings: TrainingSettings) -> None:
-    """Refuse a batch whose step does not fit into the device's memory, where it says how much it has; TooLarge."""
-    mend = "share batches among devices (data_parallel)"
-    check_fits(
-        update, *arguments, number=settings.batch_size, what="structures in a batch (batch_size)", mend=mend, mesh=mesh
-    )
+def _steps(
+    run: TrainingRun,
+    feed: Feed,
+    settings: Sequence[TrainingSettings],
+    templates: Potential,
+    controls: Controls,
+    rates: np.ndarray,
+    fitting: "_Fitting",
+) -> Generator[tuple[Sequence[BatchIndices], Report], None, None]:
+    """Take the steps that are left of the epoch, one at a time; gives what each saw, and its report."""
+    seeds = [epoch_seed(mine, run.epoch) for mine in settings]
+    left = feed.epoch(seeds, run.epoch)[run.position :]
+    with contextlib.closing(feed.batches(left)) as batches:
+        for indices, batch in zip(left, batches, strict=True):
+            numbers = controls.replace(learning_rate=rates[:, run.epoch - 1, run.position] * run.slowed)
+            arguments = templates, run.states, dealt(batch, fitting.mesh), numbers
+            fitting.check(batch, arguments)
+            run.states, report = update(*arguments, mesh=fitting.mesh)
+            run.position += 1
+            yield indices, report
 
 
-def _noted(model: Model, record: Record, epoch: int, settings: TrainingSettings) -> bool:
-    """Whether a validation is the model's best so far, which is noted.
+class _Fitting:
+    """Which shapes of batches are known to fit into the device."""
 
-    One that has diverged or converged ceases to be active.
-    """
-    model.history.append(record)
-    found = record["validation_loss"]
-    better, model.waited = found < model.lowest, 0 if found < (1.0 - GAIN) * model.lowest else model.waited + 1
-    if better:
-        model.best_epoch, model.lowest = epoch, found
-    if settings.patience is not None and model.waited >= settings.patience:
-        model.waited, model.slowed = 0, 0.5 * model.slowed
-        if model.slowed < settings.final_learning_rate:
-            model.converged, model.active = True, False
-    if model.diverged is not None:
-        model.diverged += f" The parameters of epoch {model.best_epoch} are kept."
-        model.active = False
-    return better
+    def __init__(self, settings: TrainingSettings, mesh: Mesh | None) -> None:
+        self.mesh, self._settings = mesh, settings
+        self._known: set[tuple[int, ...]] = set()
+
+    def check(self, batch: Batch, arguments: tuple[Any, ...]) -> None:
+        """Refuse a batch whose step does not fit into the device's memory, where it says how much it has; TooLarge."""
+        shape = np.shape(batch.graph.neighbors)
+        if shape in self._known:
+            return
+        what, mend = "structures in a batch (batch_size)", "share batches among devices (data_parallel)"
+        check_fits(update, *arguments, number=self._settings.batch_size, what=what, mend=mend, mesh=self.mesh)
+        self._known.add(shape)
 
 
 def _trained(problem: TrainingProblem, model: Model, params: Any, settings: TrainingSettings) -> Trained:
@@ -341,28 +333,6 @@ def _validate(
     return tallies
 
 
-def _record(
-    run: TrainingRun, model: Model, validation: Tally, settings: TrainingSettings, rate: float, problem: TrainingProblem
-) -> Record:
-    """What the history says of an epoch."""
-    stress = {"stress_weight": settings.weights().stress} if problem.terms.stress else {}
-    sums: dict[str, TermSums] = validation.sums()
-    moments = {"validation_magmom_rmse_muB": rmse(sums, "magmoms")} if problem.terms.magmoms else {}
-    names = sorted(sums.keys() - UNITS.keys())
-    further = {f"validation_{name}_loss": float(total({name: sums[name]}, {name: 1.0})) for name in names}
-    renewals = {} if problem.source is None else {"renewals": run.renewals}
-    return {
-        "epoch": run.epoch,
-        "train_loss": float(np.mean(model.losses)) if model.losses else np.nan,
-        "validation_loss": float(problem.validated(settings).total(sums)),
-        "validation_energy_rmse_meV_atom": rmse(sums, "energy"),
-        "validation_force_rmse_meV_A": rmse(sums, "forces"),
-        "validation_stress_rmse_GPa": rmse(sums, "stress"),
-        "learning_rate": rate,
-        "wall_s": run.wall_s,
-    } | (stress | moments | renewals | further)
-
-
 def _bar(run: TrainingRun, settings: TrainingSettings, steps: int, progress: bool) -> Any:
     """A bar of steps: rate and time left are those of steps, whatever an epoch takes."""
     done = max(run.epoch - 1, 0) * steps + run.position
@@ -374,18 +344,3 @@ def _bar(run: TrainingRun, settings: TrainingSettings, steps: int, progress: boo
         disable=not progress or not writes_files(),
         compiles=True,
     )
-
-
-def _shown(records: Sequence[Record]) -> dict[str, str]:
-    """What the progress bar says: the epoch, and the errors that there are labels for, averaged over the models."""
-    units = {
-        "energy_rmse_meV_atom": "meV/atom",
-        "force_rmse_meV_A": "meV/Å",
-        "stress_rmse_GPa": "GPa",
-        "magmom_rmse_muB": "μB",
-    }
-    errors = {
-        unit: np.mean([record.get(f"validation_{name}", np.nan) for record in records]) for name, unit in units.items()
-    }
-    shown = {unit: f"{error:.3g}" for unit, error in errors.items() if np.isfinite(error)}
-    return {"epoch": str(max(record["epoch"] for record in records))} | shown

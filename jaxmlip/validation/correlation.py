@@ -86,12 +86,7 @@ def correlation(
     """
     x, y = (np.asarray(each, np.float64) for each in (x, y))
     labels = list(range(len(x)) if clusters is None else clusters)
-    if not len(x) == len(y) == len(labels):
-        raise ValueError(f"{len(x)} and {len(y)} errors and {len(labels)} clusters cannot be of the same students.")
-    if len(x) < 3:
-        raise ValueError(f"A correlation needs at least 3 students, not {len(x)}.")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("Errors must be finite; leave out the students that have none.")
+    _check(x, y, labels)
     if not 0 < level < 1 or resamples < 100:
         raise ValueError(f"An interval needs a level between 0 and 1 and 100 resamples, not {level!r}, {resamples!r}.")
     members = defaultdict(list)
@@ -122,6 +117,16 @@ def correlation(
         clusters=len(groups),
         level=float(level),
     )
+
+
+def _check(x: np.ndarray, y: np.ndarray, labels: Sequence[Any]) -> None:
+    """Raise ValueError unless these are errors of the same students, and enough of them."""
+    if not len(x) == len(y) == len(labels):
+        raise ValueError(f"{len(x)} and {len(y)} errors and {len(labels)} clusters cannot be of the same students.")
+    if len(x) < 3:
+        raise ValueError(f"A correlation needs at least 3 students, not {len(x)}.")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("Errors must be finite; leave out the students that have none.")
 
 
 def _resampled(x: np.ndarray, y: np.ndarray, groups: list[np.ndarray], draws: np.ndarray) -> np.ndarray:

@@ -240,7 +240,7 @@ def _finished(chain: Chain, samples: list[ReplicaFrames], every: int, wall_s: fl
     run = Run(
         numbers=np.asarray(chain.starts[0].numbers, np.int64),
         pbc=np.asarray(chain.starts[0].pbc, bool),
-        masses=chain.walkers.masses,
+        masses=chain.walkers.starts.masses,
         time_fs=(1.0 + np.arange(len(samples))) * every * segments * proposal.steps * proposal.timestep_fs,
         timestep_fs=float(proposal.timestep_fs),
         outcomes=(Outcome.COMPLETED,) * len(chain.starts),

@@ -154,13 +154,13 @@ class Ladder:
         if not status.has_error:
             said = status.value
         elif excess > tolerance and abs(sigma) > limit:
-            answer = "fail"
-            said = f"off by {excess:.3g} {of_difference}, {abs(sigma):.1f} σ, tolerated are {tolerance:.3g}"
+            answer, much = "fail", f"{excess:.3g} {of_difference}".rstrip()
+            said = f"off by {much}, {abs(sigma):.1f} σ, tolerated are {tolerance:.3g}"
         elif not width <= tolerance:
-            longer = _longer(width, tolerance)
-            said = f"known to ± {width:.2g} {of_difference} only, run {longer} as much"
+            known = f"{width:.2g} {of_difference}".rstrip()
+            said = f"known to ± {known} only, run {_longer(width, tolerance)} as much"
         else:
-            answer, said = "pass", f"within {tolerance:.3g} {of_difference}"
+            answer, said = "pass", f"within {tolerance:.3g} {of_difference}".rstrip()
         scalar = dataclasses.replace(scalar, unit=of_difference)
         return Comparison(student, teacher, scalar, rung.way.method, tolerance, sigma, answer, said)
 

@@ -22,7 +22,7 @@ from jaxmlip.observables.observable import Observable
 from jaxmlip.potentials.potential import Potential
 from jaxmlip.potentials.trainable import trainable
 from jaxmlip.simulation.dynamics import Ensemble
-from jaxmlip.simulation.rollout import prepare_rollout, rollout
+from jaxmlip.simulation.rollout import SimulationState, prepare_rollout, rollout
 from jaxmlip.validation.gradients import Gradient
 
 
@@ -86,43 +86,55 @@ def pathwise_gradient(
     number = state.positions.shape[0]
     if number < 2:
         raise ValueError("Errors come from replicas, of which a derivative through trajectories needs two or more.")
+    how = {"steps": steps, "every": every, "timestep_fs": timestep_fs, "observe": (observable,)}
 
-    def course(params: Any, state: Any) -> tuple[Any, Any]:
+    def course(params: Any, replica: Any) -> tuple[Any, Any]:
         """Means at all horizons of one replica, and whether it is valid."""
-        how = {"steps": steps, "every": every, "timestep_fs": timestep_fs, "observe": (observable,)}
-        _, found, valid = rollout(rebuild(params), ensemble, state, capacity, **how)
+        _, found, valid = rollout(rebuild(params), ensemble, _alone(state, replica), capacity, **how)
         return jnp.tensordot(jnp.asarray(shares, found["energy"].dtype), found[observable.name][:, 0], axes=1), valid
 
-    def alone(replica: Any) -> Any:
-        """The state of one replica."""
-        system = state.system
-        own = {name: getattr(system, name) for name in ("species", "cells", "inverses", "bonds")}
-        own = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, replica, 1), own)
-        now = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, replica, 1), state.replicas)
-        return state.replace(system=system.replace(**own), replicas=now)
-
-    each = jnp.arange(number)
-    means, valid = jax.jit(lambda params: jax.lax.map(lambda replica: course(params, alone(replica)), each))(params)
+    means, valid = jax.jit(lambda params: jax.lax.map(lambda n: course(params, n), jnp.arange(number)))(params)
     _check(valid)
-    average = means.mean(0)
-    if loss is None and average.ndim > 1:
-        raise ValueError(f"The {observable.name} has {average.shape[1:]} numbers: say by loss= which one is wanted.")
-    linear = average * 0 + 1 if loss is None else jax.vmap(jax.grad(loss))(average)
+    linear = _linearised(observable, means.mean(0), loss)
+
+    found = _slopes(course, params, linear, number)
+    gradients = tuple(_of(jax.tree.map(lambda leaf, n=n: leaf[:, n], found)) for n in range(horizons))
+    lengths_fs = tuple(float(length * every * timestep_fs) for length in lengths)
+    return Pathwise(lengths_fs, gradients, _growth(gradients, lengths_fs))
+
+
+def _slopes(course: Callable[[Any, Any], tuple[Any, Any]], params: Any, linear: Any, replicas: int) -> Any:
+    """Derivatives of each replica's means at each horizon by all parameters, leaves [replicas, horizons, ...]."""
+    horizons = len(linear)
+    rows = jnp.eye(horizons, dtype=linear.dtype).reshape(horizons, horizons, *[1] * (linear.ndim - 1)) * linear
 
     @jax.jit
     def slopes(params: Any) -> Any:
         def of_replica(replica: Any) -> Any:
-            _, pull, _ = jax.vjp(lambda params: course(params, alone(replica)), params, has_aux=True)
-            return jax.vmap(lambda row: pull(row)[0])(
-                jnp.eye(horizons, dtype=linear.dtype).reshape(horizons, horizons, *[1] * (linear.ndim - 1)) * linear
-            )
+            _, pull, _ = jax.vjp(lambda params: course(params, replica), params, has_aux=True)
+            return jax.vmap(lambda row: pull(row)[0])(rows)
 
-        return jax.lax.map(of_replica, each)
+        return jax.lax.map(of_replica, jnp.arange(replicas))
 
-    found = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), slopes(params))
-    gradients = tuple(_of(jax.tree.map(lambda leaf, n=n: leaf[:, n], found)) for n in range(horizons))
-    lengths_fs = tuple(float(length * every * timestep_fs) for length in lengths)
-    return Pathwise(lengths_fs, gradients, _growth(gradients, lengths_fs))
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), slopes(params))
+
+
+def _alone(state: SimulationState, replica: Any) -> SimulationState:
+    """The state of one replica."""
+
+    def own(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, replica, 1), tree)
+
+    system = state.system
+    mine = {name: own(getattr(system, name)) for name in ("species", "cells", "inverses", "bonds")}
+    return state.replace(system=system.replace(**mine), replicas=own(state.replicas))
+
+
+def _linearised(observable: Observable, average: Any, loss: Callable[[Any], Any] | None) -> Any:
+    """The derivative of the loss by the average at each horizon, [horizons, ...]; ones of a number without a loss."""
+    if loss is None and average.ndim > 1:
+        raise ValueError(f"The {observable.name} has {average.shape[1:]} numbers: say by loss= which one is wanted.")
+    return average * 0 + 1 if loss is None else jax.vmap(jax.grad(loss))(average)
 
 
 def _horizons(steps: int, every: int, horizons: int) -> tuple[list[int], np.ndarray]:

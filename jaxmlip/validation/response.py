@@ -7,8 +7,9 @@ atoms and motions, and pair forces that are fitted to the difference of forces, 
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -51,10 +52,11 @@ class PredictedError:
         total: student − teacher; its error includes the second order.
         itself: the share in it of values that depend on the potential, ⟨A_student − A_teacher⟩; 0 of others.
         values: as the teacher has them, [replicas, frames, ...].
-        energies: shares of β ΔU in all frames, [replicas, frames, shares], by what they are shares of.
+        change: β ΔU in all frames, [replicas, frames].
+        energies: its shares, [replicas, frames, shares], by what they are shares of.
         names: of the shares.
         distances: Å, of the knots of the pair forces.
-        pair_forces: fitted to the difference of forces, teacher − student.
+        pair_forces: fitted to the difference of forces, teacher − student; None if that was not asked for.
         refused: why some splits are not there.
     """
 
@@ -62,16 +64,17 @@ class PredictedError:
     total: Estimate
     itself: Estimate
     values: Float[np.ndarray, "replicas frames *shape"]
+    change: Float[np.ndarray, "replicas frames"]
     energies: Mapping[str, Float[np.ndarray, "replicas frames _"]]
     names: Mapping[str, tuple[str, ...]]
     distances: Float[np.ndarray, " knots"]
-    pair_forces: PairForces
+    pair_forces: PairForces | None
     refused: Mapping[str, str]
 
     def __repr__(self) -> str:
         """The total, and what it can be split by."""
-        total = self._number(self.total)
-        return f"<PredictedError of {self.observable.name}: {total!r}, by {', '.join(self.energies)}>"
+        split = f", by {', '.join(self.energies)}" if self.energies else ""
+        return f"<PredictedError of {self.observable.name}: {self._number(self.total)!r}{split}>"
 
     def by(self, what: By, *, whole: bool = False) -> Estimate:
         """Shares of the error (but `itself`), in the order of `names`, with standard errors; they add up.
@@ -131,7 +134,10 @@ class PredictedError:
 
     def _draw_atoms(self, ax: Axes) -> None:
         if "atoms" not in self.energies:
-            ax.text(0.5, 0.5, self.refused["atoms"], ha="center", va="center", wrap=True, transform=ax.transAxes)
+            said = textwrap.fill(f"by atoms: {self.refused['atoms']}", 36)
+            # Counted in the layout, it would push the other panels away.
+            ax.text(0.5, 0.5, said, ha="center", va="center", size="small", transform=ax.transAxes).set_in_layout(False)
+            ax.set_axis_off()
             return
         shares, names = self.by("atoms"), self.names["atoms"]
         symbols = [name.split()[0] for name in names if name not in ("cell", REST)]
@@ -164,7 +170,7 @@ class PredictedError:
         """Of functions, ∫ |total|; its error is that of the shares of all of ΔU, without the second order."""
         if self.observable.axis is None:
             return dataclasses.replace(estimate, unit=self.observable.unit)
-        all_of_it = {"motions": self.energies["pairs"].sum(axis=2, keepdims=True)}
+        all_of_it = {"motions": self.change[:, :, None]}
         whole = dataclasses.replace(self, energies=all_of_it, names={"motions": ("all",)}).by("motions")
         return dataclasses.replace(
             whole,
@@ -184,6 +190,7 @@ def predicted_error(
     observables: Sequence[Observable],
     *,
     temperature_K: float | int,
+    by: Sequence[By] = get_args(By),
     equilibration: Literal["auto"] | float | int = "auto",
     pair_reach: float | int = 6.0,
     pair_knots: int = 40,
@@ -191,7 +198,8 @@ def predicted_error(
 ) -> dict[str, PredictedError]:
     """What errors of a student's averages linear response predicts, and which atoms and interactions make them.
 
-    The teacher is called once a frame for energies, once for forces, and three times on the path to each frame.
+    The teacher is called once a frame for energies; for pairs and distances once for forces, and for the other splits
+    three times on the path to each frame.
 
     Args:
         run: that the student has sampled at constant volume or constant pressure.
@@ -199,6 +207,7 @@ def predicted_error(
         teacher: any Potential.
         observables: whose values are functions of a frame with plain means.
         temperature_K: of the ensemble.
+        by: splits that are wanted; none for the totals alone, which cost least.
         equilibration: what to discard, see `average`.
         pair_reach: Å, up to which distances of pairs are told apart.
         pair_knots: into how many.
@@ -216,30 +225,55 @@ def predicted_error(
         if observable.of_fluctuations:
             raise ValueError(f"The {observable.name} is no mean, of which there is a linear response.")
     first, status = settled(run, equilibration)
-    if run.n_frames - first < 2:
-        raise ValueError(f"Only {run.n_frames - first} frames of the run are in equilibrium: run longer.")
+    if (left := run.n_frames - first) < 2:
+        raise ValueError(f"Only {left} frames of the run are in equilibrium: run longer.")
     kept, beta = run.during(slice(first, None)), 1.0 / (KB * temperature_K)
     bound = [observable.bound_to(kept[0]) for observable in observables]
     values = [[_values(kept, each, who) for who in (student, teacher)] for each in bound]
     of_student, of_teacher = frame_energies(kept, [student, teacher], progress=progress)
     change = beta * (of_teacher - of_student)
-    frames = frame_states(kept, potential=student)
-    energies, names, refused = _splits(kept, student, teacher, frames, change / beta)
-    shares, fitted = pair_energies(student, teacher, frames, reach=float(pair_reach), knots=pair_knots)
-    pairs = ["–".join(chemical_symbols[number] for number in pair) for pair in element_pairs(fitted.known)]
-    energies |= {"pairs": shares.sum(3), "distances": shares.reshape(*shares.shape[:2], -1)}
-    names |= {"pairs": tuple(pairs)}
-    names["distances"] = tuple(f"{pair} {knot:.2f} Å" for pair in pairs for knot in fitted.knots)
-    energies = {what: _with_rest(beta * each, change) for what, each in energies.items()}
-    names = {what: (*each, REST) for what, each in names.items()}
-    found = {}
+    shares, found = _shares(kept, student, teacher, change / beta, by, (float(pair_reach), pair_knots)), {}
+    energies = {what: _with_rest(beta * each, change) for what, each in shares.energies.items()}
     for observable, (own, others) in zip(observables, values, strict=True):
-        _, _, total = Response(change).averages(observable, [own], [others])
-        itself = correlated_mean(own - others)
-        found[observable.name] = PredictedError(
-            observable, no_better(total, status), itself, others, energies, names, fitted.knots, fitted, refused
-        )
+        (_, _, total), itself = Response(change).averages(observable, [own], [others]), correlated_mean(own - others)
+        parts = (energies, shares.names, shares.distances, shares.pair_forces, shares.refused)
+        found[observable.name] = PredictedError(observable, no_better(total, status), itself, others, change, *parts)
     return found
+
+
+class _Shares(NamedTuple):
+    """Of ΔU in all frames; see `PredictedError`."""
+
+    energies: dict[str, np.ndarray]
+    names: dict[str, tuple[str, ...]]
+    distances: np.ndarray
+    pair_forces: PairForces | None
+    refused: dict[str, str]
+
+
+def _shares(
+    run: Run, student: Potential, teacher: Potential, change: np.ndarray, by: Sequence[By], pairs: tuple[float, int]
+) -> _Shares:
+    """All splits that are wanted; `pairs` has reach and knots of the pair forces."""
+    energies, names, knots, fitted = {}, {}, np.zeros(0), None
+    refused = dict.fromkeys([what for what in get_args(By) if what not in by], "that was not asked for")
+    frames = frame_states(run, potential=student)
+    if {"atoms", "elements", "motions"} & {*by}:
+        energies, names, why = _splits(run, student, teacher, frames, change)
+        refused = why | refused
+    if {"pairs", "distances"} & {*by}:
+        of_pairs, fitted = pair_energies(student, teacher, frames, reach=pairs[0], knots=pairs[1])
+        energies |= {"pairs": of_pairs.sum(3), "distances": of_pairs.reshape(*of_pairs.shape[:2], -1)}
+        names |= _pair_names(fitted)
+        knots = fitted.knots
+    energies = {what: each for what, each in energies.items() if what in by}
+    return _Shares(energies, {what: (*names[what], REST) for what in energies}, knots, fitted, refused)
+
+
+def _pair_names(fitted: PairForces) -> dict[str, tuple[str, ...]]:
+    """Of the shares by pairs of elements, and by their distances."""
+    pairs = tuple("–".join(chemical_symbols[number] for number in pair) for pair in element_pairs(fitted.known))
+    return {"pairs": pairs, "distances": tuple(f"{pair} {knot:.2f} Å" for pair in pairs for knot in fitted.knots)}
 
 
 def _values(run: Run, observable: Observable, potential: Potential) -> np.ndarray:

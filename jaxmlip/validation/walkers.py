@@ -13,6 +13,7 @@ from jaxmlip.simulation.driver import Driver
 from jaxmlip.simulation.ensembles import VelocityVerlet
 from jaxmlip.simulation.safety import no_bonds
 from jaxmlip.simulation.schedules import Number, Schedule
+from jaxmlip.simulation.starts import ReplicaStarts
 from jaxmlip.systems.device_lists import cell_heights, pseudo_inverse, search_heights
 
 
@@ -60,10 +61,8 @@ class Walkers(Driver):
         """
         super().__init__(
             potential,
-            starts,
+            ReplicaStarts.of(starts, no_bonds(len(starts))),
             Trajectories(kT),
-            masses=[atoms.get_masses() for atoms in starts],
-            bonds=no_bonds(len(starts)),
             timestep_fs=timestep_fs,
             skin=skin,
             seed=seed,
@@ -143,7 +142,7 @@ class Walkers(Driver):
             self.heights = search_heights(cells, True)
             self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
             needed, reach = self._needed(self.positions, cells), self.cutoff + self.skin
-            self.capacity = self.capacity.grown(needed, self.heights, reach, self.atoms)
+            self.capacity = self.capacity.grown(needed, self.heights, reach, self.starts.atoms)
             self._clear_lists()
 
 

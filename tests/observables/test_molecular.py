@@ -8,8 +8,8 @@ from made_runs import as_run
 from test_structure import as_frame
 
 from jaxmlip.observables.molecular import BondAngle, BondLength
-from jaxmlip.systems.clusters import molecules_of
 from jaxmlip.systems.ice import ice_ih
+from jaxmlip.systems.water import molecules_of
 from jaxmlip.testing import check_observable
 from jaxmlip.validation.averages import average, observe
 

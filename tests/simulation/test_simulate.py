@@ -20,6 +20,7 @@ from jaxmlip.simulation.engine import advance
 from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.safety import no_bonds
 from jaxmlip.simulation.simulate import simulate
+from jaxmlip.simulation.starts import ReplicaStarts
 from jaxmlip.simulation.trajectory import Outcome, Run
 from jaxmlip.systems.graph import Graph, graph_from_atoms
 from jaxmlip.validation.averages import average
@@ -118,10 +119,8 @@ def test_energies_and_forces_are_those_of_a_direct_call(small_fluid: Atoms, flui
         direct = evaluate(potential, graph_from_atoms(fluid_run[place], potential.cutoff))
         assert fluid_run[place].info["potential_energy"] == pytest.approx(float(direct.energy[0]), rel=2e-6)
 
-    engine = Driver(
-        potential, [small_fluid] * 3, FLUID.dynamics(3), masses=[np.ones(32)] * 3, bonds=no_bonds(3),
-        timestep_fs=DT, skin=0.3, seed=0, stop_at_failure=True,
-    )  # fmt: skip
+    starts = ReplicaStarts.of([small_fluid] * 3, no_bonds(3))
+    engine = Driver(potential, starts, FLUID.dynamics(3), timestep_fs=DT, skin=0.3, seed=0, stop_at_failure=True)
     engine.prepare()
     engine.advance(25)
     for replica in range(3):

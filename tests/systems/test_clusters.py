@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk as crystal_of
+from ase.build import molecule
 from ase.geometry import find_mic
 from ase.io import iread
 
-from jaxmlip.systems.clusters import cut_clusters, molecules_of
+from jaxmlip.systems.clusters import cut_clusters
 from jaxmlip.systems.ice import ice_ih
+from jaxmlip.systems.water import molecules_of
 
 RADIUS = 5.0
 
@@ -27,18 +30,6 @@ def shaken(molecules: int, seed: int) -> Atoms:
 @pytest.fixture(scope="module")
 def bulk() -> list[Atoms]:
     return [shaken(96, 0), shaken(96, 1)]
-
-
-def test_molecules_through_the_boundary(bulk: list[Atoms]) -> None:
-    for atoms in bulk:
-        molecules = molecules_of(atoms)
-        assert molecules.shape == (96, 3)
-        assert sorted(molecules.ravel().tolist()) == list(range(len(atoms)))
-        assert (atoms.numbers[molecules] == [8, 1, 1]).all()
-        vectors = atoms.positions[molecules[:, 1:]] - atoms.positions[molecules[:, :1]]
-        _, lengths = find_mic(vectors.reshape(-1, 3), atoms.cell)
-        assert lengths.max() < 1.25
-        assert np.linalg.norm(vectors, axis=2).max() > 5, "no molecule is cut by a face: the test has no teeth"
 
 
 def test_clusters_are_pieces_of_their_parent(bulk: list[Atoms]) -> None:
@@ -104,22 +95,47 @@ def test_two_images_of_one_molecule_are_refused() -> None:
         cut_clusters([lone], 6.1, 1)
 
 
-def test_broken_water_is_refused() -> None:
-    ice = ice_ih(16)
-    ionised = ice.copy()
-    ionised.positions[4] = [4.5, 3.9, 0.0]
-    with pytest.raises(ValueError, match=r"Hydrogen atom 4 has no oxygen within 1\.5 Å"):
-        molecules_of(ionised)
-    broken = ice.copy()
+def test_broken_molecules_are_refused() -> None:
+    broken = ice_ih(16)
     del broken[7]
     with pytest.raises(ValueError, match="Structure 1: Oxygen atom 6 has 1 hydrogens instead of 2"):
-        cut_clusters([ice, broken], 3.0, 31)
-    with pytest.raises(ValueError, match="not pure water: it contains Na"):
-        molecules_of(ice + Atoms("Na", [[1, 1, 1]]))
-    damaged = ice.copy()
+        cut_clusters([ice_ih(16), broken], 3.0, 31)
+    damaged = ice_ih(16)
     damaged.positions[5, 1] = np.nan
     with pytest.raises(ValueError, match=r"Structure 0: The position of atom 5 .* not finite"):
         cut_clusters([damaged], 3.0, 1)
+    with pytest.raises(ValueError, match=r"Structure 0: .* is not made of molecules"):
+        cut_clusters([crystal_of("NaCl", "rocksalt", a=5.64)], 3.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("CO2", "COO"), ("NH3", "NHHH"), ("CH3OH", "OHC"), ("C6H6", "C"), ("CH3CH2OH", "C"), ("Ne", "Ne")],
+)
+def test_clusters_of_other_molecules(name: str, first: str) -> None:
+    """Wrapped into a sheared cell, so that molecules are cut by its faces: as they were, each around its centre."""
+    single = molecule(name) if name != "Ne" else Atoms("Ne")
+    cell = np.array([[7.5, 0.0, 0.0], [0.8, 7.2, 0.0], [-0.6, 0.5, 8.0]])
+    crystal = Atoms(cell=3 * cell, pbc=True)
+    for place in np.ndindex(3, 3, 3):
+        one = single.copy()
+        one.translate(np.array(place) @ cell - single.positions.mean(axis=0) + 0.1)
+        crystal += one
+    crystal.wrap()
+    clusters = cut_clusters([crystal], radius=8.5, number=5, seed=0)
+    for cluster in clusters:
+        assert len(cluster) % len(single) == 0
+        symbols = cluster.get_chemical_symbols()
+        centres = cluster.positions[:: len(single)]
+        assert "".join(symbols).startswith(first)
+        np.testing.assert_array_equal(centres[0], 0.0)
+        assert (np.diff(np.linalg.norm(centres, axis=1)) >= -1e-9).all()
+        assert np.linalg.norm(centres, axis=1).max() <= 8.5
+        for number in range(len(cluster) // len(single)):
+            own = cluster[number * len(single) : (number + 1) * len(single)]
+            assert own.get_chemical_symbols() == symbols[: len(single)]
+            distances = np.sort(own.get_all_distances(), axis=None)
+            np.testing.assert_allclose(distances, np.sort(single.get_all_distances(), axis=None), atol=1e-9)
 
 
 def test_published_ice(ice_data: Path) -> None:

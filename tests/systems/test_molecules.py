@@ -5,9 +5,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from jaxmlip.systems.clusters import molecules_of
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.systems.molecules import angles_between, bonds_between, covalent_bonds, molecules_in
+from jaxmlip.systems.water import molecules_of
 
 
 @pytest.mark.parametrize(

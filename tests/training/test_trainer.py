@@ -16,9 +16,10 @@ from jaxmlip.systems.batches import LazySamples, Recipe, make_batches, make_samp
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.training.loss import Terms, loss
 from jaxmlip.training.problem import Trained, TrainingDiverged, TrainingProblem, TrainingSettings, check_frames
+from jaxmlip.training.runs import GAIN
 from jaxmlip.training.stacking import stacked_controls, stacked_potentials, stacked_states
 from jaxmlip.training.step import TrainState, schedule, update
-from jaxmlip.training.trainer import GAIN, train
+from jaxmlip.training.trainer import train
 
 TERMS = Terms(True, True, False)
 RATE = np.array([0.02])

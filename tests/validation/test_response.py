@@ -72,6 +72,14 @@ def test_wells_of_one_element_are_to_blame(agrees) -> None:
     )
     np.testing.assert_allclose(found.by("atoms").value.sum(), float(found.total), rtol=1e-4)
     assert found.names["motions"] == ("displacement", "rest")
+    alone = predicted_error(run, student, teacher, [NeonSpread()], temperature_K=KELVIN, by=())["x2"]
+    assert (float(alone.total), float(alone.total.error)) == (float(found.total), float(found.total.error))
+    assert alone.pair_forces is None
+    with pytest.raises(ValueError, match="not split by elements: that was not asked for"):
+        alone.by("elements")
+    few = predicted_error(run, student, teacher, [NeonSpread()], temperature_K=KELVIN, by=["elements"])["x2"]
+    np.testing.assert_array_equal(few.by("elements").value, by_element.value)
+    assert [*few.energies] == ["elements"]
 
 
 def test_a_run_that_drifts_has_no_error() -> None:
@@ -176,6 +184,12 @@ def test_liquids_are_split_by_pairs_only() -> None:
     left = dataclasses.replace(run, positions=moved)
     found = predicted_error(left, STUDENT, TEACHER, [PotentialEnergy()], **OPTIONS)["potential energy"]
     assert found.by("pairs").value.shape == (4,)
+    picture, axes = figure(1, 3, 11.0, 2.6)
+    found.draw(axes[0])
+    picture.canvas.draw()
+    assert "Atom 4 of replica" in axes[0][1].texts[0].get_text()
+    assert axes[0][0].get_position().width > 0.15, "what is said of atoms leaves no room for the panels beside it"
+    picture.clear()
     with pytest.raises(ValueError, match=r"not split by atoms: Atom 4 of replica \d comes 1\.\d\d Å"):
         found.by("atoms")
     with pytest.raises(ValueError, match="no mean, of which there is a linear response"):

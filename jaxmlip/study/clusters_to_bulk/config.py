@@ -1,8 +1,9 @@
-"""Configuration of clusters to bulk: ice, two teachers, a student, ways to lift it, and when it is trusted."""
+"""Configuration of clusters to bulk: a crystal, two teachers, a student, ways to lift it, and when it is trusted."""
 
 from typing import Any, Literal
 
 import pydantic
+from pydantic import PositiveInt
 
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.models import AnyModel
@@ -20,11 +21,32 @@ from jaxmlip.training.strategies.registry import AnyStrategy
 
 
 class System(Section):
-    """The condensed phase under test."""
+    """The condensed phase under test: ice Ih, or another crystal of molecules from a file."""
 
+    structure: str | None = pydantic.Field(
+        default=None, description="file with a cell of another crystal of molecules, any that ASE reads; null: ice Ih"
+    )
+    repeat: tuple[PositiveInt, PositiveInt, PositiveInt] = pydantic.Field(
+        default=(1, 1, 1), description="how often the cell of that file is repeated along its vectors"
+    )
     molecules: int = pydantic.Field(default=32, ge=16, description="molecules of ice Ih in the periodic cell")
-    density_g_cm3: float = pydantic.Field(default=0.92, gt=0, description="density of the cell, g/cm³")
+    density_g_cm3: float = pydantic.Field(default=0.92, gt=0, description="density of the cell of ice, g/cm³")
     temperature_K: float = pydantic.Field(default=250.0, gt=0, description="temperature of every simulation, K")
+
+    @pydantic.model_validator(mode="after")
+    def _is_one_crystal(self) -> "System":
+        given = self.model_fields_set
+        if self.structure is not None and (of_ice := sorted({"molecules", "density_g_cm3"} & given)):
+            raise ValueError(f"{' and '.join(of_ice)} is of ice, and structure names another crystal: leave one out")
+        if self.structure is None and "repeat" in given and self.repeat != (1, 1, 1):
+            raise ValueError("repeat is of the cell in a file: give structure, or more molecules of ice")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _one_crystal(self, handler: Any) -> Any:
+        """Of ice as in earlier versions, so that digests in folders of studies still fit; or of the file alone."""
+        left_out = ("structure", "repeat") if self.structure is None else ("molecules", "density_g_cm3")
+        return {name: value for name, value in handler(self).items() if name not in left_out}
 
 
 class Teachers(Section):
@@ -93,7 +115,9 @@ class ChosenEnsemble(Section):
 class Clusters(Section):
     """Whole-molecule clusters cut from the bulk frames; the only structures with accurate labels."""
 
-    radius: float = pydantic.Field(default=4.0, gt=0, description="a cluster is every molecule with its O this near, Å")
+    radius: float = pydantic.Field(
+        default=4.0, gt=0, description="a cluster is every molecule with its central atom (O of water) this near, Å"
+    )
     number: int = pydantic.Field(default=100, ge=4, description="clusters in all")
     validation_fraction: float = pydantic.Field(
         default=0.2, gt=0, lt=1, description="share of clusters kept for validation"

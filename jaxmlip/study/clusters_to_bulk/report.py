@@ -10,13 +10,11 @@ from jaxmlip.figures import figure, picture
 from jaxmlip.files import write_text
 from jaxmlip.study import plots
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
+from jaxmlip.study.clusters_to_bulk.crystal import crystal_of, longest_bond, pairs_of
 from jaxmlip.study.clusters_to_bulk.stages import FOUNDATION, Results
-from jaxmlip.study.clusters_to_bulk.summary import PAIRS, RDF_RANGE, Analysis
+from jaxmlip.study.clusters_to_bulk.summary import RDF_RANGE, Analysis
 from jaxmlip.study.pages import aligned, template_of, value_and_error
 from jaxmlip.versions import versions
-
-COVALENT = 1.3
-"""Å; distances below are covalent bonds of water."""
 
 VERDICT_CLASS = {"trusted": "trusted"} | dict.fromkeys(
     ("right for the wrong reasons", "wrong energy", "undecided"), "doubt"
@@ -28,12 +26,14 @@ Column = tuple[str, str, tuple[str, ...], int]
 COLUMNS: list[Column] = [
     ("force RMSE", "meV/Å", ("force_rmse_meV_A",), 0),
     ("energy RMSE", "meV/atom", ("energy_rmse_meV_atom",), 2),
-    ("RDF error", "OO / Å", ("rdf_error_A", "OO"), 3),
-    ("RDF error", "OH / Å", ("rdf_error_A", "OH"), 3),
-    ("RDF error", "HH / Å", ("rdf_error_A", "HH"), 3),
+]
+"""On the test frames."""
+
+OF_RUN: list[Column] = [
     ("⟨U⟩ − teacher", "meV/molecule", ("potential_energy_deviation_meV_molecule",), 1),
     ("T", "K", ("temperature_K",), 0),
 ]
+"""Of the simulation in the first ensemble, after the structure."""
 
 
 def write_report(path: Path, config: ClustersToBulk, analysis: Analysis, results: Results) -> None:
@@ -46,6 +46,7 @@ def write_report(path: Path, config: ClustersToBulk, analysis: Analysis, results
     columns = columns_of(summary)
     page = template_of("clusters_to_bulk").render(
         config=config,
+        crystal=crystal_of(config.system).name,
         summary=summary,
         seeds=_seeds_in_words(config),
         first_seed=" Of the first seed." if config.seeds > 1 else "",
@@ -69,7 +70,7 @@ def write_report(path: Path, config: ClustersToBulk, analysis: Analysis, results
 
 def columns_of(summary: dict[str, Any]) -> list[Column]:
     """Columns of the table: those that there always are, and of further ensembles structure, energy and density."""
-    columns = list(COLUMNS)
+    columns = [*COLUMNS, *_of_structure(summary), *OF_RUN]
     for number, ensemble in enumerate(summary["ensembles"]):
         place = ("ensembles", ensemble) if number else ()
         if number:
@@ -82,11 +83,18 @@ def columns_of(summary: dict[str, Any]) -> list[Column]:
     return columns
 
 
+def _of_structure(summary: dict[str, Any]) -> list[Column]:
+    """Columns of the pairs of elements."""
+    pairs = [pair for pair in summary["teacher"]["rdf_error_A"] if pair != "mean"]
+    return [("RDF error", f"{pair} / Å", ("rdf_error_A", pair), 3) for pair in pairs]
+
+
 def summary_table(summary: dict[str, Any]) -> str:
     """The main numbers as text for a terminal."""
-    rows = [["student", "force RMSE meV/Å", "energy RMSE meV/atom", "RDF error OO Å", "verdict"]]
+    columns = [*COLUMNS, _of_structure(summary)[0]]
+    rows = [["student", *(f"{title} {unit.replace(' / ', ' ')}" for title, unit, _, _ in columns), "verdict"]]
     for name, measured in named_students(summary).items():
-        numbers = [value_and_error(dig(measured, keys), digits) for _, _, keys, digits in COLUMNS[:3]]
+        numbers = [value_and_error(dig(measured, keys), digits) for _, _, keys, digits in columns]
         rows.append([plots.readable(name), *numbers, measured["verdict"]["level"]])
     return aligned(rows)
 
@@ -165,12 +173,12 @@ def _forces(analysis: Analysis, shown: dict[str, list[str]]) -> Figure:
 
 def _structure(analysis: Analysis, shown: dict[str, list[str]]) -> Figure:
     """Radial distribution functions of all pairs."""
-    drawn, axes = figure(len(shown), len(PAIRS), 10.5, 2.9 * len(shown))
-    teacher = analysis.potentials["teacher"].rdf
+    pairs, teacher = pairs_of(analysis.test[0].atoms), analysis.potentials["teacher"].rdf
+    drawn, axes = figure(len(shown), len(pairs), max(10.5, 3.5 * len(pairs)), 2.9 * len(shown))
     for row, names in zip(axes, shown.values(), strict=True):
-        for ax, pair in zip(row, PAIRS, strict=True):
+        for ax, (pair, elements) in zip(row, pairs.items(), strict=True):
             runs = {name: analysis.potentials[name].rdf[pair] for name in names if analysis.potentials[name].rdf}
-            plots.rdf(ax, teacher[pair], runs, pair, bonds=COVALENT)
+            plots.rdf(ax, teacher[pair], runs, elements, bonds=longest_bond(elements))
         row[0].legend(fontsize=6.5)
     return drawn
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.digests import digest
 from jaxmlip.files import write_json
 from jaxmlip.potentials.evaluation import label
 from jaxmlip.potentials.files import load_potential, save
@@ -24,6 +25,7 @@ from jaxmlip.simulation.ensembles import NVT
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.clusters_to_bulk.config import ChosenEnsemble, ClustersToBulk, Dynamics
+from jaxmlip.study.clusters_to_bulk.crystal import Crystal, crystal_of, made
 from jaxmlip.study.labelling import Labelling
 from jaxmlip.study.section import ConfigError, check_deployable
 from jaxmlip.study.trainings import POTENTIAL
@@ -31,7 +33,6 @@ from jaxmlip.study.work import Work, labelling, making, simulating, training_of_
 from jaxmlip.study.workspace import RESUMABLE, Stage, Workspace, seed_for
 from jaxmlip.systems.clusters import cut_clusters
 from jaxmlip.systems.dataset import Frame, read_frames, write_frames
-from jaxmlip.systems.ice import ice_ih
 from jaxmlip.training.distill import distillation_problem, teacher_references
 from jaxmlip.training.labels import Labels
 from jaxmlip.training.problem import Trained, TrainingProblem, TrainingSettings
@@ -39,12 +40,6 @@ from jaxmlip.training.runs import CHECKPOINTS
 from jaxmlip.training.strategies.base import Strategy
 from jaxmlip.training.trainer import train
 from jaxmlip.versions import versions
-
-ATOMS = 3
-"""Of a molecule of water."""
-
-MOLECULES_PER_G_CM3_A3 = 0.0334
-"""Molecules of water in 1 Å³ at 1 g/cm³."""
 
 FOUNDATION = "foundation"
 """Name of the distilled student before it is lifted."""
@@ -56,6 +51,7 @@ class Context:
 
     config: ClustersToBulk
     workspace: Workspace
+    crystal: Crystal
     low: Potential
     high: Potential
     progress: bool
@@ -80,12 +76,14 @@ def run_stages(config: ClustersToBulk, workspace: Workspace, *, progress: bool =
     """Run every stage of the study, or what is left to do.
 
     Raises:
-        ValueError: if a teacher does not know the elements of water, or a strategy would make a potential of the low
-            one that no file can hold.
+        ValueError: if the crystal cannot be had, a teacher does not know its elements, or a strategy would make a
+            potential of the low one that no file can hold.
     """
     for strategy in config.strategies:
         check_deployable(strategy, config.teachers.low)
-    study = Context(config, workspace, _teacher(config.teachers.low), _teacher(config.teachers.high), progress)
+    crystal = crystal_of(config.system)
+    low_teacher, high_teacher = (_teacher(name, crystal) for name in (config.teachers.low, config.teachers.high))
+    study = Context(config, workspace, crystal, low_teacher, high_teacher, progress)
     sampling = _sampling(study)
     structures = _structures(study, sampling)
     low = _labels(study, "labels-low", structures, study.low, config.teachers.low, ["bulk", "clusters"])
@@ -115,27 +113,26 @@ def of_seed(name: str, seed: int) -> str:
     return f"{name}.{seed}" if seed else name
 
 
-def _teacher(name: str) -> Potential:
+def _teacher(name: str, crystal: Crystal) -> Potential:
     potential = load_potential(name)
-    check_species(potential, np.array([1, 8]))
+    check_species(potential, np.array(crystal.numbers))
     return potential
 
 
 def _sampling(study: Context) -> Stage:
-    """Simulate ice with the low teacher."""
+    """Simulate the crystal with the low teacher."""
     config, settings = study.config, study.config.sampling
 
     def build(folder: Path) -> None:
-        ice = ice_ih(
-            config.system.molecules,
-            density_g_cm3=config.system.density_g_cm3,
-            seed=seed_for(config.seed, "ice"),
-        )
+        start = made(config.system, seed_for(config.seed, "ice"))
         ensemble = NVT(temperature_K=config.system.temperature_K, friction_per_ps=settings.friction_per_ps)
-        run = _simulate(study, (study.low, [ice] * settings.replicas, ensemble), settings, "sampling")
+        run = _simulate(study, (study.low, [start] * settings.replicas, ensemble), settings, "sampling")
         run.save(folder / "run.h5")
 
     inputs = {"teacher": config.teachers.low, "system": config.system, "sampling": settings, "seed": config.seed}
+    if config.system.structure is not None:
+        cell = made(config.system, 0)
+        inputs["crystal"] = digest(cell.numbers, cell.positions, cell.cell.array, cell.get_masses())
     return study.workspace.stage("sampling", inputs, build, work=lambda: _steps(study, settings, study.low))
 
 
@@ -175,7 +172,7 @@ def _labels(study: Context, stage: str, structures: Stage, teacher: Potential, n
 
     stress = "bulk" in kinds and any(each.ensemble == "NPT" for each in study.config.ensembles)
     inputs = {"structures": structures, "teacher": name, "kinds": kinds} | ({"stress": True} if stress else {})
-    number, atoms = _numbers(study.config, kinds)
+    number, atoms = _numbers(study, kinds)
     size: dict[str, Any] = {"workers": study.config.workers, "number": number, "atoms": atoms, "stress": stress}
     task = Labelling(study.workspace, stage, inputs, read, teacher, **size)
 
@@ -203,7 +200,7 @@ def _foundation(study: Context, low: Stage, seed: int) -> Stage:
         _save_trained(study, folder, _train(study, folder, problem, settings))
 
     inputs = {"data": low, "student": config.student, "settings": settings}
-    work = functools.partial(_epochs, config, ["bulk", "clusters"], settings)
+    work = functools.partial(_epochs, study, ["bulk", "clusters"], settings)
     return study.workspace.stage(name, inputs, build, work=work)
 
 
@@ -227,17 +224,17 @@ def _lifted(study: Context, arm: tuple[Strategy, Labels, int], foundation: Stage
         _save_trained(study, folder, dataclasses.replace(trained, potential=strategy.deploy(trained)))
 
     inputs = {"foundation": foundation, "high": high, "low": low, "strategy": strategy, "labels": labels}
-    work = functools.partial(_epochs, study.config, ["clusters"], settings)
+    work = functools.partial(_epochs, study, ["clusters"], settings)
     return study.workspace.stage(name, inputs | {"settings": settings}, build, work=work)
 
 
 def _all_dynamics(study: Context, name: str, student: Stage | None, sampling: Stage) -> dict[str, Stage]:
-    """Simulate ice with a student, or the high teacher, in every ensemble."""
+    """Simulate with a student, or the high teacher, in every ensemble."""
     return {each.called: _dynamics(study, name, student, sampling, each) for each in study.config.ensembles}
 
 
 def _dynamics(study: Context, name: str, student: Stage | None, sampling: Stage, chosen: ChosenEnsemble) -> Stage:
-    """Simulate ice with a student, or the high teacher, from where the low teacher's replicas ended."""
+    """Simulate with a student, or the high teacher, from where the low teacher's replicas ended."""
     settings, system = study.config.dynamics, study.config.system
     if chosen.time_ps is not None:
         settings = settings.model_copy(update={"time_ps": chosen.time_ps})
@@ -273,34 +270,35 @@ def _test_frames(study: Context, teacher_run: Stage) -> Stage:
         structures = _evenly(_after(run, run.time_fs[-1] / 2e3), number)
         write_frames(folder / "test.extxyz", label(structures, study.high))
 
-    atoms = float(number * ATOMS * study.config.system.molecules)
+    atoms = number * study.crystal.molecules * study.crystal.atoms
     inputs = {"run": teacher_run, "frames": number}
     return study.workspace.stage("test", inputs, build, work=lambda: labelling(number, atoms, study.high))
 
 
-def _numbers(config: ClustersToBulk, kinds: list[str], share: float = 1.0) -> tuple[int, float]:
+def _numbers(study: Context, kinds: list[str], share: float = 1.0) -> tuple[int, float]:
     """About how many structures of the given kinds there are, and atoms.
 
     A cluster is taken to have as many molecules as there are in its sphere at the density, and one for the rim.
     """
-    volume = 4 / 3 * np.pi * config.clusters.radius**3
-    molecules = min(config.system.molecules, 1 + volume * config.system.density_g_cm3 * MOLECULES_PER_G_CM3_A3)
+    config, crystal = study.config, study.crystal
+    molecules = min(crystal.molecules, 1 + 4 / 3 * np.pi * config.clusters.radius**3 * crystal.density)
     number = {"bulk": config.sampling.bulk_frames, "clusters": config.clusters.number}
-    each = {"bulk": config.system.molecules, "clusters": molecules}
-    atoms = ATOMS * sum(number[kind] * each[kind] for kind in kinds)
+    each = {"bulk": crystal.molecules, "clusters": molecules}
+    atoms = crystal.atoms * sum(number[kind] * each[kind] for kind in kinds)
     return round(share * sum(number[kind] for kind in kinds)), share * atoms
 
 
-def _epochs(config: ClustersToBulk, kinds: list[str], settings: TrainingSettings) -> Work:
+def _epochs(study: Context, kinds: list[str], settings: TrainingSettings) -> Work:
     """What a training on structures of the given kinds has to do."""
-    number, atoms = _numbers(config, kinds, 1 - config.clusters.validation_fraction)
+    config = study.config
+    number, atoms = _numbers(study, kinds, 1 - config.clusters.validation_fraction)
     return training_of_epochs(number, atoms, settings.epochs, settings.batch_size, config.student)
 
 
 def _steps(study: Context, settings: Dynamics, model: Any) -> Work:
     """What a simulation has to do."""
     steps = round(1e3 * settings.time_ps / settings.timestep_fs)
-    return simulating(settings.replicas, ATOMS * study.config.system.molecules, steps, model)
+    return simulating(settings.replicas, round(study.crystal.molecules * study.crystal.atoms), steps, model)
 
 
 def _simulate(

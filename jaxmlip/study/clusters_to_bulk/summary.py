@@ -16,6 +16,7 @@ from jaxmlip.potentials.files import load_potential
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.study.clusters_to_bulk.answers import with_answers
 from jaxmlip.study.clusters_to_bulk.config import ClustersToBulk
+from jaxmlip.study.clusters_to_bulk.crystal import pairs_of
 from jaxmlip.study.clusters_to_bulk.over_seeds import over_seeds
 from jaxmlip.study.clusters_to_bulk.stages import FOUNDATION, Results
 from jaxmlip.study.clusters_to_bulk.summary_file import FORMAT
@@ -23,11 +24,9 @@ from jaxmlip.study.correlations import VARIED, students_of
 from jaxmlip.study.trainings import POTENTIAL
 from jaxmlip.study.workspace import Stage, content_digest
 from jaxmlip.systems.dataset import Frame, read_frames
+from jaxmlip.systems.molecules import molecules_in
 from jaxmlip.validation.verdict import Level, Tolerances, Verdict, verdict
 from jaxmlip.versions import versions
-
-PAIRS = {"OO": ("O", "O"), "OH": ("O", "H"), "HH": ("H", "H")}
-"""Pairs of elements whose radial distribution functions are compared."""
 
 RDF_RANGE = 6.0
 """Å; the range customary for water."""
@@ -153,15 +152,15 @@ def _judged(
     config: ClustersToBulk, test: list[Frame], predicted: list[Frame], runs: dict[str, Run], teacher: dict[str, Run]
 ) -> Analysed:
     """One potential, judged by its runs."""
-    limits, errors = config.verdict, compare(test, predicted)
+    limits, errors, pairs = config.verdict, compare(test, predicted), pairs_of(test[0].atoms)
     verdicts = {
         each.called: verdict(
             runs[each.called],
             teacher[each.called],
             errors,
-            pairs=list(PAIRS.values()),
+            pairs=list(pairs.values()),
             r_max=RDF_RANGE,
-            per=("molecule", _molecules(test[0].atoms)),
+            per=("molecule", len(molecules_in(test[0].atoms))),
             temperature_K=each.temperature_K or config.system.temperature_K,
             tolerances=Tolerances(
                 sigma=limits.sigma,
@@ -175,13 +174,13 @@ def _judged(
     }
     first = next(iter(verdicts))
     structure = [check for check in verdicts[first].checks if check.kind == "structure"]
-    rdf = {pair: check.student for pair, check in zip(PAIRS, structure, strict=bool(structure))}
+    rdf = {pair: check.student for pair, check in zip(pairs, structure, strict=bool(structure))}
     return Analysed(predicted, runs[first], rdf, verdicts)
 
 
 def _measure(test: list[Frame], one: Analysed) -> dict[str, Any]:
     """All numbers of one potential, and the verdict they lead to; those of the first ensemble stand at the top."""
-    first, *others = [_of_run(each, _molecules(test[0].atoms)) for each in one.verdicts.values()]
+    first, *others = [_of_run(each, test[0].atoms) for each in one.verdicts.values()]
     measured = _errors(test, one.predicted) | first
     if others:
         measured["ensembles"] = dict(zip([*one.verdicts][1:], others, strict=True))
@@ -191,7 +190,7 @@ def _measure(test: list[Frame], one: Analysed) -> dict[str, Any]:
     return measured
 
 
-def _of_run(judged: Verdict, molecules: int) -> dict[str, Any]:
+def _of_run(judged: Verdict, atoms: Atoms) -> dict[str, Any]:
     """What one simulation says of a potential."""
     stable = judged.level != "unstable"
     measured: dict[str, Any] = {
@@ -201,11 +200,11 @@ def _of_run(judged: Verdict, molecules: int) -> dict[str, Any]:
     checks = {check.name: check for check in judged.checks}
     if checks:
         energy, temperature = checks["potential energy"], checks["temperature"]
-        errors = {pair: _number(checks[RDF(*elements).name].difference) for pair, elements in PAIRS.items()}
+        errors = {pair: _number(checks[RDF(*elements).name].difference) for pair, elements in pairs_of(atoms).items()}
         measured |= {
             "rdf_error_A": errors | {"mean": _mean(list(errors.values()))},
             "potential_energy_deviation_meV_molecule": _number(
-                energy.difference, 1e3 / molecules * float(energy.teacher.error)
+                energy.difference, 1e3 / len(molecules_in(atoms)) * float(energy.teacher.error)
             ),
             "potential_energy_eV": _number(energy.student, 0.0),
             "temperature_K": _number(temperature.student, 0.0),
@@ -225,7 +224,7 @@ def _of_run(judged: Verdict, molecules: int) -> dict[str, Any]:
 def _errors(test: list[Frame], predicted: list[Frame]) -> dict[str, dict[str, Any]]:
     """Errors on the test frames, which are the same for all students."""
     report = compare(test, predicted)
-    per_molecule = len(test[0].atoms) / _molecules(test[0].atoms)
+    per_molecule = len(test[0].atoms) / len(molecules_in(test[0].atoms))
     errors = {}
     for key in ("force_rmse_meV_A", "energy_rmse_meV_atom", "energy_mean_meV_atom", "energy_std_meV_atom"):
         found = report.measured(key)
@@ -260,7 +259,3 @@ def _mean(numbers: list[dict[str, Any]]) -> dict[str, Any]:
         each = [number[key] for number in numbers]
         mean[key] = None if None in each else float(np.mean(each))
     return mean | {"dof": min((number["dof"] for number in numbers if number["dof"] is not None), default=None)}
-
-
-def _molecules(atoms: Atoms) -> int:
-    return int(np.sum(atoms.numbers == 8))
