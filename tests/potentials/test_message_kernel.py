@@ -125,6 +125,7 @@ def test_stacked_in_single_precision() -> None:
     assert min(np.abs(kernel.forces).max(), np.abs(kernel.energy[0] - kernel.energy[1]).max()) > 1e-3
 
 
+@pytest.mark.skipif(jax.__version_info__ > (0, 10, 1), reason="later versions lower kernels where there is a GPU alone")
 def test_lowers_for_cuda() -> None:
     """A force call has a kernel for the messages of each of two layers and three for each of their derivatives.
 
