@@ -27,7 +27,7 @@ from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import save
 from jaxmlip.systems.dataset import write_frames
 
-MODEL = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=3.0, radial_functions=3, radial_mlp=(4,))
+MODEL = Equivariant(channels=2, l_max=0, correlation=1, layers=1, cutoff=3.0, radial_functions=3, radial_mlp=(4,))
 
 WORDS = ("nan", "inf", "-1", "0", "1e308", "1e-320", "", "X", "Zz", "D", "None", "[]", '"', "=", "\x00", "é", "9" * 40)
 """What numbers, symbols and keys are replaced by."""

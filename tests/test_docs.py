@@ -30,6 +30,9 @@ IN_ORDER = (
 )
 """Pages whose examples go on from one another."""
 
+LONG = ("dynamics.md", "gradients.md")
+"""Pages left out by default: derivatives of a network's simulations take long to compile, and other tests have them."""
+
 
 def examples(page: str, language: str = "python") -> list[str]:
     """Blocks of a page that are to be run: those without a word on why not."""
@@ -38,12 +41,15 @@ def examples(page: str, language: str = "python") -> list[str]:
     return [block[1] for block in blocks if not REASON.search(text[: block.start()])]
 
 
-def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "left_out", [pytest.param(LONG, id="short"), pytest.param((), id="all", marks=pytest.mark.slow)]
+)
+def test_examples_run(left_out: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One page after another, in a folder of their own; a failure names page and block."""
     monkeypatch.chdir(tmp_path)
     assert {page for page in PAGES if examples(page)} == {*IN_ORDER}
     names: dict[str, Any] = {"__name__": "documentation"}
-    for page in IN_ORDER:
+    for page in (page for page in IN_ORDER if page not in left_out):
         for number, block in enumerate(examples(page), start=1):
             exec(compile(block, f"docs/{page}, block {number}", "exec"), names)
 
@@ -71,6 +77,15 @@ def test_commands_exist(page: str) -> None:
             assert not flag.startswith("--") or flag in options, f"{page}, {line}: no option {flag}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_found(page: str) -> None:
+    """In the navigation, and what their relative links name is there."""
+    assert re.search(rf"\b{re.escape(page)}$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    for link in re.findall(r"\]\(([^)#\s]+)", (DOCS / page).read_text()):
+        assert "://" in link or (DOCS / link).exists(), f"{page}: {link}"
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed: uv sync")
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Every page is in the navigation, every link leads somewhere, every name has its documentation."""

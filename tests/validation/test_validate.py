@@ -36,6 +36,8 @@ DT = 0.005 * REDUCED_TIME_FS
 ENSEMBLE = NVT(REDUCED_K, friction_per_ps=4000.0 / REDUCED_TIME_FS)
 NAMES = ["rdf:Ar-Ar:r_max=1.7:bins=34", "potential_energy"]
 TOLERANCES = {"potential_energy": 0.8, NAMES[0]: 0.05}
+pytestmark = pytest.mark.optimised
+
 SHORT = Sampling(time_ps=1.5 * DT, replicas=4, timestep_fs=DT, sample_every_fs=10 * DT)
 
 
@@ -58,7 +60,7 @@ def start() -> Atoms:
 
 def simulated(start: Atoms, epsilon: float, seed: int) -> Run:
     options: dict[str, Any] = {"timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
-    return simulate(fluid(epsilon), start, ENSEMBLE, steps=6400, replicas=4, seed=seed, **options)
+    return simulate(fluid(epsilon), start, ENSEMBLE, steps=2400, replicas=4, seed=seed, **options)
 
 
 @pytest.fixture(scope="module")
@@ -82,28 +84,32 @@ def test_student_equal_to_its_teacher_passes(run: Run) -> None:
 
 
 @pytest.mark.physics
-def test_all_ways_agree_with_the_teachers_own_simulation(run: Run, start: Atoms, agrees) -> None:
-    """Reweighting to ε = 1.02 and a bridge to 1.4, against direct runs; and linear response to 1.02."""
-    for epsilon, way in ((1.02, "reweighting"), (1.4, "bridge")):
-        found = held(run, epsilon)
-        direct = held(
-            run, epsilon, teacher_run=simulated(start, epsilon, 7), sampling=dataclasses.replace(SHORT, bridge=False)
-        )
-        for name in NAMES:
-            assert found.observables[name].method == way
-        energy, own = (each.observables["potential_energy"] for each in (found, direct))
-        assert (own.method, own.answer, energy.answer) == ("direct", "fail", "fail")
-        one, other = energy.teacher, own.teacher
-        assert one is not None
-        assert other is not None
-        quantity = f"Lennard-Jones, 32 atoms, <U> of ε = {epsilon} from ε = 1 by {way}"
-        agrees(quantity, one.value, one.error, float(other), known_error=float(other.error))
-        one, other = (each.observables[NAMES[0]].teacher for each in (found, direct))
-        assert one is not None
-        assert other is not None
-        apart = one - other
-        # Of the sigmas of 34 bins hardly one is beyond 3.5.
-        assert np.abs(apart.sigma_from(0.0))[apart.error > 0].max() < 3.5
+@pytest.mark.parametrize(
+    ("epsilon", "way"), [pytest.param(1.02, "reweighting", marks=pytest.mark.slow), (1.4, "bridge")]
+)
+def test_all_ways_agree_with_the_teachers_own_simulation(
+    epsilon: float, way: str, run: Run, start: Atoms, agrees
+) -> None:
+    """Reweighting to ε = 1.02 and a bridge to 1.4, against direct runs."""
+    found = held(run, epsilon)
+    direct = held(
+        run, epsilon, teacher_run=simulated(start, epsilon, 7), sampling=dataclasses.replace(SHORT, bridge=False)
+    )
+    for name in NAMES:
+        assert found.observables[name].method == way
+    energy, own = (each.observables["potential_energy"] for each in (found, direct))
+    assert (own.method, own.answer, energy.answer) == ("direct", "fail", "fail")
+    one, other = energy.teacher, own.teacher
+    assert one is not None
+    assert other is not None
+    quantity = f"Lennard-Jones, 32 atoms, <U> of ε = {epsilon} from ε = 1 by {way}"
+    agrees(quantity, one.value, one.error, float(other), known_error=float(other.error))
+    one, other = (each.observables[NAMES[0]].teacher for each in (found, direct))
+    assert one is not None
+    assert other is not None
+    apart = one - other
+    # Of the sigmas of 34 bins hardly one is beyond 3.5.
+    assert np.abs(apart.sigma_from(0.0))[apart.error > 0].max() < 3.5
 
 
 @pytest.mark.slow
