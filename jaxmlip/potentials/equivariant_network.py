@@ -110,6 +110,10 @@ class Network(nn.Module):
             ) -> Array:
                 if folded is not None:
                     of_atoms = messages.of_elements(folded, radial, harmonics, element[neighbors])
+                elif self.form == "accelerator_kernel":
+                    from jaxmlip.potentials.message_kernel import kernel_messages  # Pallas takes a while to import
+
+                    of_atoms = kernel_messages(messages, sources, neighbors, radial, harmonics)
                 else:
                     of_atoms = messages(sources[neighbors], radial, harmonics)
                 return of_atoms.swapaxes(0, 1)
@@ -133,7 +137,10 @@ class Network(nn.Module):
             ) -> Array:
                 return update_block(sum_block(radial, harmonics, neighbors), own, element)
 
-            weights = len(paths(l_in, spec.l_max)) * spec.channels
+            if self.form == "accelerator_kernel" and folded is None:  # its weights are never in memory
+                weights = messages.radial.shape[0] + (l_in + 1) ** 2 * spec.channels
+            else:
+                weights = len(paths(l_in, spec.l_max)) * spec.channels
             blocks = [
                 blocks_of(self.form, BLOCK_ATOMS // (1 + (l_in > 0)), part[0].shape[1] * weights) for part in edges
             ]
