@@ -50,9 +50,9 @@ for line in sys.stdin:
         answer = {"first_s": time.perf_counter() - start, **plain(name, result)}
     elif do == "call":
         calls[name]()  # the others' turns have emptied the caches, which a simulation finds full
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         calls[name]()
-        answer = {"s": time.perf_counter() - start}
+        answer = {"s": time.perf_counter() - start, "cpu_s": time.process_time() - start_cpu}
     else:
         answer = globals()[do](order)
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -75,7 +75,7 @@ def build(order):
             channels=order["channels"], l_max=3, correlation=3, layers=2, message_l=order["L"], cutoff=5.0,
             radial_mlp=(64, 64, 64),
         )
-        potential = architecture.build((1, 8), average_neighbors=order["neighbors"], seed=0)
+        potential = architecture.build(order.get("species", (1, 8)), average_neighbors=order["neighbors"], seed=0)
     return jax.device_put(potential)
 def count(params):
     return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
@@ -101,17 +101,19 @@ from e3nn import o3  # after mace, which makes it load with a recent torch
 models = {}
 def build(order):
     torch.manual_seed(0)
-    channels, block = order["channels"], modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+    channels, species = order["channels"], order.get("species", (1, 8))
+    block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
     models[order["name"]] = model = modules.ScaleShiftMACE(
         r_max=5.0, num_bessel=8, num_polynomial_cutoff=5, max_ell=3, interaction_cls=block, interaction_cls_first=block,
-        num_interactions=2, num_elements=2, atomic_numbers=[1, 8], atomic_energies=np.zeros(2), correlation=3,
+        num_interactions=2, num_elements=len(species), atomic_numbers=list(species), correlation=3,
+        atomic_energies=np.zeros(len(species)),
         hidden_irreps=o3.Irreps(" + ".join([f"{channels}x0e", f"{channels}x1o"][: 1 + order["L"]])),
         MLP_irreps=o3.Irreps("16x0e"), gate=torch.nn.functional.silu, radial_MLP=[64, 64, 64],
         avg_num_neighbors=order["neighbors"], atomic_inter_scale=1.0, atomic_inter_shift=0.0,
     )
     return model
-def graph(structures):
-    table = tools.AtomicNumberTable([1, 8])
+def graph(structures, species=(1, 8)):
+    table = tools.AtomicNumberTable(list(species))
     configurations = [data.config_from_atoms(atoms_of(structure)) for structure in structures]
     graphs = [data.AtomicData.from_config(configuration, table, 5.0) for configuration in configurations]
     loader = torch_geometric.dataloader.DataLoader(graphs, batch_size=len(graphs), shuffle=False, drop_last=False)
@@ -154,7 +156,8 @@ def build(order):
         avg_num_neighbors=order["neighbors"],
     )
     info = DatasetInfo(
-        atomic_energies_map={1: 0.0, 8: 0.0}, graph_cutoff_angstrom=5.0, avg_num_neighbors=order["neighbors"]
+        atomic_energies_map={z: 0.0 for z in order.get("species", (1, 8))}, graph_cutoff_angstrom=5.0,
+        avg_num_neighbors=order["neighbors"],
     )
     return ForceField.from_mlip_network(Mace(config, info), seed=0)
 def graph(structures):
@@ -230,11 +233,11 @@ def _outside() -> dict[str, str]:
 
 
 def interleaved(
-    contenders: Mapping[str, Contender], name: str, calls: int, *, warm_up: int = 1
+    contenders: Mapping[str, Contender], name: str, calls: int, *, warm_up: int = 1, clock: str = "s"
 ) -> dict[str, list[float]]:
     """Seconds of every call, one contender after the other in each round, so that disturbances hit all alike.
 
-    Before each timed call goes one that is not.
+    Before each timed call goes one that is not. The clock is the wall's, "s", or that of the processor's work, "cpu_s".
     """
     for contender in contenders.values():
         for _ in range(warm_up):
@@ -242,7 +245,7 @@ def interleaved(
     times: dict[str, list[float]] = {who: [] for who in contenders}
     for _ in range(calls):
         for who, contender in contenders.items():
-            times[who].append(contender.ask("call", name)["s"])
+            times[who].append(contender.ask("call", name)[clock])
     return times
 
 
@@ -312,7 +315,7 @@ def measure(
     started = [who for who in programs if who.startswith("jaxmlip") or who in peers]
     contenders = {who: Contender(who, *programs[who], cpu) for who in started}
     with tempfile.TemporaryDirectory() as folder:
-        weights = _weights_for_us(contenders, folder, order)
+        weights = weights_for_us(contenders, folder, order)
         first = {
             who: contender.ask("prepare", "task", weights=weights, **order) for who, contender in contenders.items()
         }
@@ -326,7 +329,7 @@ def measure(
     )
 
 
-def _weights_for_us(contenders: Mapping[str, Contender], folder: str, order: Mapping[str, Any]) -> str | None:
+def weights_for_us(contenders: Mapping[str, Contender], folder: str, order: Mapping[str, Any]) -> str | None:
     """A file to which mace-torch has written its weights; None if it is not there, or the project cannot read them."""
     potentials = REPOSITORY / "jaxmlip" / "potentials"
     readable = all((potentials / module).exists() for module in ("mace.py", "mace_checkpoint.py"))

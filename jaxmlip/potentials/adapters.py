@@ -53,6 +53,11 @@ class Adapter(Trainable):
         return self.potential.species
 
     @property
+    def reads_elements(self) -> bool:
+        """Whether the adapted potential saves work by it."""
+        return self.potential.reads_elements
+
+    @property
     def trained_on(self) -> tuple[str, ...] | None:
         """Labels that the adapted potential has seen."""
         return self.potential.trained_on

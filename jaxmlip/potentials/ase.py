@@ -18,6 +18,7 @@ from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.evaluation import bare_copy, compiled_evaluate, potential_dtype
 from jaxmlip.potentials.graph_sizes import GraphSize, GraphSizes, graph_sizes
 from jaxmlip.potentials.potential import Potential, check_species, reference_energy
+from jaxmlip.potentials.present_elements import elements_of
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.dataset import Frame
 from jaxmlip.systems.graph import Graph, batch_graphs, check_structure, graph_from_atoms, periodic_cell
@@ -59,7 +60,8 @@ class Calculator(ase_calculator.Calculator):
         self._graph: Graph | None = None
         self._offset: Offset | None = None
         self._needed = GraphSize(0, 0, 0)
-        self._compiled: dict[bool, GraphSizes] = {}
+        self._elements = (0, 0)
+        self._compiled: dict[tuple, GraphSizes] = {}
 
     def calculate(
         self,
@@ -146,14 +148,17 @@ class Calculator(ase_calculator.Calculator):
         graph = graph_from_atoms(atoms, reach, inner_reach, dtype=potential_dtype(potential))
         varies = self._needed.atoms not in (0, graph.n_atoms)
         self._needed = GraphSize(graph.n_atoms, graph.n_slots, graph.inner)
+        self._elements = elements_of(potential, [atoms.numbers], rounded=True)
         size = self._sizes(bool(atoms.pbc.all())).size_for(self._needed, varies=varies)
-        return batch_graphs([graph], n_atoms=size.atoms, n_graphs=1, slots=size.slots).replace(inner=size.inner)
+        batch = batch_graphs([graph], n_atoms=size.atoms, n_graphs=1, slots=size.slots)
+        return batch.replace(inner=size.inner, elements=self._elements)
 
     def _sizes(self, stress: bool) -> GraphSizes:
-        """The sizes of graphs that are compiled, with stress or without."""
-        if stress not in self._compiled:
-            self._compiled[stress] = graph_sizes(self.potential, potential_dtype(self.potential), stress)
-        return self._compiled[stress]
+        """The sizes of graphs that are compiled for so many elements, with stress or without."""
+        which = stress, self._elements
+        if which not in self._compiled:
+            self._compiled[which] = graph_sizes(self.potential, potential_dtype(self.potential), stress, self._elements)
+        return self._compiled[which]
 
 
 @dataclasses.dataclass(frozen=True)

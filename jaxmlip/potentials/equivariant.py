@@ -16,6 +16,7 @@ from jaxmlip.potentials.architecture import Architecture
 from jaxmlip.potentials.blocks import Form, form_of_this_machine
 from jaxmlip.potentials.equivariant_network import Network
 from jaxmlip.potentials.potential import N_SPECIES, UNKNOWN, TrainingRecord, all_labels
+from jaxmlip.potentials.present_elements import FEW_ELEMENTS, present_elements
 from jaxmlip.potentials.radial import zbl
 from jaxmlip.potentials.trainable import (
     Group,
@@ -157,6 +158,11 @@ class EquivariantPotential(Trainable):
         return self.known
 
     @property
+    def reads_elements(self) -> bool:
+        """Whether it knows so many that most are not in a structure."""
+        return len(self.known) > FEW_ELEMENTS
+
+    @property
     def trained_on(self) -> tuple[str, ...] | None:
         """Labels that its parameters have ever seen: () if they are random, None if nobody knows."""
         return self.record.labels
@@ -168,17 +174,20 @@ class EquivariantPotential(Trainable):
     def readouts(self, graph: Graph) -> Float[AnyArray, "atoms heads"]:
         """Atomic energies in eV of every head; 0 for padding atoms, NaN for elements the potential does not know.
 
-        Computed in the precision of the graph's positions.
+        Computed in the precision of the graph's positions. Where the graph says how many elements there are, it costs
+        what a potential of so few elements would; if there are more, energies are NaN.
         """
         vectors, mask = edge_vectors(graph)
         vectors, dtype = jnp.asarray(vectors), vectors.dtype
         row = np.full(N_SPECIES, -1, np.int32)
         row[list(self.known)] = np.arange(len(self.known))
         element = jnp.asarray(row)[graph.species]
+        sure, row_of = (element >= 0) & graph.atom_mask, jnp.maximum(element, 0)
+        present = present_elements(graph, row_of, sure, len(self.known))
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.params)
         network = Network(self.specification, self.known, self.average_neighbors, self.heads, self.tabulated, self.form)
         output = jnp.asarray(
-            network.apply({"params": params}, vectors, mask, graph.neighbors, jnp.maximum(element, 0), graph.tiers)
+            network.apply({"params": params}, vectors, mask, graph.neighbors, row_of, graph.tiers, present)
         )
         energies = jnp.asarray(self.scale, dtype) * output + jnp.asarray(self.shift, dtype)
         if self.specification.repulsion:
@@ -187,7 +196,9 @@ class EquivariantPotential(Trainable):
             pairs = zbl(lengths, numbers[:, None], numbers[graph.neighbors], self.specification.envelope_power)
             repulsion = jnp.sum(jnp.where(mask, pairs, 0.0), axis=1)
             energies = energies + jnp.asarray(self.repulsion, dtype) * repulsion[:, None]
-        energies = jnp.where((element >= 0)[:, None], energies, jnp.nan)
+        if present is not None:
+            sure = sure & present.complete
+        energies = jnp.where(sure[:, None], energies, jnp.nan)
         return jnp.where(graph.atom_mask[:, None], energies, 0.0)
 
     def atomic_energies(self, graph: Graph) -> PerAtom:

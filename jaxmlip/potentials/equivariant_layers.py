@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmlip.potentials.architecture import Architecture
 from jaxmlip.potentials.contraction import contract, path_counts
+from jaxmlip.potentials.present_elements import FEW_ELEMENTS
 from jaxmlip.potentials.radial import SILU_SCALE, RadialNetwork, Splines, radial_features
 from jaxmlip.types import AnyArray, Leaf
 
@@ -23,10 +24,6 @@ from jaxmlip.types import AnyArray, Leaf
 def parameter(module: nn.Module, name: str, shape: tuple[int, ...], deviation: np.ndarray | float = 1.0) -> Array:
     """A parameter, which `init` sets to its standard deviation (broadcast to its shape)."""
     return module.param(name, lambda _: jnp.broadcast_to(jnp.asarray(deviation, jnp.float32), shape))
-
-
-FEW_ELEMENTS = 4
-"""Up to so many elements what depends on them is summed element by element, in products that are dense in elements."""
 
 
 def block(ell: int) -> slice:
@@ -136,16 +133,51 @@ class Messages(flax.struct.PyTreeNode):
             harmonics: spherical harmonics of the edges.
             element: row of the table that belongs to each neighbour.
         """
-        atoms, slots, components = harmonics.shape
-        elements = len(folded[0])
-        indicator = jax.nn.one_hot(element, elements, dtype=radial.dtype)
-        split = (indicator[..., None] * harmonics[:, :, None]).reshape(atoms, slots, elements * components)
-        sums = jnp.einsum("asy,ash->yah", split, self.radial_features(radial)).reshape(elements, components, atoms, -1)
+        sums = self._sums_by_element(radial, harmonics, element, len(folded[0]))
         messages = [
             sum(sums[e, block(ell)] @ of_element for e, of_element in enumerate(matrices))
             for ell, matrices in enumerate(folded)
         ]
         return jnp.concatenate(messages, axis=0)
+
+    def of_own_elements(
+        self,
+        sources: Float[Array, "atoms elements channels"],
+        radial: Float[Array, "atoms slots functions"],
+        harmonics: Float[Array, "atoms slots components"],
+        element: Int[Array, "atoms slots"],
+    ) -> Float[Array, "components atoms channels"]:
+        """Messages in the first layer, where there are few elements around each atom and many around all of them.
+
+        What is folded for few elements would be a matrix for each atom and element here. So the final layer of the
+        radial network, the same for all, acts on the sums of each element, then the few numbers that belong to it.
+
+        Args:
+            sources: what neighbours of each of the elements around an atom give, see the method of that name.
+            radial: radial basis, zero where there is no neighbour; or lengths, for tables.
+            harmonics: spherical harmonics of the edges.
+            element: which of them each neighbour is.
+        """
+        sums = self._sums_by_element(radial, harmonics, element, sources.shape[1])
+        messages = [
+            jnp.einsum("emac,aec->mac", sums[:, block(ell)] @ self.radial[:, ell], sources) @ self.mix[ell][0]
+            for ell in range(self.l_max + 1)  # in the first layer the paths are (0, l, l)
+        ]
+        return jnp.concatenate(messages, axis=0)
+
+    def _sums_by_element(
+        self,
+        radial: Float[Array, "atoms slots functions"],
+        harmonics: Float[Array, "atoms slots components"],
+        element: Int[Array, "atoms slots"],
+        elements: int,
+    ) -> Float[Array, "elements components atoms hidden"]:
+        """Products of harmonics and last hidden features, summed over the neighbours of each element."""
+        atoms, slots, components = harmonics.shape
+        indicator = jax.nn.one_hot(element, elements, dtype=radial.dtype)
+        split = (indicator[..., None] * harmonics[:, :, None]).reshape(atoms, slots, elements * components)
+        sums = jnp.einsum("asy,ash->yah", split, self.radial_features(radial))
+        return sums.reshape(elements, components, atoms, -1)
 
 
 class Interaction(nn.Module):
@@ -155,7 +187,8 @@ class Interaction(nn.Module):
     over channels and a radial network R. In the first layer h_j depends on nothing but the neighbour's element. There,
     with few elements, Σ_j runs over the last hidden features of the radial network times Y, element by element, and
     the final layer of that network, U h and L are folded into one small matrix beforehand: nothing of the size
-    [edges, channels] is made.
+    [edges, channels] is made. Nor is it where there are many elements but few in each structure: Σ_j runs over those
+    that an atom's structure has.
 
     Attributes:
         specification: sizes.
@@ -189,16 +222,26 @@ class Interaction(nn.Module):
 
 
 class ByElement(flax.struct.PyTreeNode):
-    """Linear maps over channels, [channels, elements, channels] for each l."""
+    """Linear maps over channels, a matrix for each element and l.
+
+    Attributes:
+        weights: [channels, elements, channels] for each l.
+        known: number of elements that the parameters are for (static).
+    """
 
     weights: tuple
+    known: int = flax.struct.field(pytree_node=False)
+
+    def of(self, rows: Int[Array, " elements"]) -> "ByElement":
+        """The maps of some of the elements."""
+        return self.replace(weights=tuple(weights[:, rows] for weights in self.weights))
 
     def __call__(
         self, features: Float[Array, "components atoms channels"], element: Int[AnyArray, " atoms"]
     ) -> Float[Array, "mapped atoms channels"]:
         """Features of l = 0 … as many as there are weights, mapped by the matrices of each atom's element."""
         c, elements, _ = self.weights[0].shape
-        scale = (c * elements) ** -0.5  # as e3nn normalises a product with a one-hot vector
+        scale = (c * self.known) ** -0.5  # as e3nn normalises a product with a one-hot vector
         if elements > FEW_ELEMENTS:  # the matrices of the atoms at hand, whose number is that of atoms and no larger
             own = [jnp.moveaxis(weights, 1, 0)[element] * scale for weights in self.weights]
             mapped = [jnp.einsum("mac,acd->mad", features[block(ell)], of_l) for ell, of_l in enumerate(own)]
@@ -226,7 +269,8 @@ class ElementMap(nn.Module):
     def __call__(self) -> ByElement:
         """The weights."""
         shape = (self.specification.channels, self.elements, self.specification.channels)
-        return ByElement(tuple(parameter(self, f"map_{ell}", shape) for ell in range(self.specification.l_max + 1)))
+        maps = tuple(parameter(self, f"map_{ell}", shape) for ell in range(self.specification.l_max + 1))
+        return ByElement(maps, self.elements)
 
 
 class Contraction(flax.struct.PyTreeNode):
@@ -235,7 +279,7 @@ class Contraction(flax.struct.PyTreeNode):
     Attributes:
         weights: [elements, paths, channels] of the symmetric contraction, for each l of the new features.
         linear: [channels, channels] for each l, applied to its result.
-        skip: map of the atoms' own features, added to it; None without a skip connection.
+        skip: map of the atoms' own features, whose result is added to it; None without a skip connection.
         l_max: largest l of the messages (static).
         correlation: highest order of the products (static).
     """
@@ -246,23 +290,27 @@ class Contraction(flax.struct.PyTreeNode):
     l_max: int = flax.struct.field(pytree_node=False)
     correlation: int = flax.struct.field(pytree_node=False)
 
+    def of(self, rows: Int[Array, " elements"]) -> "Contraction":
+        """The weights of some of the elements."""
+        weights = tuple(of_l[rows] for of_l in self.weights)
+        return self.replace(weights=weights, skip=None if self.skip is None else self.skip.of(rows))
+
     def __call__(
         self,
         messages: Float[Array, "components atoms channels"],
-        features: Float[Array, "atoms components_in channels"],
+        skipped: Float[Array, "skipped atoms channels"] | None,
         element: Int[AnyArray, " atoms"],
     ) -> Float[Array, "atoms components_out channels"]:
         """New features of each atom.
 
         Args:
             messages: of l = 0 … l_max.
-            features: the atom's own.
+            skipped: what `skip` makes of the atom's own features.
             element: row of the tables that belongs to each atom.
         """
         contracted = contract(messages, self.weights, element, self.l_max, self.correlation)
         new = [of_l @ linear for of_l, linear in zip(contracted, self.linear, strict=True)]
-        if self.skip is not None:
-            skipped = self.skip(features.swapaxes(0, 1), element)
+        if self.skip is not None and skipped is not None:
             for ell in range(len(self.skip.weights)):
                 new[ell] = new[ell] + skipped[block(ell)]
         return jnp.concatenate(new, axis=0).swapaxes(0, 1)
@@ -300,7 +348,7 @@ class Product(nn.Module):
             linear.append(parameter(self, f"linear_{ell}", (c, c)) / c**0.5)
             if self.l_in is not None and ell <= self.l_in:
                 skip.append(parameter(self, f"skip_{ell}", (c, e, c)))
-        around = ByElement(tuple(skip)) if skip else None
+        around = ByElement(tuple(skip), e) if skip else None
         return Contraction(tuple(weights), tuple(linear), around, l_max, correlation)
 
 

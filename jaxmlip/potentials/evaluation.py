@@ -11,6 +11,7 @@ from ase import Atoms
 
 from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.potential import Potential, Prediction, evaluate, reference_energy
+from jaxmlip.potentials.present_elements import elements_of
 from jaxmlip.progress import progress_bar
 from jaxmlip.systems.checks import ALLOW_CLOSE, check_input, close_contact
 from jaxmlip.systems.dataset import MAGMOMS, Frame
@@ -99,11 +100,13 @@ def predict(
             raise ValueError(f"{_name(index, atoms)}: {error}") from None
 
     on_device = jax.device_put(potential)
+    elements = elements_of(potential, [atoms.numbers for atoms in structures], rounded=True)
     frames: dict[int, Frame] = {}
     with progress_bar(total=len(structures), disable=not progress, desc="evaluate", unit="frame", compiles=True) as bar:
         for window in _windows(structures):
             graphs = {index: _graph(potential, structures[index], index) for index in window}
             for members, batch in _batches(graphs, batch_atoms):
+                batch = batch.replace(elements=elements)
                 prediction = jax.device_get(compiled_evaluate(on_device, batch, stress))
                 for index, frame in _frames(potential, structures, members, prediction, stress):
                     frames[index] = frame
@@ -238,7 +241,8 @@ def _graph(potential: Potential, atoms: Atoms, index: int) -> Graph:
 
 def _batches(graphs: dict[int, Graph], batch_atoms: int) -> Iterator[tuple[list[int], Graph]]:
     """Batches of few different shapes, each with the indices of its members in order."""
-    for slots, members in _by_slots(graphs).items():
+    for members in _alike(graphs):
+        slots = round_up(max(graphs[index].n_slots for index in members))
         inner = min(slots, round_up(max(graphs[index].inner for index in members)))
         bins = _pack({index: graphs[index].n_atoms for index in members}, batch_atoms)
         filled = [sum(graphs[index].n_atoms for index in content) for content in bins]
@@ -255,19 +259,37 @@ def _batches(graphs: dict[int, Graph], batch_atoms: int) -> Iterator[tuple[list[
             yield content, batch.replace(inner=inner)
 
 
-def _by_slots(graphs: dict[int, Graph]) -> dict[int, list[int]]:
-    """Indices by padded number of slots; a group joins the next larger one where that costs less than compiling."""
-    groups = defaultdict(list)
+def _alike(graphs: dict[int, Graph]) -> list[list[int]]:
+    """Indices of graphs padded to the same numbers of slots: groups for which compiling and computing are least.
+
+    Graphs are ordered by their work and cut where that pays: of all contiguous groups the cheapest, found one by one.
+    """
+    sized = defaultdict(list)
     for index, graph in graphs.items():
-        groups[round_up(graph.n_slots)].append(index)
-    merged: dict[int, list[int]] = {}
-    target = 0
-    for slots in sorted(groups, reverse=True):
-        padding = (target - slots) * sum(graphs[index].n_atoms for index in groups[slots])
-        if not merged or padding > SLOTS_PER_COMPILATION:
-            target = slots
-        merged.setdefault(target, []).extend(groups[slots])
-    return merged
+        sized[round_up(graph.n_slots), round_up(graph.inner)].append(index)
+    sizes = sorted(sized, key=lambda size: (_work(*size), size))
+    atoms = [sum(graphs[index].n_atoms for index in sized[size]) for size in sizes]
+    cheapest, begins = [0], [0]
+    for end in range(1, len(sizes) + 1):
+        costs = []
+        slots = inner = padded = 0
+        for begin in reversed(range(end)):
+            slots, inner = max(slots, sizes[begin][0]), max(inner, sizes[begin][1])
+            padded += atoms[begin]
+            costs.append((cheapest[begin] + SLOTS_PER_COMPILATION + padded * _work(slots, inner), begin))
+        cost, begin = min(costs)
+        cheapest.append(cost)
+        begins.append(begin)
+    groups, end = [], len(sizes)
+    while end:
+        groups.append([index for size in sizes[begins[end] : end] for index in sized[size]])
+        end = begins[end]
+    return groups
+
+
+def _work(slots: int, inner: int) -> int:
+    """What an atom costs, in neighbour slots: each pair of inner slots is an angle, which costs as much as a slot."""
+    return slots + inner**2
 
 
 def _pack(sizes: dict[int, int], capacity: int) -> list[list[int]]:

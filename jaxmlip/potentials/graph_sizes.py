@@ -114,8 +114,15 @@ def with_room(number: int) -> int:
 _SIZES: dict[Any, GraphSizes] = {}
 
 
-def graph_sizes(potential: Potential, dtype: type, stress: bool) -> GraphSizes:
-    """The sizes that are compiled for potentials like this one: compiled code is shared by all of one structure."""
+def graph_sizes(potential: Potential, dtype: type, stress: bool, elements: tuple[int, int] = (0, 0)) -> GraphSizes:
+    """The sizes that are compiled for potentials like this one: compiled code is shared by all of one structure.
+
+    Args:
+        potential: any.
+        dtype: of positions.
+        stress: whether it is computed.
+        elements: see `Graph.elements`.
+    """
     leaves, structure = jax.tree.flatten(potential)
     shapes = tuple((np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))) for leaf in leaves)
-    return _SIZES.setdefault((structure, shapes, np.dtype(dtype).name, stress), GraphSizes())
+    return _SIZES.setdefault((structure, shapes, np.dtype(dtype).name, stress, elements), GraphSizes())

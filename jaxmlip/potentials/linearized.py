@@ -56,6 +56,11 @@ class LinearizedPotential(Potential):
         return self.base.species
 
     @property
+    def reads_elements(self) -> bool:
+        """Whether the base saves work by it."""
+        return self.base.reads_elements
+
+    @property
     def trained_on(self) -> tuple[str, ...] | None:
         """Labels that the base has seen, and energies, from which the change comes."""
         return all_labels([self.base.trained_on, ("energy",)])

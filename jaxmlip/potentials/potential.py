@@ -119,6 +119,11 @@ class Potential(Distinct, abc.ABC):
         """Atomic numbers the potential knows, ascending."""
 
     @property
+    def reads_elements(self) -> bool:
+        """Whether the potential saves work where graphs say how many elements they have (`Graph.elements`)."""
+        return False
+
+    @property
     def trained_on(self) -> tuple[str, ...] | None:
         """Labels ("energy", "forces", "stress", "magmoms") that the potential has ever seen; None if nobody knows."""
         return None
@@ -231,6 +236,11 @@ class Sum(Potential):
     def species(self) -> tuple[int, ...]:
         """Atomic numbers that every term knows."""
         return tuple(sorted(set.intersection(*(set(term.species) for term in self.terms))))
+
+    @property
+    def reads_elements(self) -> bool:
+        """Whether any of the terms saves work by it."""
+        return any(term.reads_elements for term in self.terms)
 
     @property
     def trained_on(self) -> tuple[str, ...] | None:

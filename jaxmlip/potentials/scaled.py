@@ -58,6 +58,11 @@ class Scaled(Potential):
         return self.of.species
 
     @property
+    def reads_elements(self) -> bool:
+        """Whether the other saves work by it."""
+        return self.of.reads_elements
+
+    @property
     def trained_on(self) -> tuple[str, ...] | None:
         """Labels that the other has seen."""
         return self.of.trained_on

@@ -1,5 +1,6 @@
 """The host's side of the loop that advances replicas: it drives the compiled steps and gives them room."""
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from jaxtyping import Float
 
 from jaxmlip.memory import check_fits
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.present_elements import elements_of
 from jaxmlip.simulation.dynamics import Dynamics, initial_state
 from jaxmlip.simulation.engine import SHARED, Motion, ReplicaState, advance
 from jaxmlip.simulation.motion import HELD_MASS
@@ -89,7 +91,10 @@ class Driver:
         )
         near = starts.without_padding(starts.positions - self.origins.vectors(starts.cells))
         needed = self._needed(near, starts.cells)
-        self.capacity = Capacity.holding(needed, self.heights, self.cutoff + self.skin, starts.atoms)
+        self.capacity = dataclasses.replace(
+            Capacity.holding(needed, self.heights, self.cutoff + self.skin, starts.atoms),
+            elements=elements_of(potential, starts.numbers),
+        )
         self._called = np.arange(len(starts.sizes)) if layout.models else starts.indices
         self.replicas = self._at_start(jnp.asarray(padded(near, 0.0, starts.atoms), float), seed)
         self._clear_lists()
@@ -280,7 +285,9 @@ class Driver:
         reach = self.cutoff + self.skin
         number = bins_for(self.starts.atoms, self.heights, reach)
         bins = None if number is None else Bins(number, in_bin)
-        self.capacity = Capacity(image_search(self.heights, reach), listed, slots, inner, bins)
+        self.capacity = Capacity(
+            image_search(self.heights, reach), listed, slots, inner, bins, elements=self.capacity.elements
+        )
         self.system = self.system.replace(lowest=jnp.asarray(self.heights, float))
         restored = [as_before(new, leaf) for new, leaf in zip(leaves, old, strict=True)]
         self.replicas = jax.tree.unflatten(structure, restored)

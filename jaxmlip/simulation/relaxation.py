@@ -12,6 +12,7 @@ from ase import Atoms
 from jaxmlip.describing import short
 from jaxmlip.potentials.checks import check_one
 from jaxmlip.potentials.potential import Potential, reference_energy, without_stress
+from jaxmlip.potentials.present_elements import elements_of
 from jaxmlip.progress import progress_bar
 from jaxmlip.simulation.minimization import Limits, Minimization, minimized, start
 from jaxmlip.simulation.safety import OUTCOMES, no_bonds
@@ -171,7 +172,10 @@ class _Relaxation:
             bonds=no_bonds(1),
         )
         needs = self._needs(near, cell)
-        self.capacity = Capacity.holding(needs, self.heights, self.reach, len(structure))
+        self.capacity = dataclasses.replace(
+            Capacity.holding(needs, self.heights, self.reach, len(structure)),
+            elements=elements_of(potential, [structure.numbers]),
+        )
         self.now: Minimization = start(position, cells, self.capacity)
 
     @property

@@ -160,7 +160,7 @@ def predicted(
 
     def of_one_model(potential: Potential, species: Any, positions: Any, *rest: Any) -> tuple[Prediction, Any]:
         graph, needed = within_cutoff(
-            as_one_graph(species, positions, *rest),
+            as_one_graph(species, positions, *rest, elements=capacity.elements),
             potential.cutoff,
             potential.inner_cutoff,
             slots=capacity.slots,

@@ -47,6 +47,7 @@ class Capacity:
         slots: neighbour slots that a potential sees.
         inner: leading slots for the inner cutoff; 0 if the potential has none.
         bins: of large cells, which then are looked through in place of all pairs.
+        elements: see `Graph.elements`, of all replicas together.
     """
 
     search: ImageSearch
@@ -54,6 +55,7 @@ class Capacity:
     slots: int
     inner: int
     bins: Bins | None = None
+    elements: tuple[int, int] = (0, 0)
 
     @classmethod
     def holding(cls, needs: Needs, heights: Float[np.ndarray, "3"], reach: float, atoms: int) -> "Capacity":
@@ -83,7 +85,7 @@ class Capacity:
         if bins is not None and self.bins is not None:
             bins = Bins(bins.number, max(bins.room, self.bins.room))
         sizes = {name: max(getattr(new, name), getattr(self, name)) for name in ("listed", "slots", "inner")}
-        return Capacity(new.search, bins=bins, **sizes)
+        return dataclasses.replace(self, search=new.search, bins=bins, **sizes)
 
     def fits(self, needs: Any) -> Any:
         """Whether lists that need so much (see `Needs`) are complete."""
@@ -151,7 +153,9 @@ def lists_of_replicas(
     return jax.lax.map(lists_of, (real, positions, cells, inverses), batch_size=at_once), 0
 
 
-def as_one_graph(species: Any, positions: Any, cells: Any, neighbors: Any, shifts: Any) -> Graph:
+def as_one_graph(
+    species: Any, positions: Any, cells: Any, neighbors: Any, shifts: Any, *, elements: tuple[int, int] = (0, 0)
+) -> Graph:
     """All replicas as one batch, which a potential handles better than a mapped axis: it knows how to cut batches."""
     replicas, atoms, _ = positions.shape
     offset = (atoms * jnp.arange(replicas, dtype=jnp.int32))[:, None, None]
@@ -163,6 +167,7 @@ def as_one_graph(species: Any, positions: Any, cells: Any, neighbors: Any, shift
         neighbors=neighbors.reshape(replicas * atoms, -1),
         shifts=shifts.reshape(replicas * atoms, -1, 3),
         owner=jnp.where(species > 0, jnp.arange(replicas, dtype=jnp.int32)[:, None], replicas).reshape(-1),
+        elements=elements,
     )
 
 
@@ -185,7 +190,7 @@ def graph_of_replicas(
     replicas, atoms, _ = positions.shape
     cutoff, inner_cutoff = cutoffs
     lists, fullest = lists_of_replicas(species, positions, cells, inverses, cutoff, capacity)
-    graph = as_one_graph(species, positions, cells, lists.neighbors, lists.shifts)
+    graph = as_one_graph(species, positions, cells, lists.neighbors, lists.shifts, elements=capacity.elements)
     graph, seen = within_cutoff(graph, cutoff, inner_cutoff, slots=capacity.slots, inner=capacity.inner)
     seen = seen.reshape(replicas, atoms, 2).max(1)
     in_bin = jnp.broadcast_to(jnp.asarray(fullest, jnp.int32), (replicas, 1))

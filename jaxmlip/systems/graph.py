@@ -44,6 +44,9 @@ class Graph(flax.struct.PyTreeNode):
         inner: how many leading slots suffice for the `inner_cutoff` the lists were made with (static).
         tiers: numbers of consecutive atoms and of the leading slots that suffice for them (static), for potentials that
             save the work on slots that are empty; by default any atom may need all slots.
+        elements: how many different elements there are, at most, in all graphs together and in any one of them
+            (static), for potentials that save the work on elements that are not there; 0 where that is not said. What a
+            potential says of graphs with more elements than this is NaN.
     """
 
     positions: Leaf
@@ -54,6 +57,7 @@ class Graph(flax.struct.PyTreeNode):
     owner: Leaf
     inner: Size = flax.struct.field(pytree_node=False, default=0)
     tiers: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False, default=())
+    elements: tuple[int, int] = flax.struct.field(pytree_node=False, default=(0, 0))
 
     def __repr__(self) -> str:
         """Shapes alone."""

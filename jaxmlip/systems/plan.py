@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from jaxmlip.systems.graph import GHOST, Graph
 
@@ -47,6 +47,9 @@ GROUPS = 8
 SMALLEST_GROUP = 6
 """Fewest batches in a group: a sample meets the samples of its group only, so groups must be large."""
 
+N_BITS = 120
+"""Of the elements of a sample: one for each atomic number, and whole bytes."""
+
 NOBODY = -1
 """Marks an empty place in the table of a size class."""
 
@@ -60,16 +63,25 @@ class Counts:
         slots: [samples], neighbours of the atom that has most.
         inner: [samples], see `Graph.inner`.
         crowded: [samples, levels], number of atoms with more than k · `LEVEL` neighbours, k = 0, 1, ….
+        elements: [samples, bytes], which elements there are, a bit for each atomic number (`numpy.packbits`).
     """
 
     atoms: Int[np.ndarray, " samples"]
     slots: Int[np.ndarray, " samples"]
     inner: Int[np.ndarray, " samples"]
     crowded: Int[np.ndarray, "samples levels"]
+    elements: UInt8[np.ndarray, "samples bytes"]
+
+    def elements_in(self) -> tuple[int, int]:
+        """How many different elements there are in all samples together, and most in any one of them."""
+        in_all = np.bitwise_or.reduce(self.elements, axis=0)
+        each = np.bitwise_count(self.elements).sum(axis=1, dtype=int)
+        return int(np.bitwise_count(in_all).sum(dtype=int)), int(each.max(initial=0))
 
     def of(self, which: Int[np.ndarray, " chosen"]) -> "Counts":
         """The counts of some of the samples."""
-        return Counts(self.atoms[which], self.slots[which], self.inner[which], self.crowded[which])
+        columns = self.atoms, self.slots, self.inner, self.crowded, self.elements
+        return Counts(*(column[which] for column in columns))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +143,12 @@ class SizeClass:
 
 def count_graphs(graphs: Iterable[Graph]) -> Counts:
     """The numbers that a plan is made from, of graphs of one structure each, in one pass."""
-    sizes, crowded = [], []
+    sizes, crowded, elements = [], [], []
     for graph in graphs:
+        there = np.zeros(N_BITS, bool)
+        there[np.asarray(graph.species)] = True
+        there[0] = False  # padding
+        elements.append(np.packbits(there))
         degrees = np.sum(np.asarray(graph.neighbors) != GHOST, axis=1)
         # Counting backwards: how many have k · LEVEL + 1 neighbours or more.
         steps = np.bincount(-(-degrees // LEVEL), minlength=-(-graph.n_slots // LEVEL) + 1)
@@ -144,7 +160,8 @@ def count_graphs(graphs: Iterable[Graph]) -> Counts:
     if table.max(initial=0) <= np.iinfo(np.int16).max:  # half the memory: there may be millions of samples
         table = table.astype(np.int16)
     columns = np.array(sizes, np.int32).reshape(len(sizes), 3)
-    return Counts(columns[:, 0], columns[:, 1], columns[:, 2], table)
+    bits = np.array(elements, np.uint8).reshape(len(elements), N_BITS // 8)
+    return Counts(columns[:, 0], columns[:, 1], columns[:, 2], table, bits)
 
 
 def join_counts(parts: list[Counts]) -> Counts:
@@ -153,8 +170,9 @@ def join_counts(parts: list[Counts]) -> Counts:
     wide = [np.zeros((len(part.crowded), levels), part.crowded.dtype) for part in parts]
     for table, part in zip(wide, parts, strict=True):
         table[:, : part.crowded.shape[1]] = part.crowded
-    columns = [np.concatenate([getattr(part, name) for part in parts]) for name in ("atoms", "slots", "inner")]
-    return Counts(*columns, crowded=np.concatenate(wide))
+    names = ("atoms", "slots", "inner", "elements")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Counts(crowded=np.concatenate(wide), **columns)
 
 
 def size_classes(counts: Counts, batch_size: int, tiers: int) -> tuple[SizeClass, ...]:

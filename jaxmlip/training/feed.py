@@ -8,8 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from jaxmlip.potentials.potential import Potential
+from jaxmlip.potentials.present_elements import few
 from jaxmlip.systems.batches import Batch, BatchPlan, Sample, count, made_ahead, plan_batches
-from jaxmlip.systems.plan import ATOM_MULTIPLE, NOBODY, BatchIndices, Shape
+from jaxmlip.systems.plan import ATOM_MULTIPLE, NOBODY, BatchIndices, Shape, join_counts
 from jaxmlip.training.metrics import KindsOfSamples
 from jaxmlip.training.parallel import local_parts
 
@@ -24,6 +26,7 @@ class Feed:
         mesh: devices that share each batch; None for one.
         atoms: of each sample of each model; needed on several devices only.
         parts: shape of one device's part of a batch, by the shape of the batch.
+        elements: `Graph.elements` of all batches.
     """
 
     samples: list[KindsOfSamples]
@@ -31,6 +34,7 @@ class Feed:
     mesh: Mesh | None
     atoms: list[Int[np.ndarray, " samples"]]
     parts: dict[Shape, Shape]
+    elements: tuple[int, int]
 
     @property
     def steps(self) -> int:
@@ -55,7 +59,8 @@ class Feed:
 
     def load(self, all_indices: Sequence[BatchIndices]) -> Batch:
         """The batches of all models as one, with numpy leaves [models, …], or [models, parts, …] on several devices."""
-        return _stacked([self._of_model(model, indices) for model, indices in enumerate(all_indices)])
+        batch = _stacked([self._of_model(model, indices) for model, indices in enumerate(all_indices)])
+        return batch.replace(graph=batch.graph.replace(elements=self.elements))
 
     def batches(self, all_indices: Sequence[tuple[BatchIndices, ...]]) -> Generator[Batch, None, None]:
         """`load` for all, ahead of their use."""
@@ -77,10 +82,13 @@ class Feed:
         return _stacked(parts)
 
 
-def make_feed(samples: Sequence[Sequence[Sample]], batch_size: int, tiers: int, mesh: Mesh | None) -> Feed:
+def make_feed(
+    potential: Potential, samples: Sequence[Sequence[Sample]], batch_size: int, tiers: int, mesh: Mesh | None
+) -> Feed:
     """Plan the batches of every model.
 
     Args:
+        potential: of one of the models.
         samples: of each model; models that share the very same sequence share a plan.
         batch_size: most graphs in a batch, on all devices together.
         tiers: see `plan_batches`; batches that several devices share have none.
@@ -91,14 +99,23 @@ def make_feed(samples: Sequence[Sequence[Sample]], batch_size: int, tiers: int, 
         if id(mine) not in known:
             known[id(mine)] = KindsOfSamples(mine), plan_batches(mine, batch_size, tiers=tiers if mesh is None else 1)
     noting, plans = zip(*(known[id(mine)] for mine in samples), strict=True)
+    elements = _elements(potential, samples)
     if mesh is None:
-        return Feed(list(noting), list(plans), None, [], {})
+        return Feed(list(noting), list(plans), None, [], {}, elements)
     atoms = [count(mine).atoms for mine in samples]
     parts: dict[Shape, Shape] = {}
     for plan, mine in zip(plans, atoms, strict=True):
         for shape, part in part_shapes(plan, mine, mesh.size).items():
             parts[shape] = max(part, parts.get(shape, part), key=lambda one: one.n_atoms)
-    return Feed(list(noting), list(plans), mesh, atoms, parts)
+    return Feed(list(noting), list(plans), mesh, atoms, parts, elements)
+
+
+def _elements(potential: Potential, samples: Sequence[Sequence[Sample]]) -> tuple[int, int]:
+    """`Graph.elements` of batches of any of the samples, if the potential reads it."""
+    if not potential.reads_elements:
+        return (0, 0)
+    different = {id(mine): mine for mine in samples}.values()
+    return few(*join_counts([count(mine) for mine in different]).elements_in())
 
 
 def deal(indices: BatchIndices, atoms: Int[np.ndarray, " samples"], devices: int, shape: Shape) -> list[BatchIndices]:

@@ -305,8 +305,9 @@ def _feeds(
             raise ValueError(f"There are {counts}; training needs at least one of each.")
     per_epoch = -(-len(problems[0].train) // common.batch_size)
     tiers = common.tiers or (4 if common.epochs * per_epoch >= LONG_TRAINING else 1)
-    feed = make_feed([problem.train for problem in problems], common.batch_size, tiers, mesh)
-    held_out = make_feed([problem.validation for problem in problems], common.batch_size, tiers, mesh)
+    potential = problems[0].potential
+    feed = make_feed(potential, [problem.train for problem in problems], common.batch_size, tiers, mesh)
+    held_out = make_feed(potential, [problem.validation for problem in problems], common.batch_size, tiers, mesh)
     check_feed(feed, "training")
     check_feed(held_out, "validation")
 

@@ -10,6 +10,7 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from morse import TRACES, morse
 
+from jaxmlip.potentials import evaluation
 from jaxmlip.potentials.ase import AseTeacher
 from jaxmlip.potentials.evaluation import compiled_evaluate, label, predict, round_up
 from jaxmlip.potentials.potential import Prediction, reference_energy
@@ -118,6 +119,17 @@ def test_few_compilations_and_shared_ones():
     second = predict(morse(depth=0.32), clusters)
     assert TRACES == []
     assert all(one.energy != other.energy for one, other in zip(first, second, strict=True))
+
+
+def test_a_crowded_structure_does_not_burden_the_others():
+    """Angles go with the square of the inner slots: one dense crystal is a program of its own as soon as that pays."""
+    plain, dense = bulk("Cu", cubic=True), bulk("Cu", cubic=True, a=1.9)
+    graphs = [graph_from_atoms(atoms, 6.0, 3.0) for atoms in (plain, dense)]
+    assert graphs[1].inner > 4 * graphs[0].inner
+    few, many = dict.fromkeys(range(1, 3), graphs[0]), dict.fromkeys(range(1, 101), graphs[0])
+    assert [sorted(group) for group in evaluation._alike({0: graphs[1]} | few)] == [[0, 1, 2]]
+    assert sorted(sorted(group) for group in evaluation._alike({0: graphs[1]} | many)) == [[0], [*range(1, 101)]]
+    assert evaluation._alike({}) == []
 
 
 def test_rounded_sizes():

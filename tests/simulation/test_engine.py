@@ -63,6 +63,24 @@ def test_a_block_lowers_for_accelerators(moving_cell: bool, models: int) -> None
     check_lowered(advance, *block_of(driver, Layout(models=models > 1, side_by_side=True), 20))
 
 
+def test_a_potential_of_many_elements_is_told_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all replicas together; room made on the way keeps what was said."""
+    tiny = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=3.0, radial_functions=2, radial_mlp=(4,))
+    potential = tiny.build(range(1, 12), average_neighbors=10.0)
+    driver = make_session([potential], crystal(), NVT(300.0), Options(steps=20, replicas=2)).driver
+    capacity = driver.capacity
+    assert capacity.elements == (2, 0)
+    assert capacity.grown(np.array([60, 50, 0, 0]), driver.heights, 3.5, 8).elements == (2, 0)
+    driver.restore(driver.snapshot(driver.now, []))
+    assert driver.capacity == capacity
+    seen = []
+    monkeypatch.setattr(
+        type(potential), "energy", lambda _, graph: seen.append(graph.elements) or graph.cell.sum((1, 2))
+    )
+    jax.eval_shape(advance, *block_of(driver, Layout(), 20))
+    assert set(seen) == {(2, 0)}
+
+
 @pytest.mark.parametrize("moving_cell", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["NVT", "NPT"])
 def test_no_round_trip_to_the_host_inside_a_block(moving_cell: bool, small_fluid: Atoms) -> None:
     """Steps, new lists and observation under `jax.transfer_guard("disallow")`, which lets nothing pass unasked."""

@@ -234,7 +234,8 @@ def test_groups_bound_every_shuffle(monkeypatch: pytest.MonkeyPatch) -> None:
     atoms = np.sort(rng.lognormal(3.0, 0.25, 2000).astype(np.int32))
     degrees = [rng.integers(1, 30, number) for number in atoms]
     crowded = np.array([[np.sum(degree > LEVEL * k) for k in range(15)] for degree in degrees])
-    counts = Counts(atoms, np.array([degree.max() for degree in degrees]), np.zeros_like(atoms), crowded)
+    sizes = atoms, np.array([degree.max() for degree in degrees]), np.zeros_like(atoms)
+    counts = Counts(*sizes, crowded, np.zeros((len(atoms), 15), np.uint8))
     classes = size_classes(counts, 10, tiers=4)
     assert sorted(k for one in classes for k in one.members) == list(range(2000))
     assert max(len(one.groups) for one in classes) > 1
