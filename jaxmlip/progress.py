@@ -1,5 +1,6 @@
 """Progress bars that suit a terminal and a log file alike."""
 
+import os
 import sys
 from typing import Any
 
@@ -7,6 +8,9 @@ from tqdm import tqdm
 
 LOG_INTERVAL = 20.0
 """Seconds between updates where they are not overwritten."""
+
+USUAL_COLUMNS, USUAL_ROWS = 80, 24
+"""Of a terminal that does not say how large it is, as those of containers and of `ssh -tt` may not."""
 
 COMPILING = "compiling"
 """What a bar says until the first step is done: compiling the program for it can take minutes."""
@@ -47,4 +51,25 @@ def progress_bar(*args: Any, compiles: bool = False, **options: Any) -> Bar:
     """
     if not sys.stderr.isatty():
         options = {"mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "ascii": True} | options
+    elif _says_no_size():  # where tqdm draws nothing at all
+        options = {"ncols": USUAL_COLUMNS, "nrows": USUAL_ROWS} | options
     return Bar(*args, compiles=compiles, **options)
+
+
+def say(sentence: str, *, shown: bool = True) -> None:
+    """What the bars below are of: a line on standard error, between bars.
+
+    Args:
+        sentence: to be said.
+        shown: whether progress is shown at all.
+    """
+    if shown:
+        Bar.write(sentence, file=sys.stderr)
+
+
+def _says_no_size() -> bool:
+    """Whether standard error is a terminal of no columns and rows."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns == 0
+    except (OSError, AttributeError):  # a notebook's, or none of the system's
+        return False

@@ -28,7 +28,11 @@ QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimizati
 Without fusion emitters an older generator writes the loops: the same mathematics, other rounding.
 """
 
-MOST_MAPPINGS = 25_000
+LONG_FIRST = ("study", "validation", "simulation", "training", "potentials", "observables", "testing", "systems")
+"""Folders in the order in which they are run, after the files beside them: those whose files take longest, lest one be
+left at the end for one process while the others have nothing to do."""
+
+MOST_MAPPINGS = 35_000
 """Of the 65,530 pieces of memory that Linux lets a process map by default: every compiled program takes several, and
 the compiler crashes when there are none left."""
 
@@ -42,13 +46,20 @@ def pytest_configure(config: pytest.Config) -> None:
         if "XLA_FLAGS" not in os.environ and _compiler_knows("xla_cpu_use_fusion_emitters"):
             os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    config.option.loadscopereorder = False  # by xdist, to the number of tests; see LONG_FIRST
     gc.set_threshold(50_000, 20, 50)  # tracing makes many objects; looking at all there are each time takes long
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+    items.sort(key=lambda item: LONG_FIRST.index(folder) + 1 if (folder := item.path.parent.name) in LONG_FIRST else 0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Optimise only the programs that run for longer than they compile: those of the tests of physics."""
-    least = _quick(item.config) and item.get_closest_marker("physics") is None
+    """Optimise only programs that run for longer than they compile: those of tests of physics, and of some others."""
+    marked = any(item.get_closest_marker(name) for name in ("physics", "optimised"))
+    least = _quick(item.config) and not marked
     jax.config.update("jax_disable_most_optimizations", least)
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,9 +26,10 @@ from jaxmlip.cli import app
 from jaxmlip.potentials.equivariant import Equivariant
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import save
+from jaxmlip.study.clusters_to_bulk.summary_file import FORMAT, FrameErrors, SummaryFile
 from jaxmlip.systems.dataset import write_frames
 
-MODEL = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=3.0, radial_functions=3, radial_mlp=(4,))
+MODEL = Equivariant(channels=2, l_max=0, correlation=1, layers=1, cutoff=3.0, radial_functions=3, radial_mlp=(4,))
 
 WORDS = ("nan", "inf", "-1", "0", "1e308", "1e-320", "", "X", "Zz", "D", "None", "[]", '"', "=", "\x00", "é", "9" * 40)
 """What numbers, symbols and keys are replaced by."""
@@ -57,6 +59,36 @@ REQUIRED = ("--temperature_K",)
 """Options that `validate` does not do without."""
 
 
+def made_summary(clusters: int) -> dict[str, Any]:
+    """What a study with so many clusters writes, of two strategies, with the numbers of two seeds."""
+
+    def number(value: float) -> dict[str, Any]:
+        return {"value": value, "error": 0.1 * value, "dof": 3.0, "common_error": 0.01 * value, "seeds": 2}
+
+    def one(force: float) -> dict[str, Any]:
+        errors = {name: number(0.1 * force) for name in FrameErrors.model_fields} | {"force_rmse_meV_A": number(force)}
+        observed = {"rdf_error_A": {"OO": number(0.1), "mean": number(0.2)}, "temperature_K": number(250.0)}
+        verdict = {"verdict": {"level": "trusted", "reason": "all agrees"}, "stable": True, "outcome": "completed"}
+        energy = {"potential_energy_deviation_meV_molecule": number(3.0)}
+        return errors | observed | energy | verdict
+
+    seeds = [one(90.0 + clusters), one(100.0 + clusters)]
+    students = {
+        name: {"energy_forces": one(95.0 + clusters) | {"by_seed": seeds}} for name in ("direct", "differential")
+    }
+    content: dict[str, Any] = {
+        **{"study": "clusters_to_bulk", "format": FORMAT, "name": f"n{clusters}", "seed": 0, "teachers": {}},
+        **{"setting": "ice", "clusters": {"number": clusters, "radius_A": 3.0 + clusters / 6}, "ensembles": ["NVT"]},
+        "seeds": {"students": 2, "own_foundations": False, "without": []},
+        "tolerances": {"energy_meV_molecule": 10.0, "rdf_A": 0.1, "density": 0.01, "force": 0.1, "level": 0.95},
+        "test": {"frames": 4, "force_rms_meV_A": 700.0},
+        **{"low_teacher": {name: number(1.0) for name in FrameErrors.model_fields}, "teacher": one(1.0)},
+        **{"foundation": one(200.0), "students": students, "correlations": [], "answers": {}, "provenance": {}},
+        **{"wall_s": 1.0, "stages_s": {}, "versions": {"jaxmlip": "0"}},
+    }
+    return SummaryFile.model_validate(content).model_dump(mode="json", exclude_none=True)
+
+
 class Material:
     """Sound files of every kind, to be damaged."""
 
@@ -78,6 +110,9 @@ class Material:
         self.run("convert-data", folder / "sound.extxyz", folder / "sound.h5", "--quiet")
         self.run(*self.md(folder / "sound.extxyz", folder / "run.h5"))
         (folder / "config.json").write_text(json.dumps({"config": {"study": "train", "name": "x"}, "versions": {}}))
+        for number in (6, 12):
+            self.study(folder / "studies" / str(number), number)
+        self.run("report", folder / "studies", "--out", folder / "together")
         self.asked = asking(shaken[0])
         with h5py.File(folder / "run.h5", "r+", libver=("v110", "v110")) as file:
             file.swmr_mode = True
@@ -88,6 +123,13 @@ class Material:
         options = {name: values[0] for name, values in OPTIONS.items()} | changes
         said = [word for pair in options.items() for word in pair]
         return ["md", str(structure), "--potential", str(self.folder / "sound.jaxmlip"), "--out", str(out), *said]
+
+    def study(self, folder: Path, clusters: int) -> None:
+        """A study of clusters and bulk, of which `report` reads the summary and the configuration."""
+        folder.mkdir(parents=True)
+        config = {"study": "clusters_to_bulk", "seed": 0, "clusters": {"number": clusters}}
+        (folder / "summary.json").write_text(json.dumps(made_summary(clusters), indent=1))
+        (folder / "config.json").write_text(json.dumps({"config": config, "versions": {}}, indent=1))
 
     def run(self, *arguments: object) -> None:
         """A command that must succeed."""
@@ -125,6 +167,20 @@ def damaged_bytes(content: bytes, rng: np.random.Generator) -> bytes:
     for at in rng.integers(len(content), size=1 if kind == 2 else 40):
         changed[at] = rng.integers(256)
     return bytes(changed)
+
+
+def damaged_json(content: Any, rng: np.random.Generator) -> None:
+    """One value, however deep, exchanged or dropped: what a file says that is still JSON."""
+    while True:
+        keys = list(content) if isinstance(content, dict) else range(len(content))
+        key = keys[rng.integers(len(keys))]
+        if not (isinstance(content[key], dict | list) and content[key]) or rng.integers(5) == 0:
+            break
+        content = content[key]
+    if rng.integers(4) == 0:
+        del content[key]
+    else:
+        content[key] = (None, -1, 0, 1e308, float("nan"), "x", [], {}, [1.0], {"x": 1}, True)[rng.integers(11)]
 
 
 def damaged(path: Path, out: Path, rng: np.random.Generator) -> Path:
@@ -263,6 +319,20 @@ def commands(material: Material, rng: np.random.Generator) -> Iterator[list[str]
         out = ["--out", str(folder / f"{number}-verdict")]
         return ["validate", any_structure(), *sound, "--against", other, *chosen, *known, *out]
 
+    def of_report() -> list[str]:
+        run = folder / f"{number}-studies"
+        shutil.copytree(folder / "studies", run)
+        file = run / str(rng.choice(["6", "12"])) / str(rng.choice(["summary.json", "config.json"]))
+        if rng.integers(2):
+            damaged(file, file, rng)
+        else:
+            content = json.loads(file.read_text())
+            damaged_json(content, rng)
+            file.write_text(json.dumps(content))
+        runs = {"one": [run], "each": [run / "6", run / "12"], "sound": [folder / "studies"], "none": [folder / "no"]}
+        chosen = runs[str(rng.choice([*runs], p=(0.4, 0.4, 0.1, 0.1)))]
+        return ["report", *map(str, chosen), "--out", str(folder / f"{number}-together")]
+
     def of_config() -> list[str]:
         what = str(rng.choice(["template", "schema"]))
         return ["config", what, str(rng.choice(["train", "clusters_to_bulk", "cross_functional", "x", "", "../a"]))]
@@ -277,7 +347,7 @@ def commands(material: Material, rng: np.random.Generator) -> Iterator[list[str]
         of_md_again,
     ]
     kinds += [of_relax, of_train, of_overrides, of_study, of_convert, of_export, of_tabulate]
-    kinds += [of_program, of_marked, of_info, of_plot, of_cite, of_mace, of_ipi, of_validate, of_config]
+    kinds += [of_program, of_marked, of_info, of_plot, of_cite, of_mace, of_ipi, of_validate, of_report, of_config]
     while True:
         yield kinds[number % len(kinds)]()
         number += 1

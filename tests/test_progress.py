@@ -1,10 +1,11 @@
 """Bars that say what happens, in terminals and in log files."""
 
 import io
+import os
 
 import pytest
 
-from jaxmlip.progress import progress_bar
+from jaxmlip.progress import USUAL_COLUMNS, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -25,6 +26,21 @@ def test_says_compiling_until_the_first_step(stream: type[io.StringIO], monkeypa
     drawn = text.getvalue().replace("\r", "\n").split("\n")
     assert "training: 100%" in drawn[-2]
     assert sum("compiling" in line for line in drawn) == 1, "no flicker"
+
+
+def test_a_terminal_that_says_no_size_shows_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of containers do; tqdm draws nothing where a terminal has no columns or rows."""
+    pty = pytest.importorskip("pty", reason="there are no terminals of this kind here")
+    reads, writes = pty.openpty()
+    with open(writes, "w") as terminal:
+        assert os.get_terminal_size(writes).columns == 0
+        monkeypatch.setattr("sys.stderr", terminal)
+        with progress_bar(total=3, desc="training", file=terminal) as bar:
+            bar.update(3)
+        drawn = os.read(reads, 4096).decode()
+    os.close(reads)
+    assert "training: 100%" in drawn
+    assert max(map(len, drawn.replace("\r", "\n").split("\n"))) <= USUAL_COLUMNS
 
 
 def test_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ of the result, and the exit status is 1. Sections:
 * replicas: blocks of molecular dynamics, as `simulate` runs them;
 * models: several potentials simulated by one program, and trained by one step;
 * gradient: that of a reweighted average by all parameters, beside energies and forces of the same frames;
-* profile: the three kernels that take most of a force call.
+* profile: the three kernels that take most of a force call;
+* kernel: on a GPU, force calls and a training step with the Pallas kernel of messages, which is no default, beside
+  those without, and how far their forces are apart. What fails there is noted, and no reason for the exit status.
 
 Potentials that are timed have random weights of small scale: nothing depends on them, and atoms at 10 K move between
 two neighbour lists about as far as those of ice. Usage:
@@ -43,6 +45,7 @@ from accelerator_tasks import (
     Bench,
     box,
     gradient,
+    kernel,
     model,
     models,
     replicas,
@@ -263,7 +266,8 @@ SECTIONS: dict[str, tuple[Callable[[Bench, list[Row]], None], float]] = {
     "replicas": (replicas, 0.4),
     "models": (models, 0.5),
     "gradient": (gradient, 0.6),
-    "profile": (profile, 0.9),
+    "profile": (profile, 0.5),
+    "kernel": (kernel, 0.95),
 }
 """Each with its share of the time that the sections before it have left; correctness comes second, with a quarter."""
 

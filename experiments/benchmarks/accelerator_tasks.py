@@ -204,6 +204,56 @@ def training(
     return measure
 
 
+def kernel(bench: Bench, rows: list[Row]) -> None:
+    """Force calls and a training step with the kernel of messages, beside the form for accelerators, on a GPU.
+
+    What fails is a note: nobody gets the kernel without asking for it, and the form has sections of its own.
+    """
+    if jax.default_backend() != "gpu":
+        rows.append({"note": "the kernel of messages is for GPUs"})
+        return
+    forms = ("accelerator", "accelerator_kernel")
+    teacher, order = load(STUDENT), bench.sizes.order
+    graphs = {n: graph_from_atoms(box(n), model(1, 0, order).cutoff) for n in bench.sizes.atoms if n <= 12288}
+
+    def called(form: Any, L: int, atoms: int) -> Callable[[], Row]:
+        potential, graph = jax.device_put((model(bench.sizes.channels, L, order).replace(form=form), graphs[atoms]))
+        call = jax.jit(evaluate).lower(potential, graph).compile()
+
+        def measure() -> Row:
+            row: Row = {"forces": np.asarray(call(potential, graph).forces, np.float64)}
+            row |= timed(lambda: call(potential, graph), bench.seconds, atoms)
+            return row | {"temporary MiB": temporary_MiB(call)}
+
+        return measure
+
+    def trained(form: Any, L: int) -> Callable[[], Row]:
+        potential = model(bench.sizes.training_channels, L, order).replace(form=form)
+        return training([potential], teacher, box(96), bench.seconds)
+
+    tasks: dict[str, Callable[[], Any]] = {}
+    for form in forms:  # the kernel's last: a device that has failed once may fail ever after
+        tasks |= {f"{form}; L = {L}; {n} atoms": partial(called, form, L, n) for n in graphs for L in (0, 1)}
+        tasks |= {f"{form}; L = {L}; training step": partial(trained, form, L) for L in (0, 1)}
+    plain: dict[str, Any] = {}
+    for key, measure, error in at_once(bench.clock, tasks, bench.workers):
+        form, L, what = key.split("; ")
+        row: Row = {"potential": L, "what": what, "form": form}
+        rows.append(row)
+        try:
+            if error is not None:
+                raise error
+            row |= measure()
+        except Exception as problem:
+            row["note"] = said(problem)
+        forces = row.pop("forces", None)
+        if forces is not None and form == forms[0]:
+            plain[L + what] = forces
+        elif forces is not None and L + what in plain:
+            known = plain[L + what]
+            row["largest difference / RMS force"] = np.abs(forces - known).max() / np.sqrt((known**2).mean())
+
+
 def gradient(bench: Bench, rows: list[Row]) -> None:
     """d⟨g_OO⟩/dθ by weights, and energies and forces of the same frames."""
     atoms, potential = box(96), jax.device_put(model(bench.sizes.training_channels, 0, bench.sizes.order))

@@ -77,9 +77,13 @@ def main() -> None:
             options.shares,
         )
     (options.out / "results.json").write_text(json.dumps(found, indent=1))
-    table = "\n\n".join(f"### {name}\n\n{as_table(rows)}\n\n{in_words(rows)}" for name, rows in found.items())
+    failed = {name: rows.pop("failed") for name, rows in found.items() if "failed" in rows}
+    table = "\n\n".join(
+        f"### {name}\n\n" + (f"{failed[name]}." if name in failed else f"{as_table(rows)}\n\n{in_words(rows)}")
+        for name, rows in found.items()
+    )
     (options.out / "table.md").write_text(table + "\n")
-    draw_agreement(found, options.out / "agreement.png")
+    draw_agreement({name: rows for name, rows in found.items() if rows}, options.out / "agreement.png")
     print(f"\n{table}\n\nwritten to {options.out}")
 
 
@@ -134,6 +138,8 @@ def of_student(
     without = jm.validate(run, student, teacher, ensemble, **options, to=out / "without")
     direct = jm.validate(run, student, teacher, ensemble, **options, teacher_run=teacher_run, to=out / "direct")
     print(without, f"\nrefused: {dict(without.refused)}\n", direct, sep="\n", flush=True)
+    if all(each.student is None for each in direct.observables.values()):
+        return {"failed": direct.reason}
     observables: dict[str, Any] = {
         name: jm.observable_from_text(name, temperature_K=KELVIN, pressure_GPa=0.0) for name in names
     }

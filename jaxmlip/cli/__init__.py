@@ -19,6 +19,7 @@ from jaxmlip.cli.options import (
     PotentialOption,
     StressKey,
     mistakes_in_one_sentence,
+    results_alone_on_stdout,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -39,6 +40,7 @@ def main(
     ] = None,
 ) -> None:
     """Train interatomic potentials on cheap data, lift them, and know whether their simulations can be trusted."""
+    results_alone_on_stdout()
     with mistakes_in_one_sentence():
         if modules:
             sys.path.insert(0, str(Path.cwd()))  # as for `python -m`
@@ -149,7 +151,8 @@ def evaluate(
         structures, stress = [frame.atoms for frame in reference], any(map(has_stress, reference))
         if stress and (said := without_stress(model)):
             warnings.warn(said, stacklevel=1)
-        report = compare(reference, label_frames(structures, model, stress=stress, allow_close=allow_close))
+        shown = {"progress": sys.stderr.isatty(), "allow_close": allow_close}
+        report = compare(reference, label_frames(structures, model, stress=stress, **shown))
         typer.echo(to_json(report.to_json(), indent=None) if as_json else as_table(report))
 
 

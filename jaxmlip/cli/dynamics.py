@@ -226,8 +226,9 @@ def validate(
 
         chosen = ensemble_of(ensemble, temperature_k, pressure_gpa, cell, friction_per_ps, pressure_time_ps=0.1)
         names = None if observables is None else [name.strip() for name in observables.split(",") if name.strip()]
+        given = None if run is None else load_run(run)
         found = validate_potential(
-            last_structure(structure, allow_close=allow_close) if run is None else load_run(run),
+            last_structure(structure, allow_close=allow_close) if given is None else given,
             load(potential),
             load(against),
             chosen,
@@ -241,6 +242,7 @@ def validate(
             progress=not quiet,
         )
         said = {"structure": structure, "potential": potential, "against": against, "run": run, "seed": seed}
-        write_validation(out, found, said | {"ensemble": str(chosen), "time_ps": time_ps, "replicas": replicas})
+        length = (time_ps, replicas) if given is None else (given.time_fs[-1] / 1000.0, given.n_replicas)
+        write_validation(out, found, said | {"ensemble": str(chosen), "time_ps": length[0], "replicas": length[1]})
         typer.echo(found)
         typer.echo(f"Wrote {out / 'verdict.json'} and {out / 'report.html'}.")

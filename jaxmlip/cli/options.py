@@ -1,12 +1,17 @@
 """What commands share: their options, and how mistakes are told."""
 
+import os
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+
+STDOUT, STDERR = 1, 2
+"""Descriptors of a process."""
 
 POTENTIAL_HELP = "chgnet:gga, chgnet:r2scan, ase:package.module:factory, or the path of a .jaxmlip file"
 PotentialOption = Annotated[str, typer.Option("--potential", help=POTENTIAL_HELP)]
@@ -44,6 +49,24 @@ def mistakes_in_one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.secho("Interrupted; what was finished is kept, and the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
+
+
+def results_alone_on_stdout() -> None:
+    """From here on, what libraries write below Python goes to standard error, and standard output is for results.
+
+    Programs behind calculators (tblite's tables of cycles) print a page for every structure, between which results
+    could not be found, nor read by machines. Nothing is done where standard output is not the process's own, as in
+    tests.
+    """
+    try:
+        if sys.stdout.fileno() != STDOUT:
+            return
+        sys.stdout.flush()
+        results = os.fdopen(os.dup(STDOUT), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+        os.dup2(STDERR, STDOUT)
+        sys.stdout = results
+    except (OSError, AttributeError):  # a stream is closed, or none of the system's
+        return
 
 
 @contextmanager

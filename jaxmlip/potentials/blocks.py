@@ -8,10 +8,13 @@ import jax.numpy as jnp
 
 from jaxmlip.types import AnyArray, Size
 
-Form = Literal["cpu", "accelerator", "whole"]
+Form = Literal["cpu", "accelerator", "accelerator_kernel", "whole"]
 """For which machine a program is made. It is static in potentials, chosen once when they are made or loaded, and any
 may be asked for on any machine: `potential.replace(form="accelerator")`. The numbers are the same to rounding. The form
-"whole" takes all atoms at once however many they are, for programs that are exported without knowing that."""
+"whole" takes all atoms at once however many they are, for programs that are exported without knowing that.
+"accelerator_kernel" is "accelerator" with the messages of equivariant networks by a kernel of Pallas, for CUDA (see
+`message_kernel`; CHGNet has none). It is never chosen by itself: no device has shown yet whether it is faster, or that
+it is right there. On a CPU it is interpreted, slowly, and no other platform has it."""
 
 EVERYTHING = 2**62
 """Atoms, more than there are."""

@@ -25,7 +25,6 @@ from jaxmlip.potentials.equivariant_layers import (
     Product,
     Readout,
     parameter,
-    paths,
 )
 from jaxmlip.potentials.present_elements import FEW_ELEMENTS, Present
 from jaxmlip.potentials.radial import agnesi, bessel, envelope
@@ -60,8 +59,13 @@ class Elements(NamedTuple):
 
 
 def summation(
-    messages: Messages, features: Float[Array, "atoms components channels"], elements: Elements, *, first: bool
-) -> tuple[Callable[..., Array], tuple[Array, ...]]:
+    messages: Messages,
+    features: Float[Array, "atoms components channels"],
+    elements: Elements,
+    *,
+    first: bool,
+    kernel: bool = False,
+) -> tuple[Callable[..., Array], tuple[Array, ...], int]:
     """What sums over the neighbours of some atoms: the cheapest form that there is for the elements.
 
     Args:
@@ -69,18 +73,20 @@ def summation(
         features: of all atoms.
         elements: that there are.
         first: whether it is the first layer, where features are those of the elements.
+        kernel: whether the kernel of `message_kernel` stands for the plain form.
 
     Returns:
         A function of radial basis, harmonics and neighbours of some atoms, and of what else it needs of these atoms;
-        and that of all atoms, with an axis of atoms in front.
+        that of all atoms, with an axis of atoms in front; and how many numbers there are of each slot on the way.
     """
+    weights = messages.radial.shape[1] * features.shape[-1]
     if first and len(elements.embedding) <= FEW_ELEMENTS:
         folded, of_atoms = messages.folded(elements.embedding), jnp.asarray(elements.of_atoms)
 
         def of_few(radial: Array, harmonics: Array, neighbors: Array) -> Array:
             return messages.of_elements(folded, radial, harmonics, of_atoms[neighbors])
 
-        return of_few, ()
+        return of_few, (), weights
     if first and elements.of_graphs is not None:
         there = elements.of_graphs
         of_graphs = messages.sources(elements.embedding[:, None])[:, 0][there.rows]
@@ -88,13 +94,21 @@ def summation(
         def of_own(radial: Array, harmonics: Array, neighbors: Array, own: Array) -> Array:
             return messages.of_own_elements(own, radial, harmonics, there.place[neighbors])
 
-        return of_own, (of_graphs[there.group],)
+        return of_own, (of_graphs[there.group],), weights
     sources = messages.sources(features)
+    if kernel:
+        from jaxmlip.potentials.message_kernel import kernel_messages  # Pallas takes a while to import
+
+        def by_kernel(radial: Array, harmonics: Array, neighbors: Array) -> Array:
+            return kernel_messages(messages, sources, neighbors, radial, harmonics)
+
+        # The radial weights are never in memory.
+        return by_kernel, (), messages.radial.shape[0] + features.shape[1] * features.shape[-1]
 
     def of_all(radial: Array, harmonics: Array, neighbors: Array) -> Array:
         return messages(sources[neighbors], radial, harmonics)
 
-    return of_all, ()
+    return of_all, (), weights
 
 
 class Network(nn.Module):
@@ -189,7 +203,8 @@ class Network(nn.Module):
         if elements.rows is not None:
             product = product.of(elements.rows)
             by_element = None if by_element is None else by_element.of(elements.rows)
-        sums, of_atoms = summation(messages, features, elements, first=layer == 0)
+        by_kernel = self.form == "accelerator_kernel"
+        sums, of_atoms, weights = summation(messages, features, elements, first=layer == 0, kernel=by_kernel)
         skip = product.skip
         if layer == 0 and skip is not None:  # features are those of elements: so is what the skip connection adds
             count = len(elements.embedding)
@@ -209,7 +224,6 @@ class Network(nn.Module):
         def both(own: Array, element: Array, *of_block: Array) -> Array:
             return updated(summed(*of_block), own, element)
 
-        weights = len(paths(l_in, spec.l_max)) * spec.channels
         blocks = [blocks_of(self.form, BLOCK_ATOMS // (1 + (l_in > 0)), part[0].shape[1] * weights) for part in edges]
         if len(edges) == 1:
             return in_blocks(both, blocks[0], features, elements.of_atoms, *edges[0], *of_atoms)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -107,12 +107,23 @@ class ErrorReport:
 
 
 def as_table(report: ErrorReport) -> str:
-    """The report in two columns, for people; a dash stands for what is undefined."""
-    entries = report.to_json()
-    width = max(map(len, entries))
+    """The report in two columns, for people: value ± standard error; a dash stands for what is undefined."""
+    return table_of(report.to_json())
+
+
+def table_of(entries: Mapping[str, int | float | None]) -> str:
+    """The same of what `ErrorReport.to_json` gave."""
+    shown = {name: value for name, value in entries.items() if not name.endswith("_error")}
+    width = max(map(len, shown))
     return "\n".join(
-        f"{name:<{width}}  {DASH if value is None else format(value, '.6g')}" for name, value in entries.items()
+        f"{name:<{width}}  {_with_error(value, entries.get(f'{name}_error'))}" for name, value in shown.items()
     )
+
+
+def _with_error(value: float | int | None, error: float | int | None) -> str:
+    if value is None:
+        return DASH
+    return str(value) if isinstance(value, int) else plus_minus(value, math.nan if error is None else error)
 
 
 def compare(reference: Sequence[Frame], predicted: Sequence[Frame]) -> ErrorReport:

@@ -64,10 +64,7 @@ def read_students(folder: Path | str) -> list[StudentErrors]:
     """
     students: list[StudentErrors] = []
     for path, (summary, config) in read_summaries(folder).items():
-        try:
-            students += students_of(summary, config, path)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(_damaged(path, error)) from None
+        students += students_of(summary, config, path)
     if not students:
         raise FileNotFoundError(f"{folder} holds no summary.json of a study {STUDY} with students in it.")
     return students
@@ -83,19 +80,20 @@ def read_summaries(folder: Path | str) -> dict[Path, tuple[dict[str, Any], dict[
     for path in sorted(folder.rglob("summary.json")):
         if "stages" in path.relative_to(folder).parts:  # where a study keeps what its own summary is copied from
             continue
-        text, config = path.read_text(), path.with_name("config.json")
+        config = path.with_name("config.json")
         try:
-            summary = json.loads(text)
+            summary = json.loads(text := path.read_text())
             if isinstance(summary, dict) and summary.get("study") == STUDY and text not in seen:
                 found[path] = summary, json.loads(config.read_text())["config"] if config.is_file() else None
                 seen.add(text)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(_damaged(path, error)) from None
+        except (KeyError, TypeError, ValueError) as error:  # of JSON and of its encoding, too
+            raise ValueError(damaged(path, repr(error))) from None
     return found
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    return f"{path} is damaged ({error!r}): run its study again, or move the file away."
+def damaged(path: Path, what: str) -> str:
+    """The sentence for a summary, or the configuration beside it, that cannot be used."""
+    return f"{path} is damaged, or config.json beside it ({what}): run its study again, or move its folder away."
 
 
 def correlate(
@@ -164,7 +162,17 @@ def students_of(summary: dict[str, Any], config: dict[str, Any] | None, source: 
         summary: content of `summary.json`.
         config: the resolved configuration, as plain data, if it is known.
         source: the summary's file, by which it is called.
+
+    Raises:
+        ValueError: if the summary or the configuration is damaged.
     """
+    try:
+        return _students(summary, config, source)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(damaged(source, repr(error))) from None
+
+
+def _students(summary: dict[str, Any], config: dict[str, Any] | None, source: Path) -> list[StudentErrors]:
     number = None
     setting = json.dumps(summary["teachers"], sort_keys=True)
     if config is not None:

@@ -186,7 +186,7 @@ def _of_provenance(said: dict[str, Any]) -> dict[str, Any]:
     config = said.get("config")
     if not isinstance(config, dict):
         return said
-    main = ("study", "name", "strategy", "foundation", "teacher")
+    main = ("study", "name", "data", "labels", "replay", "strategy", "foundation", "teacher")
     return said | {"config": {key: config[key] for key in main if key in config}}
 
 
@@ -292,14 +292,21 @@ def _there(given: str) -> bool:
 
 
 def _of_folder(path: Path) -> Info:
-    """The folder of a run: what was run, and which of its stages are finished."""
+    """The folder of a run: what was run, and which of its stages are finished; of a training or of a validation."""
+    if (path / "verdict.json").is_file():
+        found = _of_json(path / "verdict.json", _json(path / "verdict.json") or {})
+        return dataclasses.replace(found, path=str(path), kind="folder of a validation")
     record, below = path / "config.json", path / "stages"
     stages = sorted(below.glob("**/stage.json"))
     potentials = [str(each.relative_to(path)) for each in sorted(path.rglob("*.jaxmlip"))]
     if not (record.is_file() or stages or potentials):
         raise ValueError(f"{path} is a folder, but not that of a run: it has no config.json, stages or potentials.")
     said = (_json(record) if record.is_file() else None) or {}
+    if not record.is_file() and "potential.jaxmlip" in potentials:  # of `jaxmlip train`
+        said = _of_provenance(read_header(path / "potential.jaxmlip").get("provenance", {}))
     config = said.get("config", {})
+    errors = _json(path / "errors.json") or {} if (path / "errors.json").is_file() else {}
+    errors = {key: value for key, value in errors.items() if "_rmse_" in key and value is not None}
     unfinished = [each.name.removeprefix(".").removesuffix(".partial") for each in below.rglob(".*.partial")]
     facts = {
         "study": config.get("study"),
@@ -307,10 +314,16 @@ def _of_folder(path: Path) -> Info:
         "seed": said.get("seed"),
         "stages_s": {str(each.parent.relative_to(below)): (_json(each) or {}).get("wall_s") for each in stages},
         "potentials": potentials,
+        "trained": {} if record.is_file() else {key: config[key] for key in TRAINED if config.get(key)},
+        "errors of frames held out": errors,
         "versions": said.get("versions", {}),
     }
     odd = [f"The stage {name} is not finished; the same command goes on with it." for name in sorted(unfinished)]
     return Info(str(path), "folder of a run", facts, odd)
+
+
+TRAINED = ("data", "labels", "replay", "foundation", "strategy")
+"""What is said of a training."""
 
 
 RESULTS = {

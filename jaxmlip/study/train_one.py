@@ -1,5 +1,6 @@
 """One potential by one strategy, from files of labelled frames: the `jaxmlip train` command."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,7 +8,7 @@ import pydantic
 
 from jaxmlip.files import to_json, write_json
 from jaxmlip.potentials.equivariant import Equivariant
-from jaxmlip.potentials.errors import compare
+from jaxmlip.potentials.errors import compare, table_of
 from jaxmlip.potentials.evaluation import predict
 from jaxmlip.potentials.files import load, save
 from jaxmlip.potentials.models import AnyModel
@@ -50,8 +51,21 @@ class TrainOne(Section):
 
 
 def told(result: dict[str, Any], folder: Path) -> str:
-    """What the command line says of a training."""
-    return f"{to_json(result)}\nWrote {folder / 'potential.jaxmlip'}."
+    """What the command line says of a training: a table in a terminal, JSON to a program or a file."""
+    if not sys.stdout.isatty():
+        return f"{to_json(result)}\nWrote {folder / 'potential.jaxmlip'}."
+    return in_words(result, folder)
+
+
+def in_words(result: dict[str, Any], folder: Path) -> str:
+    """The errors of a training as a table, which epoch was kept, and where all of it is."""
+    kept = f"Kept: the parameters of epoch {result['best_epoch']} of {result['epochs']}.\n" if result["epochs"] else ""
+    weight = f"Stress was trained on with weight {result['stress_weight']:.3g}.\n" if "stress_weight" in result else ""
+    return (
+        f"Errors on the frames held out (value ± standard error):\n{table_of(result['validation'])}\n{kept}{weight}"
+        f"Wrote {folder / 'potential.jaxmlip'}; the errors are in errors.json beside it, those of all epochs in "
+        "training/metrics.csv."
+    )
 
 
 def planned(config: TrainOne, folder: Path) -> Plan:
@@ -76,7 +90,7 @@ def planned(config: TrainOne, folder: Path) -> Plan:
 def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> dict[str, Any]:
     """Train, write `potential.jaxmlip`, `history.json` and `errors.json`, and return the validation errors.
 
-    With them come the epoch whose parameters were kept and, if stress was trained on, its weight.
+    With them come the epoch whose parameters were kept, the last one and, if stress was trained on, its weight.
 
     Checkpoints and metrics go to `training/`: the same call after a kill goes on from there. Where the environment
     names a group of processes (see `join_processes`), they share the work, and one of them writes.
@@ -112,4 +126,5 @@ def run_train_one(config: TrainOne, folder: Path, *, progress: bool = True) -> d
         write_json(folder / "history.json", trained.history)
         write_json(folder / "errors.json", errors)
     weight = {key: trained.history[-1][key] for key in ("stress_weight",) if key in trained.history[-1]}
-    return {"validation": errors, "best_epoch": trained.best_epoch} | weight
+    epochs = trained.history[-1]["epoch"] if trained.history else 0
+    return {"validation": errors, "best_epoch": trained.best_epoch, "epochs": epochs} | weight

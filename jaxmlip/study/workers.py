@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ SCHEDULERS = f"local, {', '.join(QUEUES)}, the address of a Dask scheduler (tcp:
 
 ANSWERS_WITHIN_S = 30
 """Seconds that a scheduler has to answer."""
+
+SILENT_S = 10.0
+"""Seconds without a worker, after which it is said that there is none."""
 
 EXTRA = "install what it needs: uv sync --extra dask, or pip install 'jaxmlip[dask]'"
 
@@ -77,6 +81,19 @@ class Workers(Section):
     def known_number(self) -> int:
         """Of workers, where it is decided here; 1 for an address, which may have any."""
         return self.number if self.scheduler in ("local", *QUEUES) else 1
+
+    @property
+    def lacking(self) -> str:
+        """What to say where there is no worker at all."""
+        if self.scheduler == "local":
+            return "No worker is there: its processes have not started, or have ended; waiting ..."
+        if self.scheduler in QUEUES:
+            return f"No worker is there: its {self.number} jobs wait in the queue, or have ended; waiting ..."
+        by = "--scheduler-file " if self.scheduler.endswith(".json") else ""
+        return (
+            f"The scheduler {self.scheduler} has no workers. Start some where jaxmlip is installed and the folder of "
+            f"the run is seen: dask worker {by}{self.scheduler} --nthreads 1; waiting ..."
+        )
 
 
 WORKERS: Any = pydantic.Field(
@@ -261,8 +278,9 @@ def _run_graph(client: Any, config: Any, workspace: Workspace, left: Sequence[Pl
         tasks[stage.name] = client.submit(make_stage, config, place, stage.name, *read, key=key)
     workspace.report(f"{len(tasks)} stages for {config.workers.scheduler} workers ...")
     try:
-        for _, (name, wall_s, host) in distributed.as_completed([*tasks.values()], with_results=True):
-            workspace.report(f"{name}: {wall_s:.1f} s on {host}")
+        with _watched(client, config.workers, workspace.report):
+            for _, (name, wall_s, host) in distributed.as_completed([*tasks.values()], with_results=True):
+                workspace.report(f"{name}: {wall_s:.1f} s on {host}")
     except distributed.KilledWorker as error:
         raise RuntimeError(
             f"{str(error.task).removesuffix(f'-{run}')} took one worker after another with it, by lack of memory most "
@@ -270,6 +288,31 @@ def _run_graph(client: Any, config: Any, workspace: Workspace, left: Sequence[Pl
         ) from error
     finally:
         client.cancel([*tasks.values()])
+
+
+@contextlib.contextmanager
+def _watched(client: Any, workers: Workers, report: Callable[[str], None]) -> Iterator[None]:
+    """Say so where there are no workers, once each time: Dask waits for them without a word and without end."""
+    ended = threading.Event()
+
+    def look() -> None:
+        said = False
+        while not ended.wait(SILENT_S):
+            try:
+                lacking = not client.scheduler_info()["workers"]
+            except (OSError, RuntimeError, TimeoutError):  # the scheduler is gone: who waits for results says so
+                return
+            if lacking and not said and not ended.is_set():
+                report(workers.lacking)
+            said = lacking
+
+    watch = threading.Thread(target=look, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join(timeout=SILENT_S)
 
 
 def _queued(workers: Workers) -> Any:

@@ -1,6 +1,7 @@
 """Labelled structures: what every stage hands to the next."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ def read_frames(
         forces_key: name of the forces, eV/Å, [atoms, 3]; None for frames without this label.
         stress_key: name of the stress, eV/Å³, positive under tension, as 6 Voigt components (xx yy zz yz xz xy), 9 or
             3 × 3 numbers; None for frames without this label.
-        index: which frames, as in `ase.io.read`: a number or a slice such as "-100:".
+        index: which frames, as in `ase.io.read`: a number or a slice such as "-100:". Of a file other than a store what
+            comes after the last of them is not read where they are counted from the first.
         allow_close: take atoms that are closer than any bond; their frames carry `allow_close` in `atoms.info`, which
             says so to all who get them.
 
@@ -122,7 +124,7 @@ def read_frames(
             in part or has atoms too close (see `check_input`).
     """
     path = Path(path)
-    everything = [*_structures(path)]
+    everything = [*itertools.islice(_structures(path), _needed(index))]
     selected = select_index(len(everything), index, path)
     keys = LabelKeys(path, energy_key, forces_key, stress_key)
     frames = [_frame(everything[number], keys, int(number), allow_close) for number in selected]
@@ -241,6 +243,15 @@ def select_index(number: int, index: str | int, path: Path) -> Int[np.ndarray, "
     if not len(selected):
         raise ValueError(f"{path} has {number} frames, and none of them is within index {index}.")
     return selected
+
+
+def _needed(index: str | int) -> int | None:
+    """Of how many frames, from the first, an index can be told; None if of all that there are."""
+    which = string2index(index) if isinstance(index, str) else index
+    if isinstance(which, slice):
+        start, stop, step = which.start or 0, which.stop, 1 if which.step is None else which.step
+        return stop if stop is not None and 0 <= start < stop and step > 0 else None
+    return which + 1 if isinstance(which, int) and which >= 0 else None
 
 
 def frame_graph(frame: Frame, number: int, cutoff: float, inner_cutoff: float = 0.0, dtype: type = np.float32) -> Graph:

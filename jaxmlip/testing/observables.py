@@ -68,9 +68,7 @@ def check_observable(
         _check_value(bench, frame, value)
         _check_symmetries(bench, atoms, frame, value, np.random.default_rng(seed + 1))
         _check_transformations(bench, frame, value)
-        for field in FIELDS:
-            if getattr(frame, field) is not None:
-                _check_derivative(bench, frame, field, exact=field in differentiable, seed=seed)
+        _check_derivatives(bench, frame, differentiable, seed)
         _check_mean(bench, frame, value)
 
 
@@ -92,7 +90,9 @@ class _Bench:
     def value_anew(self, frame: FrameState, structure: Atoms) -> np.ndarray:
         """With the molecules of another structure; on the host."""
         bound = self.unbound.bound_to(structure)
-        return self.value(frame) if bound == self.observable else np.asarray(bound.per_frame(frame, self.potential))
+        if bound == self.observable:
+            return self.value(frame)
+        return np.asarray(jax.jit(bound.per_frame)(frame, self.potential))
 
     def off(self, found: Any, wanted: Any) -> float:
         """By how much two values differ, in what is allowed."""
@@ -213,28 +213,31 @@ def _check_transformations(bench: _Bench, frame: FrameState, value: np.ndarray) 
     bench.same("values are the same under jax.vmap", mapped, np.stack([value, bench.value(other)]))
 
 
-def _check_derivative(bench: _Bench, frame: FrameState, field: str, *, exact: bool, seed: int) -> None:
-    """Of a random combination of the value's elements, along a random direction."""
-    rng, where = np.random.default_rng(seed + 2), getattr(frame, field)
-    weights = jnp.asarray(rng.normal(size=bench.value(frame).shape))
-    direction = jnp.asarray(rng.normal(size=where.shape))
+def _check_derivatives(bench: _Bench, frame: FrameState, exact: Sequence[str], seed: int) -> None:
+    """Of a random combination of the value's elements, along a random direction of each field."""
+    fields = {name: getattr(frame, name) for name in FIELDS if getattr(frame, name) is not None}
+    weights = jnp.asarray(np.random.default_rng(seed + 2).normal(size=bench.value(frame).shape))
 
     @jax.jit
-    def combined(at: Any) -> Any:
-        return (weights * bench.raw(frame.replace(**{field: at}))).sum()
+    def combined(fields: dict[str, Any]) -> Any:
+        return (weights * bench.raw(frame.replace(**fields))).sum()
 
-    slope = jax.jit(jax.grad(combined))(where)
-    assert jnp.isfinite(slope).all(), f"derivatives by {field} are finite: some are not."
-    if not exact:
-        return
+    slopes = jax.jit(jax.grad(combined))(fields)
+    for name, where in fields.items():
+        slope, direction = slopes[name], np.random.default_rng(seed + 3).normal(size=where.shape)
+        assert np.isfinite(slope).all(), f"derivatives by {name} are finite: some are not."
+        if name not in exact:
+            continue
 
-    def at(steps: int) -> float:
-        return float(combined(where + steps * STEP * direction))
+        def at(steps: int, name: str = name, moved: Any = STEP * direction) -> float:
+            return float(combined(fields | {name: fields[name] + steps * moved}))
 
-    wanted = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * STEP)
-    found, scale = float((slope * direction).sum()), max(float(jnp.abs(slope).max()), abs(wanted), 1e-3)
-    off = abs(found - wanted) / scale
-    assert off < 1e-5, f"derivatives by {field} are those of finite differences: {found:.8g} instead of {wanted:.8g}."
+        wanted = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * STEP)
+        found, scale = float((slope * direction).sum()), max(float(np.abs(slope).max()), abs(wanted), 1e-3)
+        off = abs(found - wanted) / scale
+        assert off < 1e-5, (
+            f"derivatives by {name} are those of finite differences: {found:.8g} instead of {wanted:.8g}."
+        )
 
 
 def _check_mean(bench: _Bench, frame: FrameState, value: np.ndarray) -> None:

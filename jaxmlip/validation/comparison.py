@@ -71,7 +71,7 @@ class Validation:
     refused: Mapping[str, str]
 
     def __repr__(self) -> str:
-        """The answer and a table of the observables."""
+        """The answer, a table of the observables, why those that do not pass do not, and which ways were closed."""
         rows = [["observable", "student", "teacher", "method", "difference", "σ", "tolerance", ""]]
         for name, each in self.observables.items():
             numbers = [_short(one) for one in (each.student, each.teacher)]
@@ -82,7 +82,10 @@ class Validation:
             rows.append([name, *numbers, *rest, each.answer])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([f"{self.answer}: {self.reason}", *lines])
+        reasons = [f"{name}: {each.reason}" for name, each in self.observables.items() if each.answer != "pass"]
+        untold = any(each.answer == "cannot tell" for each in self.observables.values())
+        closed = [f"no {way}: {reason}" for way, reason in self.refused.items()] if untold else []
+        return "\n".join([f"{self.answer}: {self.reason}", *lines, *reasons, *closed])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `verdict.json` has it."""

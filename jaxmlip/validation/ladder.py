@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm
 
+from jaxmlip.describing import count
 from jaxmlip.digests import digest
 from jaxmlip.observables.estimate import Estimate, Status, worst
 from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.structure import RDF
 from jaxmlip.potentials.potential import Potential, Sum, fingerprint
 from jaxmlip.potentials.scaled import Scaled
+from jaxmlip.progress import say
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.systems.checks import ALLOW_CLOSE
@@ -154,13 +156,13 @@ class Ladder:
         if not status.has_error:
             said = status.value
         elif excess > tolerance and abs(sigma) > limit:
-            answer = "fail"
-            said = f"off by {excess:.3g} {of_difference}, {abs(sigma):.1f} σ, tolerated are {tolerance:.3g}"
+            answer, much = "fail", f"{excess:.3g} {of_difference}".rstrip()
+            said = f"off by {much}, {abs(sigma):.1f} σ, tolerated are {tolerance:.3g}"
         elif not width <= tolerance:
-            longer = _longer(width, tolerance)
-            said = f"known to ± {width:.2g} {of_difference} only, run {longer} as much"
+            known = f"{width:.2g} {of_difference}".rstrip()
+            said = f"known to ± {known} only, run {_longer(width, tolerance)} as much"
         else:
-            answer, said = "pass", f"within {tolerance:.3g} {of_difference}"
+            answer, said = "pass", f"within {tolerance:.3g} {of_difference}".rstrip()
         scalar = dataclasses.replace(scalar, unit=of_difference)
         return Comparison(student, teacher, scalar, rung.way.method, tolerance, sigma, answer, said)
 
@@ -174,8 +176,8 @@ class Ladder:
         if frames > MOST_FRAMES:
             needs = "more of the student's frames than can be had"
         reason = (
-            f"it would take {needs}, or a simulation of the teacher ({self.calls['student']} force calls, if that is "
-            "allowed)"
+            f"it would take {needs}, or a simulation of the teacher ({self.calls['student']} force calls; allowed by "
+            "--allow-teacher-md, Sampling(teacher_md=True))"
         )
         return Comparison(student, None, None, None, self.task.tolerance(name, None), math.nan, "cannot tell", reason)
 
@@ -261,7 +263,7 @@ class Ladder:
             for share in shares
         ]
         options: dict[str, Any] = {
-            "steps": int(part * self.steps),
+            "steps": whole_frames(part * self.steps, round((run.time_fs[1] - run.time_fs[0]) / run.timestep_fs)),
             "timestep_fs": run.timestep_fs,
             "sample_every_fs": float(run.time_fs[1] - run.time_fs[0]),
             "seed": task.sampling.seed + 2,
@@ -274,6 +276,10 @@ class Ladder:
         if paths and all(path.exists() for path in paths):
             return [load_run(path) for path in paths]
         options["progress"] = self.progress
+        length, direct = options["steps"] * run.timestep_fs / 1000, self._known.get("reweighting")
+        reason = f"no reweighting, for {direct}; " if isinstance(direct, str) else ""
+        said = f"{count(len(shares), 'simulation')} between the two, {length:g} ps of {count(replicas, 'replica')} each"
+        say(reason + said, shown=self.progress)
         if any(state.opaque for state in states):
             runs = [simulate(state, starts, task.ensemble, **options) for state in states]
         else:
@@ -303,6 +309,11 @@ class Ladder:
         )
         energies = frame_energies(run, [self.task.student, self.task.teacher], to=kept, progress=self.progress)
         return Sample(run, status, energies)
+
+
+def whole_frames(steps: float, every: int) -> int:
+    """Steps up to the last frame that so many of them give, one frame at least."""
+    return max(1, int(steps) // every) * every
 
 
 def unstable_in_equilibrium(run: Run, temperature_K: float) -> str | None:

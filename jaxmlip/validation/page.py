@@ -15,6 +15,9 @@ from jaxmlip.validation.comparison import Comparison, Validation
 from jaxmlip.validation.verdict_file import VerdictFile
 from jaxmlip.versions import versions
 
+AXES = {"rdf": "r / Å", "adf": "angle / degree"}
+"""What functions are of, by the first word of their name."""
+
 COLUMNS = 3
 """Figures of functions beside each other."""
 
@@ -98,7 +101,7 @@ def _drawn(functions: Mapping[str, Comparison]) -> Figure:
             _curve(ax, each.teacher, "black", f"teacher ({each.method})")
         _curve(ax, each.student, "#0072B2", "student")
         ax.set_title(f"{name.split(':r_max')[0]}: {each.answer}")
-        ax.set(xlabel="r / Å" if name.startswith("rdf") else "", ylim=(0, _top(each)))
+        ax.set(xlabel=AXES.get(name.partition(":")[0], ""), ylim=(0, _top(each)))
     axes[0, 0].legend(fontsize=7)
     for ax in axes.ravel()[len(functions) :]:
         ax.set_axis_off()

@@ -228,7 +228,7 @@ def predicted_error(
     if (left := run.n_frames - first) < 2:
         raise ValueError(f"Only {left} frames of the run are in equilibrium: run longer.")
     kept, beta = run.during(slice(first, None)), 1.0 / (KB * temperature_K)
-    bound = [observable.bound_to(kept[0]) for observable in observables]
+    bound = [observable.bound_to(run[0]) for observable in observables]  # before molecules may have dissociated
     values = [[_values(kept, each, who) for who in (student, teacher)] for each in bound]
     of_student, of_teacher = frame_energies(kept, [student, teacher], progress=progress)
     change = beta * (of_teacher - of_student)

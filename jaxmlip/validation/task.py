@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from jaxmlip.describing import count
 from jaxmlip.observables.estimate import Estimate
 from jaxmlip.observables.frame import FrameState
 from jaxmlip.observables.names import observable_from_text
@@ -18,6 +20,7 @@ from jaxmlip.observables.observable import Observable
 from jaxmlip.observables.structure import RDF
 from jaxmlip.observables.thermodynamics import Density, PotentialEnergy, Pressure, Temperature
 from jaxmlip.potentials.potential import Potential
+from jaxmlip.progress import say
 from jaxmlip.simulation.dynamics import Ensemble
 from jaxmlip.simulation.simulate import simulate
 from jaxmlip.simulation.trajectory import Run, load_run
@@ -130,6 +133,7 @@ class Task:
             "on_failure": "mark",
             "progress": progress,
         }
+        say(f"the {name}: {sampling.time_ps:g} ps of {count(sampling.replicas, 'replica')}", shown=progress)
         if folder is None:
             return simulate(potential, self.start, self.ensemble, **options)
         path = folder / f"{name}.h5"
@@ -189,6 +193,12 @@ def _default(start: Atoms, ensemble: Ensemble) -> list[str]:
     elements = [chemical_symbols[number] for number in np.unique(start.numbers)]
     pairs = itertools.combinations_with_replacement(elements, 2) if start.pbc.all() else ()
     names = [f"rdf:{one}-{other}" for one, other in pairs]
+    if not names:
+        warnings.warn(
+            "The structure has no cell in which there are distributions of distances, so that energies alone are "
+            "compared: name what matters as observables, such as bond:O-H, angle:H-O-H, coordination:Na-O:r_0=3.",
+            stacklevel=4,
+        )
     return [*names, "potential_energy", *(["density"] if ensemble.moves_cell else [])]
 
 

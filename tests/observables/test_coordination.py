@@ -57,7 +57,7 @@ def test_crystals() -> None:
     assert float(CoordinationNumber("O", "H", r_0=1.3, width=0.01).per_frame(ice)) == pytest.approx(2.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("switching", ["fermi", "rational"])
+@pytest.mark.parametrize("switching", ["fermi", pytest.param("rational", marks=pytest.mark.slow)])
 def test_they_conform(switching: Any) -> None:
     check_observable(CoordinationNumber("O", "O", width=0.3, switching=switching), ice_ih(molecules=16, seed=0))
 

@@ -119,7 +119,7 @@ def strained_run(stiffness: np.ndarray, temperature: float, pressure: float) -> 
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("pressure", [0.0, 8.0])
+@pytest.mark.parametrize("pressure", [pytest.param(0.0, marks=pytest.mark.slow), 8.0])
 def test_strains_give_back_the_constants(pressure: float, agrees: Any) -> None:
     """Of a cubic solid, from a triclinic cell that turns as it likes."""
     stiffness = np.zeros((6, 6))

@@ -37,8 +37,11 @@ def covered(estimate: Estimate, level: float) -> float:
     return float(np.mean((low < 0) & (high > 0)))
 
 
-@pytest.mark.parametrize("length", [2, 5, 20, 100])
-@pytest.mark.parametrize("replicas", [1, 2, 4, 8])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("length", [2, 20, *(pytest.param(length, marks=SLOW) for length in (5, 100))])
+@pytest.mark.parametrize("replicas", [1, 4, *(pytest.param(number, marks=SLOW) for number in (2, 8))])
 def test_intervals_hold_at_every_length(replicas: int, length: int) -> None:
     """Elements of one vector are independent realisations, of one correlation time and of two; never below 90 %."""
     frames, number = 10 * length, 3000 // replicas if length < 100 else 300
@@ -58,7 +61,9 @@ def test_intervals_hold_at_every_length(replicas: int, length: int) -> None:
         assert covered(estimate, 0.6827) < (0.94 if replicas == 1 else 0.87)
 
 
-@pytest.mark.parametrize(("replicas", "frames", "tau"), [(4, 2000, 8.0), (16, 2000, 8.0), (4, 800, 0.2)])
+@pytest.mark.parametrize(
+    ("replicas", "frames", "tau"), [(4, 2000, 8.0), pytest.param(16, 2000, 8.0, marks=SLOW), (4, 800, 0.2)]
+)
 def test_errors_of_long_runs_are_calibrated(replicas: int, frames: int, tau: float) -> None:
     """They are a little too large rather than too small, and their dispersion is what the degrees of freedom say."""
     estimate = correlated_mean(autoregressive(replicas, frames, 500, tau))
@@ -72,7 +77,7 @@ def test_errors_of_long_runs_are_calibrated(replicas: int, frames: int, tau: flo
     assert estimate.status is Status.OK
 
 
-@pytest.mark.parametrize(("replicas", "length"), [(2, 500), (8, 100)])
+@pytest.mark.parametrize(("replicas", "length"), [pytest.param(2, 500, marks=SLOW), (8, 100)])
 def test_coverage_given_that_a_run_is_called_ok(replicas: int, length: int) -> None:
     """Runs of their own, each with its own status: long ones are OK, and hold as often as they say."""
     series = autoregressive(replicas, 10 * length, 400, 10.0, seed=5)

@@ -85,6 +85,7 @@ class TestCalculator:
         assert np.abs(atoms.get_stress()).max() < 2e-4
         assert np.abs(atoms.get_forces()).max() < 8e-3
 
+    @pytest.mark.slow
     def test_phonons_are_those_of_second_derivatives(self, x64, tmp_path):
         """Frozen phonons of a crystal at a wave vector that its supercell holds, against the Hessian of the energy."""
         potential, crystal = morse(np.float64), bulk("Cu", a=3.45)
@@ -170,7 +171,9 @@ class TestCalculator:
         (frame,) = predict(morse(), [crystal[:104]])
         np.testing.assert_allclose(calculator.results["forces"], frame.forces, rtol=1e-4, atol=1e-4)
 
-    @pytest.mark.parametrize("one", [True, False], ids=["one calculator", "one for each"])
+    @pytest.mark.parametrize(
+        "one", [pytest.param(True, id="one calculator"), pytest.param(False, id="one for each", marks=pytest.mark.slow)]
+    )
     def test_any_sizes_take_a_handful_of_compilations(self, one: bool):
         """40 clusters of water, 3 to 174 atoms, in random order, with the right energies."""
         places = 3.0 * np.stack(np.meshgrid(*[np.arange(4)] * 3), axis=-1).reshape(-1, 3)

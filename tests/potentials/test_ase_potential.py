@@ -197,7 +197,9 @@ EMT_CU = 3.51
 
 
 class TestDynamics:
-    @pytest.mark.parametrize(("precision", "most"), [("single", 1e-4), ("double", 1e-8)])
+    @pytest.mark.parametrize(
+        ("precision", "most"), [pytest.param("single", 1e-4, marks=pytest.mark.slow), ("double", 1e-8)]
+    )
     def test_two_replicas_follow_ases_own_dynamics(self, emt, precision, most):
         """50 steps of 5 fs at 300 K."""
         with jax.enable_x64(precision == "double"):

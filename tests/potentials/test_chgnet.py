@@ -52,13 +52,15 @@ def teachers() -> dict[str, CHGNet]:
     return {which: load_chgnet(which) for which in TEACHERS}
 
 
+def of_group(structures: dict[str, Atoms], group: str) -> dict[str, Atoms]:
+    """Ice, or all else, which is small."""
+    return {name: atoms for name, atoms in structures.items() if name.startswith("ice") == (group == "ice")}
+
+
 @pytest.fixture(scope="module")
-def groups(structures: dict) -> tuple[Graph, Graph]:
-    """Ice in one batch and everything else, which is small, in another."""
-    graphs = {name: graph_from_atoms(atoms, 6.0, 3.0) for name, atoms in structures.items()}
-    ice = [graph for name, graph in graphs.items() if name.startswith("ice")]
-    small = [graph for name, graph in graphs.items() if not name.startswith("ice")]
-    return batch_graphs(ice), batch_graphs(small)
+def small(structures: dict) -> Graph:
+    """What is small, in one batch."""
+    return batch_graphs([graph_from_atoms(atoms, 6.0, 3.0) for atoms in of_group(structures, "small").values()])
 
 
 compiled_everything = jax.jit(
@@ -76,32 +78,32 @@ def disguised(teacher: CHGNet, as_teacher: CHGNet) -> CHGNet:
     return as_teacher.replace(params=teacher.params)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("which", TEACHERS)
-def test_agrees_with_the_original(which: str, reference: dict, structures: dict, teachers: dict, groups: tuple) -> None:
+@pytest.mark.parametrize("group", ["small", pytest.param("ice", marks=pytest.mark.slow)])
+def test_agrees_with_the_original(group: str, which: str, reference: dict, structures: dict, teachers: dict) -> None:
     """Energy within 2e-5 eV/atom, forces 1e-3 eV/Å, stress 2e-3 GPa, magnetic moments 1e-4 μB, in float32."""
-    assert len(structures) >= 15
-    teacher = disguised(teachers[which], teachers["gga"])
-    energy, forces, stress, moments = [], [], [], []
-    for graph in groups:
-        prediction, magnetic = everything(teacher, graph)
-        energy.extend(np.asarray(prediction.energy))
-        stress.extend(np.asarray(prediction.stress))
-        starts = np.flatnonzero(np.diff(graph.owner)) + 1
-        forces.extend(np.split(np.asarray(prediction.forces), starts))
-        moments.extend(np.split(np.asarray(magnetic), starts))
-    for index, (name, atoms) in enumerate(structures.items()):
-        total = energy[index] + reference_energy(teachers[which], atoms.numbers)
+    chosen = of_group(structures, group)
+    assert len(chosen) >= (2 if group == "ice" else 20)
+    graph = batch_graphs([graph_from_atoms(atoms, 6.0, 3.0) for atoms in chosen.values()])
+    prediction, magnetic = everything(disguised(teachers[which], teachers["gga"]), graph)
+    starts = np.flatnonzero(np.diff(graph.owner)) + 1
+    forces, moments = (np.split(each, starts) for each in (prediction.forces, magnetic))
+    for place, (name, atoms) in enumerate(chosen.items()):
+        index = [*structures].index(name)
+        total = prediction.energy[place] + reference_energy(teachers[which], atoms.numbers)
         wanted = {key: reference[f"{index}.{which}.{key}"] for key in ("energy", "forces", "stress", "magmoms")}
         assert total / len(atoms) == pytest.approx(float(wanted["energy"]), abs=2e-5), name
-        np.testing.assert_allclose(forces[index], wanted["forces"], rtol=0, atol=1e-3, err_msg=name)
-        np.testing.assert_allclose(moments[index], wanted["magmoms"], rtol=0, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(forces[place], wanted["forces"], rtol=0, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(moments[place], wanted["magmoms"], rtol=0, atol=1e-4, err_msg=name)
+        stress = prediction.stress[place]
         if atoms.pbc.all():
-            np.testing.assert_allclose(stress[index] / GPA, wanted["stress"], rtol=0, atol=2e-3, err_msg=name)
+            np.testing.assert_allclose(stress / GPA, wanted["stress"], rtol=0, atol=2e-3, err_msg=name)
         else:
-            assert np.isnan(stress[index]).all(), name
+            assert np.isnan(stress).all(), name
 
 
-def test_agrees_with_the_original_live(structures: dict, teachers: dict, groups: tuple) -> None:
+def test_agrees_with_the_original_live(structures: dict, teachers: dict, small: Graph) -> None:
     """The same on structures displaced anew, where the original itself can be run."""
     pytest.importorskip("torch", reason="the live comparison needs torch")
     pytest.importorskip("pymatgen", reason="the live comparison needs pymatgen")
@@ -109,11 +111,10 @@ def test_agrees_with_the_original_live(structures: dict, teachers: dict, groups:
     from pymatgen.io.ase import AseAtomsAdaptor  # pyright: ignore[reportMissingImports]
 
     original = Original.load(model_name="0.3.0", use_device="cpu", verbose=False)
-    noise = np.random.default_rng(20).normal(0.0, 0.01, groups[1].positions.shape).astype(np.float32)
-    graph = groups[1].replace(positions=groups[1].positions + noise)
+    noise = np.random.default_rng(20).normal(0.0, 0.01, small.positions.shape).astype(np.float32)
+    graph = small.replace(positions=small.positions + noise)
     prediction, _ = everything(teachers["gga"], graph)
-    small = [atoms for name, atoms in structures.items() if not name.startswith("ice")]
-    for index, atoms in enumerate(small):
+    for index, atoms in enumerate(of_group(structures, "small").values()):
         if atoms.pbc.all():
             atoms = atoms.copy()
             atoms.positions = graph.positions[graph.owner == index]
@@ -125,23 +126,32 @@ def test_agrees_with_the_original_live(structures: dict, teachers: dict, groups:
             np.testing.assert_allclose(prediction.stress[index] / GPA, said["s"], rtol=0, atol=2e-3)
 
 
+@pytest.fixture(scope="module")
+def together(teachers: dict, small: Graph) -> tuple[Prediction, np.ndarray]:
+    """What one teacher says of the batch."""
+    return everything(teachers["gga"], small)
+
+
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", ["spinel LiMn2O4", "water molecule and a lone nickel"])
-def test_batch_equals_single_and_padding_changes_nothing(name: str, structures: dict, teachers: dict, groups) -> None:
+def test_batch_equals_single_and_padding_changes_nothing(
+    name: str, structures: dict, teachers: dict, small: Graph, together: tuple
+) -> None:
     """A structure alone, padded to the shape of the batch, has the energy, forces and moments it has in the batch."""
-    batch = groups[1]
-    index = [n for n in structures if not n.startswith("ice")].index(name)
+    batch = small
+    index = [*of_group(structures, "small")].index(name)
     single = batch_graphs(
         [graph_from_atoms(structures[name], 6.0, 3.0)],
         n_atoms=batch.n_atoms,
         n_graphs=batch.n_graphs,
         slots=batch.n_slots,
     )
-    together, moments = everything(teachers["gga"], batch)
+    said, moments = together
     alone, moment = everything(teachers["gga"], single.replace(inner=batch.inner))
     n, mine = len(structures[name]), batch.owner == index
-    assert alone.energy[0] == pytest.approx(together.energy[index], abs=1e-5 * n)
+    assert alone.energy[0] == pytest.approx(said.energy[index], abs=1e-5 * n)
     assert not alone.energy[1:].any()
-    np.testing.assert_allclose(alone.forces[:n], together.forces[mine], atol=2e-4)
+    np.testing.assert_allclose(alone.forces[:n], said.forces[mine], atol=2e-4)
     assert not alone.forces[n:].any()
     np.testing.assert_allclose(moment[:n], moments[mine], atol=1e-5)
     assert not moment[n:].any()
@@ -177,7 +187,7 @@ def test_forces_and_stress_are_derivatives(exact: Callable, quartz: Atoms) -> No
     prediction, _ = exact(quartz)
     assert prediction.forces.dtype == np.float64
     step = 2e-5
-    for atom, axis in [(0, 0), (3, 1), (7, 2), (11, 0)]:
+    for atom, axis in [(3, 1), (7, 2)]:
         energies = []
         for sign in (1, -1):
             moved = quartz.copy()
@@ -185,7 +195,7 @@ def test_forces_and_stress_are_derivatives(exact: Callable, quartz: Atoms) -> No
             energies.append(exact(moved)[0].energy[0])
         slope = (energies[0] - energies[1]) / (2 * step)
         assert prediction.forces[atom, axis] == pytest.approx(-slope, abs=1e-6)
-    for i, j in [(0, 0), (1, 2), (2, 2), (0, 1)]:
+    for i, j in [(0, 0), (1, 2)]:
         energies = []
         for sign in (1, -1):
             strain = np.eye(3)
@@ -254,6 +264,7 @@ def test_isolated_atom_is_finite(teachers: dict) -> None:
     assert not prediction.forces.any()
 
 
+@pytest.mark.slow
 def test_vmap_equals_loop(structures: dict, teachers: dict) -> None:
     """Over stacked parameters: an ensemble; over stacked graphs: replicas."""
     graph = graph_from_atoms(structures["water cluster of 5"], 6.0, 3.0)

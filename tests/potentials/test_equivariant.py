@@ -102,7 +102,7 @@ def test_rotation_and_reflection(x64: None) -> None:
     "changes",
     [
         {"message_l": 0, "l_max": 3},
-        {"message_l": 1, "l_max": 1, "correlation": 2, "layers": 3},
+        pytest.param({"message_l": 1, "l_max": 1, "correlation": 2, "layers": 3}, marks=pytest.mark.slow),
         {"message_l": 0, "correlation": 1, "layers": 1},
     ],
     ids=str,
@@ -216,7 +216,7 @@ def test_batch_and_padding_change_nothing(x64: None) -> None:
 
 def test_tiers_change_nothing(x64: None) -> None:
     """Atoms in groups by number of neighbours: the same energy, forces and derivatives by the parameters."""
-    potential = build(heads=2)
+    potential = build(SMALL.model_copy(update={"channels": 2, "l_max": 1, "correlation": 2}), heads=2)
     graph = padded(crystal())
     degree = np.sort(np.sum(np.asarray(graph.neighbors) >= 0, axis=1))[::-1]
     tiers = ((4, int(degree[0])), (13, int(degree[4])), (ATOMS - 17, max(1, int(degree[17]))))
@@ -347,7 +347,7 @@ def plain_messages(params: dict, sources, radial, harmonics, l_in: int, l_max: i
     return jnp.concatenate(mixed, axis=1)
 
 
-@pytest.mark.parametrize(("l_in", "l_max"), [(0, 3), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("l_in", "l_max"), [(0, 3), pytest.param(1, 2, marks=pytest.mark.slow), (2, 2)])
 def test_interaction_equals_the_plain_form(l_in: int, l_max: int, x64: None) -> None:
     draw = np.random.default_rng(0)
     atoms, slots, elements, channels = 3, 5, 2, 4

@@ -100,8 +100,12 @@ EXACT = {"energy": 1e-8, "forces": 1e-7, "stress": 1e-8, "relative": 0.0}
 SINGLE = {"energy": 1e-5, "forces": 1e-5, "stress": 1e-5, "relative": 1e-5}
 
 
+ALWAYS = (SCALARS, HEADS, "ScaleShiftMACE, tensors")
+"""Scalar, vector and tensor messages, with all that models may have beside them."""
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in ALWAYS)) for c in CASES])
 def test_gives_the_numbers_of_mace_torch(case: str) -> None:
     """Energy within 1e-8 eV/atom, forces 1e-7 eV/Å, stress 1e-8 eV/Å³, of every head, in float64."""
     for head in extracted(case)["heads"]:

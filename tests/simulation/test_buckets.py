@@ -77,6 +77,7 @@ def test_sizes_too_different_for_one_program(small_fluid: Atoms) -> None:
     assert_same(runs[2], alike.part(slice(4, 6)))
 
 
+@pytest.mark.slow
 def test_molecules_of_a_trained_potential() -> None:
     """Bonds are watched, each molecule's own; what fails is marked, and the others go on as if alone."""
     student, ensemble = load_potential(STUDENT), NVT(temperature_K=250)
@@ -103,6 +104,7 @@ def test_programs() -> None:
     assert [*_buckets(structures, 0.0, alike=True)] == [[1], [0, 5], [3], [2], [4]]
 
 
+@pytest.mark.slow
 def test_chains_of_equal_sizes(small_fluid: Atoms) -> None:
     """Which jax-md's need: unlike elements share a program, unlike sizes do not."""
     ensemble = NVTNoseHoover(REDUCED_K, 0.01)

@@ -100,7 +100,7 @@ FLEXIBLE = NPT(REDUCED_K, 0.5 / GPA, "flexible", friction_per_ps=1000.0 / REDUCE
 
 
 @pytest.mark.parametrize(
-    "ensemble", [pytest.param(FLUID, id="NVT", marks=pytest.mark.slow), pytest.param(FLEXIBLE, id="NPT")]
+    "ensemble", [pytest.param(FLUID, id="NVT"), pytest.param(FLEXIBLE, id="NPT", marks=pytest.mark.slow)]
 )
 def test_the_same_trajectory(
     large_fluid: Atoms, ensemble: Ensemble, grown: list[Growth], monkeypatch: pytest.MonkeyPatch

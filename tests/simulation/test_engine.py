@@ -49,7 +49,8 @@ def block_of(driver: Driver, layout: Layout, until: int) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(
-    ("moving_cell", "models"), [(False, 1), (True, 1), pytest.param(False, 2, marks=pytest.mark.slow)]
+    ("moving_cell", "models"),
+    [(False, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((True, 1), (False, 2)))],
 )
 def test_a_block_lowers_for_accelerators(moving_cell: bool, models: int) -> None:
     """NVT with observation, NPT with a flexible cell, and two models side by side that are held against a third."""

@@ -47,15 +47,39 @@ def half_held(small_fluid: Atoms) -> list[Atoms]:
     return [held(small_fluid, range(replica % 2, 32, 2)) for replica in range(8)]
 
 
+class Runs(dict[str, Run]):
+    """By thermostat, made when asked for; a frame every 0.05 reduced times."""
+
+    def __init__(self, structures: list[Atoms], steps: int) -> None:
+        self.structures, self.steps = structures, steps
+
+    def __missing__(self, name: str) -> Run:
+        self[name] = run_fluid(self.structures, ensemble=THERMOSTATS[name], steps=self.steps, seed=7)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def runs(half_held: list[Atoms]) -> dict[str, Run]:
-    """For 6 reduced times, of which 5 are kept; a frame every 0.05."""
-    return {name: run_fluid(half_held, ensemble=each, steps=1200, seed=7) for name, each in THERMOSTATS.items()}
+def short(half_held: list[Atoms]) -> Runs:
+    """One reduced time."""
+    return Runs(half_held, 200)
 
 
+@pytest.fixture(scope="module")
+def runs(half_held: list[Atoms]) -> Runs:
+    """6 reduced times, of which 5 are kept."""
+    return Runs(half_held, 1200)
+
+
+def of_thermostats(*names: str) -> pytest.MarkDecorator:
+    """Chains are slow: what tells their motion of held atoms from others' is in `test_state_of_a_chain`."""
+    marked = [pytest.param(name, marks=[pytest.mark.slow] * (name == "Nosé–Hoover")) for name in names]
+    return pytest.mark.parametrize("name", marked)
+
+
+@pytest.mark.slow
 @pytest.mark.physics
 @pytest.mark.parametrize("name", THERMOSTATS)
-def test_kinetic_energy_of_free_atoms_is_canonical(runs: dict[str, Run], name: str, agrees) -> None:
+def test_kinetic_energy_of_free_atoms_is_canonical(runs: Runs, name: str, agrees) -> None:
     """χ² law of 48 degrees of freedom in every ensemble: with atoms that are held no momentum is conserved."""
     scaled = 48 * runs[name].temperature[:, 20:] / REDUCED_K
     independent = scaled[:, :: int(np.ceil(statistical_inefficiency(scaled)))].ravel()
@@ -66,9 +90,10 @@ def test_kinetic_energy_of_free_atoms_is_canonical(runs: dict[str, Run], name: s
     agrees(f"kinetic energy per degree of freedom, half held, {name}, in kT/2", mean.value, mean.error, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.physics
 @pytest.mark.parametrize("name", ["Nosé–Hoover", "velocity rescaling"])
-def test_potential_energy_is_that_of_langevin_dynamics(runs: dict[str, Run], name: str, agrees) -> None:
+def test_potential_energy_is_that_of_langevin_dynamics(runs: Runs, name: str, agrees) -> None:
     """What the temperature is does not depend on how it is counted. Which atoms are held makes a difference."""
     for half in (0, 1):
         reference, mean = (
@@ -80,33 +105,32 @@ def test_potential_energy_is_that_of_langevin_dynamics(runs: dict[str, Run], nam
         agrees(what, mean.value, mean.error, known, known_error=known_error)
 
 
-@pytest.mark.parametrize("name", THERMOSTATS)
-def test_held_atoms_stay(runs: dict[str, Run], half_held: list[Atoms], name: str) -> None:
+@of_thermostats(*THERMOSTATS)
+def test_held_atoms_stay(short: Runs, half_held: list[Atoms], name: str) -> None:
     """Where the structure says to the last bit, in each replica those that it names; the others move."""
-    run = runs[name]
+    run = short[name]
     assert run.completed.all()
     for replica, atoms in enumerate(half_held):
         fixed = np.arange(32) % 2 == replica % 2
         assert run.fixed is not None
         assert (run.fixed[replica] == fixed).all()
-        np.testing.assert_array_equal(
-            run.positions[replica][:, fixed], np.broadcast_to(atoms.positions[fixed], (120, 16, 3))
-        )
+        places = np.broadcast_to(atoms.positions[fixed], (20, 16, 3))
+        np.testing.assert_array_equal(run.positions[replica][:, fixed], places)
         moved = np.linalg.norm(run.positions[replica, -1] - atoms.positions, axis=1)
         assert (moved[~fixed] > 1e-2).all()
-        frame = run[120 * replica + 5]
+        frame = run[20 * replica + 5]
         np.testing.assert_array_equal(frame.positions[fixed], atoms.positions[fixed])
         (constraint,) = frame.constraints
         assert constraint.index.tolist() == np.flatnonzero(fixed).tolist()
 
 
-def test_conserved_quantities(runs: dict[str, Run]) -> None:
+@of_thermostats("Nosé–Hoover", "velocity rescaling")
+def test_conserved_quantities(short: Runs, name: str) -> None:
     """The extended energies vary far less than the total energy; their chains count 48 degrees of freedom."""
-    for name in ("Nosé–Hoover", "velocity rescaling"):
-        run = runs[name]
-        assert run.conserved is not None
-        kinetic = 0.5 * 48 * KB * run.temperature
-        assert (run.conserved.std(axis=1) < 0.05 * (run.potential_energy + kinetic).std(axis=1)).all()
+    run = short[name]
+    assert run.conserved is not None
+    kinetic = 0.5 * 48 * KB * run.temperature
+    assert (run.conserved.std(axis=1) < 0.05 * (run.potential_energy + kinetic).std(axis=1)).all()
 
 
 def test_state_of_a_chain(half_held: list[Atoms]) -> None:
@@ -124,6 +148,7 @@ def test_state_of_a_chain(half_held: list[Atoms]) -> None:
     np.testing.assert_allclose(state.chain.kinetic_energy, kinetic, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_energy_without_thermostat() -> None:
     """Velocity Verlet in a crystal with every fourth atom held: errors of second order, and no drift."""
     crystal = bulk("Ar", "fcc", a=1.1 * np.sqrt(2.0), cubic=True).repeat(2)
@@ -174,7 +199,13 @@ class Mass(Observable):
         return frame.masses.sum()
 
 
-@pytest.mark.parametrize("ensemble", [FLUID, NVTVelocityRescaling(REDUCED_K, 0.01)], ids=["NVT", "velocity rescaling"])
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        pytest.param(FLUID, id="NVT", marks=pytest.mark.slow),
+        pytest.param(NVTVelocityRescaling(REDUCED_K, 0.01), id="velocity rescaling"),
+    ],
+)
 def test_padded_replicas(small_fluid: Atoms, ensemble: Ensemble) -> None:
     """In a program with larger structures a run is the one it would be alone, with the atoms it holds."""
     fewer = held(small_fluid[:28], [0, 5, 27])

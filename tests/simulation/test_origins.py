@@ -56,7 +56,9 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return times
 
 
-@pytest.mark.parametrize("ensemble", [NVE(REDUCED_K), FLEXIBLE], ids=["NVE", "NPT"])
+@pytest.mark.parametrize(
+    "ensemble", [pytest.param(NVE(REDUCED_K), id="NVE"), pytest.param(FLEXIBLE, id="NPT", marks=pytest.mark.slow)]
+)
 def test_periodic_fluid(small_fluid: Atoms, ensemble: Ensemble) -> None:
     """The same trajectory in the frame of the structure, of atoms that were translated or never wrapped."""
     jumps = np.random.default_rng(0).integers(-9000, 9000, (32, 3)) @ small_fluid.cell.array
@@ -90,17 +92,21 @@ def test_energy_is_conserved_by_a_far_cluster(cluster: Atoms) -> None:
     np.testing.assert_allclose(far.conserved, here.conserved, atol=2e-4)
 
 
-def test_brought_back_on_the_way(small_fluid: Atoms, restless: list[int], monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "ensemble", [pytest.param(FLUID, id="NVT"), pytest.param(FLEXIBLE, id="NPT", marks=pytest.mark.slow)]
+)
+def test_brought_back_on_the_way(small_fluid: Atoms, restless: list[int], ensemble: Ensemble, monkeypatch) -> None:
     """Nothing but rounding tells of it: positions that are recorded are continuous."""
     far = moved(small_fluid, 1e3 * np.ones(3))
-    brought = run_fluid(far, ensemble=FLEXIBLE)
+    brought = run_fluid(far, ensemble=ensemble)
     assert sum(restless) > 0
     monkeypatch.setattr(Driver, "bring_back", lambda self: None)
-    left = run_fluid(far, ensemble=FLEXIBLE)
+    left = run_fluid(far, ensemble=ensemble)
     np.testing.assert_allclose(brought.positions, left.positions, atol=2e-3)
     np.testing.assert_allclose(brought.potential_energy, left.potential_energy, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_cluster_that_drifts(cluster: Atoms, restless: list[int], monkeypatch) -> None:
     """The centre of mass of Langevin dynamics diffuses."""
     far = moved(cluster, FAR)
@@ -110,7 +116,9 @@ def test_cluster_that_drifts(cluster: Atoms, restless: list[int], monkeypatch) -
     np.testing.assert_allclose(brought.positions, run_fluid(far).positions, atol=1e-3)
 
 
-@pytest.mark.parametrize("ensemble", [FLUID, FLEXIBLE], ids=["NVT", "NPT"])
+@pytest.mark.parametrize(
+    "ensemble", [pytest.param(FLUID, id="NVT"), pytest.param(FLEXIBLE, id="NPT", marks=pytest.mark.slow)]
+)
 def test_stopped_and_resumed_is_undisturbed(
     small_fluid: Atoms, tmp_path: Path, restless: list[int], ensemble: Ensemble
 ) -> None:
@@ -141,6 +149,7 @@ def test_goes_on_with_a_file_that_knows_no_offsets(small_fluid: Atoms, tmp_path:
     np.testing.assert_array_equal(load_run(path).positions, run_fluid(small_fluid).positions)
 
 
+@pytest.mark.slow
 def test_bonds_across_a_face_of_the_cell(restless: list[int], tmp_path: Path) -> None:
     """A bond that is watched stays the same bond when one of its atoms is brought back, also after a restart."""
     bonded = LennardJones({"epsilon": np.float32(1.0), "sigma": np.float32(0.855)})

@@ -176,7 +176,7 @@ def slab() -> Atoms:
     return atoms
 
 
-@pytest.mark.parametrize("optimizer", [FIRE, BFGS])
+@pytest.mark.parametrize("optimizer", [FIRE, pytest.param(BFGS, marks=pytest.mark.slow)])
 def test_slab_with_held_layers(slab: Atoms, optimizer: type) -> None:
     """The energy that ASE's optimisers find with the same constraint; held atoms do not move, nor count."""
     fixed = slab.constraints[0].index

@@ -56,11 +56,11 @@ ENSEMBLES = {
 }
 
 
-LIKE_OTHERS = ("NVE", "NPT, isotropic")
-"""Whose programs are parts of those of other ensembles: of all thermostats, and of the flexible cell."""
+ALWAYS = ("NVT, a ramp", "NPT, flexible")
+"""Numbers that change in time, and a cell that moves; whatever the ensemble, a rollout is made of its steps."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LIKE_OTHERS)) for n in ENSEMBLES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ALWAYS)) for n in ENSEMBLES])
 def test_the_trajectory_is_that_of_simulate(name: str, x64: None) -> None:
     """Same seed, same frames, to rounding; the lists are others."""
     potential, ensemble = in_double(lennard_jones()), ENSEMBLES[name]
@@ -92,6 +92,7 @@ def wells(stiffness: Any) -> tuple[Wells, Atoms]:
     return Wells({"k": stiffness, "centres": jnp.asarray(centres, float)}), Atoms("C64", centres)
 
 
+@pytest.mark.slow
 @pytest.mark.physics
 def test_derivative_of_the_mean_square_displacement_in_wells(x64: None, agrees: Callable) -> None:
     """d⟨x²⟩/dk = −kT/k² through BAOAB with given noise, and finite differences with the same noise to 1e-8."""
@@ -191,7 +192,8 @@ def test_derivative_by_all_parameters_of_a_student(student: str, dtype: type, to
     np.testing.assert_allclose(slope, (8 * (up - down) - (far_up - far_down)) / (12 * step), rtol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["pairs", pytest.param("students", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pairs", "students"])
 def test_stacked_potentials_are_mapped(kind: str, x64: None) -> None:
     """value_and_grad of a rollout, mapped over four potentials, equals four single ones."""
     if kind == "pairs":

@@ -50,16 +50,16 @@ def test_lennard_jones_energy_and_pressure(agrees) -> None:
 
     For many atoms; the 108 here differ by less than their statistical errors.
     """
-    options = {"steps": 1400, "timestep_fs": 2 * DT, "sample_every_fs": 10 * DT, "seed": 2}
+    options = {"steps": 1000, "timestep_fs": 2 * DT, "sample_every_fs": 10 * DT, "seed": 2}
     run = run_fluid(fcc(3), ensemble=molten(), replicas=4, **options)
     energy = average(run, PotentialEnergy(), equilibration=0.004 * REDUCED_TIME_FS)
     value, error = float(energy.value) / 108 + 1.5, float(energy.error) / 108
-    assert error < 0.02
+    assert error < 0.03
     agrees("Lennard-Jones, ρ = 0.75, T = 1, 108 atoms: E", value, error, -2.9286)
     # BAOAB's temperature is low by (ωh)²/4, less than 0.01 here; the standard error is 0.009.
     assert run.temperature[:, 80:].mean() / REDUCED_K == pytest.approx(1.0, abs=0.03)
-    pressure = virial_pressure(run, first=80, stride=8)
-    assert pressure.error < 0.13
+    pressure = virial_pressure(run, first=80, stride=12)
+    assert pressure.error < 0.2
     agrees("Lennard-Jones, ρ = 0.75, T = 1, 108 atoms: P", pressure.value, pressure.error, 0.9897)
 
 

@@ -14,7 +14,18 @@ from jaxmlip.potentials.files import load, save
 from jaxmlip.potentials.potential import Sum
 from jaxmlip.simulation.ensembles import NVTVelocityRescaling
 from jaxmlip.simulation.simulate import simulate
-from jaxmlip.study.citing import ALWAYS, ENSEMBLES, KINDS, SIMULATED, STRATEGIES, STUDIES, WORDS, bibtex, references
+from jaxmlip.study.citing import (
+    ALWAYS,
+    CALCULATORS,
+    ENSEMBLES,
+    KINDS,
+    SIMULATED,
+    STRATEGIES,
+    STUDIES,
+    WORDS,
+    bibtex,
+    references,
+)
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.training.strategies.registry import STRATEGIES as ALL_STRATEGIES
 
@@ -22,7 +33,7 @@ STUDENT = Path(__file__).parents[1] / "simulation" / "data" / "ice_student.jaxml
 
 
 def test_every_work_has_an_entry() -> None:
-    tables = [KINDS, ENSEMBLES, STRATEGIES, STUDIES, *WORDS.values()]
+    tables = [KINDS, CALCULATORS, ENSEMBLES, STRATEGIES, STUDIES, *WORDS.values()]
     keys = [*ALWAYS, *SIMULATED, *(key for table in tables for keys in table.values() for key in keys)]
     for key in set(keys):
         entry = bibtex([key])
@@ -60,6 +71,23 @@ def test_runs_say_what_they_rest_on(tmp_path: Path) -> None:
     cited = re.findall(r"(?m)^@\w+\{(\w+),", result.stdout)
     assert len(cited) == len(set(cited))
     assert {"jaxmlip", "genice2", "chgnet", "mbar", "velocity_rescaling", "h5md"} <= set(cited)
+
+
+def test_what_a_run_names_is_followed(tmp_path: Path) -> None:
+    """Foundations, and both potentials of a verdict; also a foundation that its own training has replaced."""
+    student, first, second = load(STUDENT), tmp_path / "first.jaxmlip", tmp_path / "second.jaxmlip"
+    save(student, first, provenance={"config": {"teacher": "chgnet:gga", "foundation": str(first)}})
+    save(student, second, provenance={"config": {"foundation": str(first)}})
+    assert references(second) == [*ALWAYS, "mace", "e3nn", "chgnet"]
+    against = 'ase:tblite.ase:TBLite?method="GFN2-xTB"'
+    settings = {"potential": str(second), "against": against, "ensemble": "NVT(temperature_K=300)"}
+    (tmp_path / "verdict").mkdir()
+    file = tmp_path / "verdict" / "verdict.json"
+    file.write_text(json.dumps({"settings": settings}))
+    assert references(tmp_path / "verdict") == [*ALWAYS, "mace", "e3nn", "chgnet", "gfn2_xtb", "baoab"]
+    file.write_text(json.dumps({"settings": settings | {"against": "ase:ase.calculators.emt:EMT"}}))
+    with pytest.warns(UserWarning, match=r"works behind ase:ase\.calculators\.emt:EMT are not known here"):
+        references(tmp_path / "verdict")
 
 
 def test_what_cannot_be_cited_is_said(tmp_path: Path) -> None:

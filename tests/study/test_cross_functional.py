@@ -39,7 +39,7 @@ from jaxmlip.systems.store import FrameStore
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments" / "cross_functional"
 
-MODEL = {"channels": 2, "layers": 1, "l_max": 1, "correlation": 1, "radial_mlp": [4], "cutoff": 3.2}
+MODEL = {"channels": 2, "layers": 1, "l_max": 0, "correlation": 1, "radial_mlp": [4], "cutoff": 3.2}
 
 PROTOTYPES = ["bcc", "rocksalt", "fluorite", "antifluorite"]
 

@@ -177,6 +177,22 @@ def test_configurations_and_runs(frames, tmp_path: Path) -> None:
     verdict = {"verdict": "pass", "observables": {"density": {"verdict": "pass"}}, "settings": {}}
     (tmp_path / "verdict.json").write_text(json.dumps(verdict))
     assert told(tmp_path / "verdict.json")["facts"]["observables"] == {"density": "pass"}
+    (tmp_path / "validation").mkdir()
+    shutil.move(tmp_path / "verdict.json", tmp_path / "validation" / "verdict.json")
+    found = told(tmp_path / "validation")
+    assert (found["kind"], found["facts"]["verdict"]) == ("folder of a validation", "pass")
+
+
+def test_the_folder_of_a_training(tmp_path: Path) -> None:
+    """What it was trained on, and the errors that it closed with."""
+    config = {"study": "train", "name": "copper", "data": {"path": "a.xyz"}, "foundation": None, "training": {}}
+    save(load(STUDENT), tmp_path / "potential.jaxmlip", provenance={"config": config, "seed": 3})
+    (tmp_path / "errors.json").write_text('{"frames": 4, "force_rmse_meV_A": 80.0, "energy_rmse_meV_atom": null}')
+    facts = told(tmp_path)["facts"]
+    assert (facts["study"], facts["name"], facts["seed"]) == ("train", "copper", 3)
+    assert facts["trained"] == {"data": {"path": "a.xyz"}}
+    assert facts["errors of frames held out"] == {"force_rmse_meV_A": 80.0}
+    assert told(tmp_path / "potential.jaxmlip")["facts"]["provenance"]["config"]["data"] == {"path": "a.xyz"}
 
 
 def test_what_is_nothing_known_is_refused(tmp_path: Path) -> None:

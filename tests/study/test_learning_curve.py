@@ -44,7 +44,7 @@ def content(clusters, bulk, **changes):
             "data": [{"path": str(clusters), "index": ":6", **LOW}, {"path": str(clusters), "index": "6:8", **LOW}],
             "validation_fraction": 0.2,
             "references": {"H": -1.159, "O": -2.081},
-            "student": {"channels": 2, "layers": 1, "l_max": 1, "correlation": 1, "radial_mlp": [4], "cutoff": 3.0},
+            "student": {"channels": 2, "layers": 1, "l_max": 0, "correlation": 1, "radial_mlp": [4], "cutoff": 3.0},
             "training": {"steps": 4, "validations": 1},
         },
         "high": {"path": str(clusters), **HIGH},
@@ -65,8 +65,12 @@ def configured(clusters, bulk, **changes):
 
 
 @pytest.fixture(scope="module")
-def files(ice_data):
-    return ice_data / "clusters_4.0A.extxyz", ice_data / "bulk.extxyz"
+def files(ice_data, tmp_path_factory):
+    """As many frames as are looked at."""
+    folder = tmp_path_factory.mktemp("ice")
+    for name, number in (("clusters_4.0A.extxyz", 10), ("bulk.extxyz", 7)):
+        ase.io.write(folder / name, ase.io.read(ice_data / name, index=f":{number}"))
+    return folder / "clusters_4.0A.extxyz", folder / "bulk.extxyz"
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +167,7 @@ def test_forces_of_nan_change_no_potential_of_energies(results, files, folder, t
             np.testing.assert_array_equal(one, other)
 
 
-def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, tmp_path):
+def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, folder, tmp_path):
     """Without those of all bulk frames but the tested ones, every potential is the same to the last bit."""
     frames, rng = [ice_ih(molecules=16, seed=seed) for seed in range(7)], np.random.default_rng(0)
     for atoms in frames:
@@ -177,6 +181,7 @@ def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, tmp_path)
     potentials = {}
     for bulk in (with_labels, without):
         grid: dict[str, Any] = {"strategies": ["multi_fidelity"], "labels": ["energy_forces"], "sizes": [2]}
+        grid["foundation"] = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
         replay = [{"path": str(bulk), "index": ":1", **LOW}, {"path": str(files[0]), "index": ":2", **LOW}]
         config = configured(files[0], bulk, **grid, replay=replay, training={"steps": 2, "validations": 1})
         run_learning_curve(config, tmp_path / bulk.stem, progress=False)
@@ -187,16 +192,14 @@ def test_accurate_labels_of_the_bulk_are_seen_by_the_test_alone(files, tmp_path)
 
 
 def test_results_of_other_trainings_are_left_out(results, files, folder, tmp_path):
-    """A training of other length shares the folder, but not the table."""
-    foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
-    common = {"foundation": foundation, "strategies": ["direct"], "labels": ["energy"]}
-    place = tmp_path / "run"
-    run_learning_curve(configured(*files, **common), place, progress=False)
+    """A training of other length shares the folder, but not the table; what is there of the same is in it."""
+    place, wanted = tmp_path / "run", {"strategies": ["direct"], "labels": ["energy"]}
+    shutil.copytree(folder, place)
+    again = run_learning_curve(configured(*files, **wanted), place, progress=False)
+    assert len(again["arms"]) == len(results["arms"]) == 5
     longer = {"steps": 12, "validations": 2, "energy_weight": 40}
-    after = run_learning_curve(configured(*files, **common, sizes=[3], training=longer), place, progress=False)
-    assert [(arm["strategy"], arm["size"]) for arm in after["arms"]] == [("foundation", None), ("direct", 3)]
-    third = run_learning_curve(configured(*files, **common, sizes=[3]), place, progress=False)
-    assert [arm["size"] for arm in third["arms"]] == [None, 3, 4]
+    after = run_learning_curve(configured(*files, **wanted, training=longer), place, progress=False)
+    assert [(arm["strategy"], arm["size"]) for arm in after["arms"]] == [("foundation", None), ("direct", 4)]
 
 
 @pytest.mark.slow
@@ -232,21 +235,23 @@ def test_killed_within_a_training_it_ends_with_the_same_bits(files, folder, tmp_
 def test_processes_share_a_folder(results, files, folder, tmp_path, capsys):
     """A run that another process is at work on is left to the end, and there is no second one of it."""
     foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
-    config = configured(*files, foundation=foundation, strategies=["direct"], labels=["energy"], sizes=[3, 4])
+    config = configured(*files, foundation=foundation, strategies=["direct"])
+    first, second = (f"direct-{labels}-4-0" for labels in LABELS)
     other = Workspace(tmp_path / "run")
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with other.claimed("direct-energy-3-0", wait=True):
+        with other.claimed(first, wait=True):
             running = pool.submit(run_learning_curve, config, tmp_path / "run")
-            while not (tmp_path / "run" / "potentials" / "direct-energy-4-0.jaxmlip").exists():
+            while not (tmp_path / "run" / "potentials" / f"{second}.jaxmlip").exists():
                 assert not running.done()
                 time.sleep(0.05)
-            assert not (tmp_path / "run" / "potentials" / "direct-energy-3-0.jaxmlip").exists()
+            assert not (tmp_path / "run" / "potentials" / f"{first}.jaxmlip").exists()
         running.result()
     assert run_learning_curve(config, tmp_path / "run") == running.result()
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("direct-energy-3-0:") and line.endswith(" s") for line in lines) == 1
+    assert sum(line.startswith(f"{first}:") and line.endswith(" s") for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_closed_forms_run_once_with_energies(files, folder, tmp_path):
     """They have no seed, and see no forces."""
     foundation = {"potential": str(folder / "potentials" / "foundation.jaxmlip")}
@@ -332,7 +337,7 @@ def test_mistakes_are_named_before_any_work(files, tmp_path, monkeypatch):
         run_learning_curve(configured("${NOWHERE}/a.extxyz", files[1]), tmp_path / "run", progress=False)
     with pytest.raises(FileNotFoundError, match=r"There is no file .*nothing\.extxyz"):
         run_learning_curve(configured(tmp_path / "nothing.extxyz", files[1]), tmp_path / "run", progress=False)
-    with pytest.raises(ConfigError, match=r"sizes asks for 900 frames, but .* has 800; leave that size out"):
+    with pytest.raises(ConfigError, match=r"sizes asks for 900 frames, but .* has 10; leave that size out"):
         run_learning_curve(configured(*files, sizes=[4, 900]), tmp_path / "run", progress=False)
     assert not list((tmp_path / "run" / "stages").iterdir())
     with pytest.raises(ConfigError, match="pair_difference: these strategies learn from energy alone, which"):

@@ -62,7 +62,7 @@ def count(config: Counting, folder: Path, *, progress: bool = True) -> int:
     return len(config.name)
 '''
 
-STUDENT = {"channels": 2, "layers": 1, "l_max": 1, "correlation": 1, "radial_mlp": [4], "cutoff": 3.0}
+STUDENT = {"channels": 2, "layers": 1, "l_max": 0, "correlation": 1, "radial_mlp": [4], "cutoff": 3.0}
 
 
 @pytest.fixture

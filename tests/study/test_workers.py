@@ -154,6 +154,24 @@ def test_workers_that_cannot_be_had(monkeypatch, tmp_path):
         pass
 
 
+def test_a_scheduler_without_workers_says_how_to_start_some(tmp_path, capsys, monkeypatch):
+    """Once, and the run goes on when one comes."""
+    monkeypatch.setattr(workers, "SILENT_S", 0.1)
+    with distributed.LocalCluster(n_workers=0, threads_per_worker=1, processes=False, dashboard_address=None) as empty:
+        config = Copper(structures=2, workers=workers.Workers(scheduler=empty.scheduler_address))
+        comes = threading.Timer(1.0, empty.scale, (1,))
+        comes.start()
+        run_copper(config, tmp_path / "run")
+        comes.join()
+    said = capsys.readouterr().out.splitlines()
+    (place,) = [place for place, line in enumerate(said) if "has no workers" in line]
+    assert f"dask worker {empty.scheduler_address} --nthreads 1" in said[place]
+    assert said[0].endswith(" workers ...")
+    assert said[place + 1].startswith("structures: ")
+    assert "--scheduler-file cluster.json" in workers.Workers.model_construct(scheduler="cluster.json").lacking
+    assert "2 jobs wait in the queue" in workers.Workers(scheduler="slurm").lacking
+
+
 @pytest.mark.slow
 def test_a_stage_that_kills_every_worker_is_named(tmp_path):
     """The first death counts here."""

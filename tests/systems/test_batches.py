@@ -172,7 +172,10 @@ def test_tiers_hold_the_same_structures(samples: list[Sample], tiers: int) -> No
             np.testing.assert_array_equal(lengths[0], lengths[1])
 
 
-@pytest.mark.parametrize(("radius", "batch_size"), [("4.0", 5), ("4.0", 16), ("5.0", 5), ("5.0", 16)])
+@pytest.mark.parametrize(
+    ("radius", "batch_size"),
+    [("4.0", 5), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("4.0", 16), ("5.0", 5))), ("5.0", 16)],
+)
 def test_little_of_a_batch_of_published_clusters_is_empty(ice_data: Path, radius: str, batch_size: int) -> None:
     """All empty slots count, those of padding atoms too; the shape holds every shuffle."""
     frames = read_frames(ice_data / f"clusters_{radius}A.extxyz", energy_key=None, forces_key=None, index=":400")

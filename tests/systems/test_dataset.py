@@ -27,6 +27,21 @@ def labelled_ice(seed: int = 0) -> Frame:
     return Frame(atoms, -266453.1135206173 + rng.normal(), rng.normal(size=(48, 3)), STRESS, info)
 
 
+def test_no_more_is_read_than_an_index_needs(tmp_path: Path) -> None:
+    """What comes after the last frame may be anything, unless it is to be counted."""
+    path = tmp_path / "ice.extxyz"
+    write_frames(path, [labelled_ice(seed) for seed in range(3)])
+    with path.open("a") as file:
+        file.write("7\nno structure\n")
+    for index, numbers in ((1, [1]), ("2", [2]), (":2", [0, 1]), ("1:3", [1, 2]), ("0:3:2", [0, 2])):
+        found = read_frames(path, index=index)
+        assert [frame.info["frame"] for frame in found] == numbers
+        np.testing.assert_array_equal(found[0].forces, labelled_ice(numbers[0]).forces)
+    for index in (":", "1:", -1, ":-1", "::-1", ":9", 3):
+        with pytest.raises(ValueError, match="cannot be read as a file of atomic structures"):
+            read_frames(path, index=index)
+
+
 def test_repr_says_what_there_is() -> None:
     """Labels that are absent, and a whole frame with its file."""
     atoms = Atoms("OH2", positions=np.eye(3))

@@ -104,7 +104,7 @@ SLOW = pytest.mark.slow
     [
         (Damped, "NVT", "a step of zero length changes nothing: .momentum"),
         (Alike, "NVT", "other seeds give other trajectories"),
-        (TooHot, "NVT", "kinetic temperature is that of kT: the ratio is 1.3"),
+        pytest.param(TooHot, "NVT", "kinetic temperature is that of kT: the ratio is 1.3", marks=SLOW),
         pytest.param(Leaking, "NVTVelocityRescaling", "total energy and reservoir are conserved", marks=SLOW),
         pytest.param(Adrift, "NVT", "padding changes nothing for the other atoms", marks=SLOW),
         pytest.param(Secret, "NPT", "the cell moves only where moves_cell", marks=SLOW),

@@ -53,6 +53,7 @@ def test_counts_have_no_derivative() -> None:
     check_observable(RDF("O", "O", r_max=3.0, bins=6), SALT, differentiable=())
 
 
+@pytest.mark.slow
 def test_of_a_potential() -> None:
     coefficients = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
     pairs = PairPotential(coefficients, np.zeros(N_SPECIES), known=(1, 8), reach=3.0, shortest=0.6)

@@ -40,10 +40,12 @@ def kinds() -> dict[str, Potential]:
     }
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("low rank", "trainable references", "linearized")]
+SLOW = [
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("student", "low rank", "trainable references", "linearized")
+]
 
 
-@pytest.mark.parametrize("kind", ["student", "pairs", "sum", *SLOW])
+@pytest.mark.parametrize("kind", ["pairs", "sum", *SLOW])
 def test_our_own_potentials_conform(kind: str) -> None:
     check_potential(kinds()[kind])
 

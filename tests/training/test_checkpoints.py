@@ -145,7 +145,7 @@ def test_metrics_are_errors_by_kind(labelled, problem, tmp_path):
     assert {(e["set"], e["type"]) for e in line["errors"]} == {(s, t) for e, s, t in rows if e == "3"}
 
 
-@pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize("vectorised", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_stack_goes_on_too(problem, tmp_path, vectorised):
     """Two models, interrupted while the second (or both) train."""
     settings = [SHORT, SHORT.model_copy(update={"seed": 1, "learning_rate": 0.01})]

@@ -74,6 +74,7 @@ def test_log_evidence_is_the_gaussian_log_density():
     assert max(log_density(0.5 * p.noise), log_density(2 * p.noise)) < p.log_evidence
 
 
+@pytest.mark.slow
 def test_evidence_finds_scales_and_noise():
     """Within what 400 labels can say of them."""
     features, sizes, _, labels = drawn(np.random.default_rng(4), 400)

@@ -109,6 +109,7 @@ def plainly(potential: Any, head: Any, graph: Any, stress: bool, magmoms: bool) 
     return evaluate(loss_module.Headed(potential, head), graph, stress=stress, magmoms=magmoms)
 
 
+@pytest.mark.slow
 def test_gradient_equals_plain_automatic_differentiation(small_student, monkeypatch):
     """One forward derivative under reverse mode gives the numbers of reverse mode over reverse mode."""
     potential, batch = small_student

@@ -15,7 +15,7 @@ from jaxmlip.training.strategies.continued import Continued, SingleFidelity
 from jaxmlip.training.strategies.moving import adapted
 from jaxmlip.training.trainer import train
 
-MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
+MODEL = Equivariant(channels=4, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(16,))
 SETTINGS = TrainingSettings(epochs=10, batch_size=8, learning_rate=5e-4, ema_decay=0.9)
 
 pytestmark = pytest.mark.filterwarnings("ignore:H and O occur in one ratio only")

@@ -30,7 +30,14 @@ def problem(high) -> TrainingProblem:
     return TrainingProblem(start, training, held_out, terms, terms)
 
 
-@pytest.mark.parametrize("optimizer", ["lion", {"name": "muon", "ns_steps": 3}, {"name": "sgd", "momentum": 0.9}])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param("lion", marks=pytest.mark.slow),
+        {"name": "muon", "ns_steps": 3},
+        pytest.param({"name": "sgd", "momentum": 0.9}, marks=pytest.mark.slow),
+    ],
+)
 def test_others_than_adamw_train_and_go_on(problem, tmp_path, optimizer):
     """Validation improves; stopped within a training, it ends with the same bits."""
     settings = SETTINGS.model_copy(update={"optimizer": TrainingSettings(optimizer=optimizer).optimizer})

@@ -28,7 +28,7 @@ from jaxmlip.training.strategies.multi_fidelity import MultiFidelity
 from jaxmlip.training.strategies.registry import STRATEGIES, AnyStrategy
 from jaxmlip.training.trainer import train
 
-MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(16,))
+MODEL = Equivariant(channels=4, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(16,))
 SETTINGS = TrainingSettings(epochs=25, batch_size=4, learning_rate=0.02, ema_decay=0.95)
 SHORT = SETTINGS.model_copy(update={"epochs": 1})
 ALONE = {name: cls for name, cls in STRATEGIES.items() if not any(f.is_required() for f in cls.model_fields.values())}
@@ -43,6 +43,8 @@ VARIANTS = [
     SingleFidelity(references="keep"),
     SingleFidelity(references="refit"),
     SingleFidelity(references="shift", moves="readouts", l2_sp=1.0),
+]
+SLOW_VARIANTS = [
     SingleFidelity(references="trainable", moves="low_rank", rank=2),
     MultiFidelity(references="trainable", warm_start=False, anchor=0.5, layer_decay=0.5, moves="all_but_embedding"),
 ]
@@ -132,7 +134,9 @@ def test_hidden_forces_never_speak(lifted):
 
 
 @pytest.mark.parametrize(
-    "strategy", ALL + VARIANTS, ids=lambda s: f"{s.name} {s.model_dump(exclude_defaults=True, exclude={'name'})}"
+    "strategy",
+    [*ALL, *VARIANTS, *(pytest.param(strategy, marks=pytest.mark.slow) for strategy in SLOW_VARIANTS)],
+    ids=lambda s: f"{s.name} {s.model_dump(exclude_defaults=True, exclude={'name'})}",
 )
 def test_energy_only_training_cannot_see_forces(foundation, low, high, strategy):
     """True, absent or absurd forces and stresses: the same problem and the same parameters, bit for bit."""
@@ -349,6 +353,7 @@ def test_scale_and_shift_use_allowed_labels_only(foundation, high):
     assert scale_and_shift(hidden.train[:1], Terms(True, False, False)) == (1.0, energies[0])
 
 
+@pytest.mark.slow
 def test_sentences_of_the_library(clusters, high, low):
     """As a user writes them."""
     student = distil(MODEL, LOW, clusters, settings=SHORT, validation_fraction=0.25, progress=False)

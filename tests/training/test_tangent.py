@@ -67,6 +67,7 @@ def test_training_energies_are_explained_and_held_out_ones_improve(posterior, pr
     assert errors(deployed, high[:24]) <= errors(deployed, high[24:])
 
 
+@pytest.mark.slow
 def test_a_change_of_the_foundation_is_recovered_from_its_energies(foundation, clusters):
     """Labels of the linearised foundation with known weights: forces come back, and within their uncertainty."""
     rng = np.random.default_rng(0)

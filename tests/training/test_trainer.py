@@ -137,6 +137,7 @@ def test_l2_sp_pulls_to_the_start(high):
     state, _ = steps(given, SETTINGS, [], [])
     away = state.replace(params=jax.tree.map(lambda leaf: leaf + 0.01, state.params))
 
+    @jax.jit
     def objective(params, l2_sp):
         value = loss(given.potential.replace(params=params), batch, SETTINGS.weights(), terms=TERMS)[0]
         far = sum(jnp.sum((params[name] - LOW.params[name]) ** 2) for name in params)
@@ -145,7 +146,7 @@ def test_l2_sp_pulls_to_the_start(high):
     for strength in (0.0, 3.0):
         after, value = steps(dataclasses.replace(given, l2_sp=strength), SETTINGS, [batch], RATE, away)
         np.testing.assert_allclose(value[0], objective(away.params, 0.0), rtol=1e-6)  # reported without the penalty
-        gradient = jax.grad(objective)(away.params, strength)
+        gradient = jax.jit(jax.grad(objective))(away.params, strength)
         momentum = after.opt_state[1][0].mu  # (1 − β₁) × gradient after the first step
         jax.tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * g, rtol=1e-3, atol=1e-6), momentum, gradient)
 

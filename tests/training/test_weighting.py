@@ -27,7 +27,7 @@ from jaxmlip.training.trainer import train, train_many
 from jaxmlip.training.weighting import LEAST_SPREAD, resolved, stress_weight, terms_of
 from jaxmlip.units import GPA
 
-MODEL = Equivariant(channels=2, l_max=1, correlation=1, layers=1, cutoff=4.0, radial_mlp=(4,))
+MODEL = Equivariant(channels=2, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(4,))
 SETTINGS = TrainingSettings(epochs=12, batch_size=4, learning_rate=0.02, ema_decay=0.9)
 
 pytestmark = pytest.mark.filterwarnings("ignore:H and O occur in one ratio only")
@@ -150,7 +150,9 @@ def test_clusters_have_no_stress(high):
 
 
 @pytest.mark.parametrize(
-    "strategy", [Direct(), SingleFidelity(), Differential(), MultiFidelity()], ids=lambda s: s.name
+    "strategy",
+    [*(pytest.param(s, marks=pytest.mark.slow) for s in (Direct(), SingleFidelity(), Differential())), MultiFidelity()],
+    ids=lambda s: s.name,
 )
 def test_energies_alone_hide_stress(strategy, solids):
     """Nothing depends on stresses of the high fidelity; those that are replayed are seen."""

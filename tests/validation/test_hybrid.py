@@ -59,7 +59,7 @@ def mean_square(sampled: HybridRun) -> Estimate:
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("refreshed", [1.0, 0.3])
+@pytest.mark.parametrize("refreshed", [pytest.param(1.0, marks=pytest.mark.slow), 0.3])
 def test_wells_are_the_teachers(refreshed: float, agrees: Any) -> None:
     """The student's are half as stiff again, and beside them: ⟨x²⟩ would be 0.7 (2 σ with 20 times the noise)."""
     proposal = dataclasses.replace(QUARTER, refreshed=refreshed, steps=8, warm_up=60)
@@ -155,9 +155,8 @@ class Soft(LennardJones):
         return 0.5 * self.params["epsilon"] * jnp.maximum(1.0 - squared, 0.0).__pow__(3).sum(-1)
 
 
-@pytest.mark.physics
-def test_volumes_of_an_ideal_gas(agrees: Any) -> None:
-    """Its student's atoms repel each other: V has the Gamma distribution of N + 1, of mean (N + 1) kT/P."""
+def gas_of_another(moves: int, warm_up: int) -> tuple[HybridRun, Any]:
+    """An ideal gas at constant pressure, by a student whose atoms repel each other; its volumes in (N + 1) kT/P."""
     corners = np.stack(np.meshgrid(*[[0.0, 1.5]] * 3), -1).reshape(-1, 3)
     gas = Atoms("Ar8", corners, cell=[3.1] * 3, pbc=True)
     gas.set_masses([1.0] * 8)  # pyright: ignore[reportArgumentType]
@@ -168,21 +167,35 @@ def test_volumes_of_an_ideal_gas(agrees: Any) -> None:
         teacher,
         gas,
         jm.NPT(REDUCED_K, pressure_GPa=pressure / GPA),
-        moves=150,
+        moves=moves,
         replicas=32,
         proposal=Proposal(
-            steps=4, timestep_fs=0.15 * REDUCED_TIME_FS, volume_width=0.6, volume_moves=1, warm_up=25, adapts=False
+            steps=4, timestep_fs=0.15 * REDUCED_TIME_FS, volume_width=0.6, volume_moves=1, warm_up=warm_up, adapts=False
         ),
         progress=False,
     )
-    reduced = sampled.run.volume * pressure / 9
+    return sampled, sampled.run.volume * pressure / 9
+
+
+def test_volumes_are_sampled() -> None:
+    """Cells are those of the volumes, which are about what they should be."""
+    sampled, reduced = gas_of_another(moves=20, warm_up=20)
+    assert 0.3 < sampled.volume_acceptance < 0.8
+    np.testing.assert_allclose(sampled.run.cells[..., 0, 0] ** 3, sampled.run.volume, rtol=1e-6)
+    assert reduced.mean() == pytest.approx(1.0, abs=0.25)
+    assert reduced.std() == pytest.approx(1 / 3, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.physics
+def test_volumes_of_an_ideal_gas(agrees: Any) -> None:
+    """V has the Gamma distribution of N + 1, of mean (N + 1) kT/P."""
+    sampled, reduced = gas_of_another(moves=150, warm_up=25)
     mean, square = correlated_mean(reduced), correlated_mean((reduced - 1.0) ** 2)
     assert mean.error < 0.025
     agrees("hybrid Monte Carlo, ideal gas at constant pressure: PV/(N + 1)kT", mean.value, mean.error, 1.0)
     agrees("hybrid Monte Carlo, ideal gas: var V P²/(N + 1)k²T²", 9 * square.value, 9 * square.error, 1.0)
-    assert 0.3 < sampled.volume_acceptance < 0.8
     assert 0.5 < sampled.acceptance.mean() < 0.98
-    np.testing.assert_allclose(sampled.run.cells[..., 0, 0] ** 3, sampled.run.volume, rtol=1e-6)
 
 
 def water(repeats: int = 1) -> Atoms:

@@ -24,7 +24,7 @@ from jaxmlip.units import KB
 from jaxmlip.validation.last_layer import last_layer_posterior
 from jaxmlip.validation.uncertainty import observable_uncertainty
 
-MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(8,))
+MODEL = Equivariant(channels=4, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(8,))
 
 pytestmark = pytest.mark.filterwarnings("ignore:H and O occur in one ratio only")
 

@@ -130,7 +130,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "motion", ["rotation", "cell", pytest.param("translation", marks=SLOW), pytest.param("vibration", marks=SLOW)]
+    "motion", ["cell", *(pytest.param(each, marks=SLOW) for each in ("rotation", "translation", "vibration"))]
 )
 def test_motions_of_molecules_are_told_apart(motion: str) -> None:
     """What molecules do not do has no share, and the difference of energies is the sum of the shares."""
@@ -154,6 +154,7 @@ def test_pair_forces_are_found() -> None:
     assert found.names["pairs"] == ("H–H", "H–O", "O–O", "rest")
     energies = found.energies["pairs"]
     assert energies[:, :, 3].std() < 1e-2 * energies.sum(2).std()
+    assert found.pair_forces is not None
     nearest = np.abs(found.distances - 2.75).argmin()
     np.testing.assert_allclose(found.pair_forces.params[2, nearest], TEACHER.params[2, nearest], rtol=0.02)
     whole = found.by("pairs", whole=True)
@@ -164,6 +165,7 @@ def test_pair_forces_are_found() -> None:
     picture.clear()
 
 
+@pytest.mark.slow
 def test_replicas_may_have_settled_in_several_places() -> None:
     """Each then has a mean structure of its own, and what differs between them is the rest."""
     run = made_ice(np.random.default_rng(4), "translation")

@@ -230,7 +230,7 @@ def test_models_of_a_stack_are_trained_one_by_one() -> None:
         train_many(problems, settings(1), progress=False, vectorised=True)
 
 
-MODEL = Equivariant(channels=4, l_max=1, correlation=2, layers=1, cutoff=4.0, radial_mlp=(8,), repulsion=True)
+MODEL = Equivariant(channels=2, l_max=0, correlation=1, layers=1, cutoff=4.0, radial_mlp=(8,), repulsion=True)
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def run() -> Run:
 
 
 @pytest.mark.physics
-@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("stacked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_committee_of_wells(run: Run, stacked: bool, agrees: Any) -> None:
     """⟨x²⟩ = kT/k of each member, so that their spread is known; a potential energy is 6 kT whatever k."""
     stiffnesses = STIFFNESS * (1.0 + np.array([-0.06, -0.03, 0.0, 0.02, 0.07]))

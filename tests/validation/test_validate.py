@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from jaxmlip.simulation.trajectory import Run, load_run
 from jaxmlip.systems.ice import ice_ih
 from jaxmlip.units import GPA
 from jaxmlip.validation import ladder
+from jaxmlip.validation.ladder import whole_frames
 from jaxmlip.validation.page import write_validation
 from jaxmlip.validation.task import Sampling, named_values
 from jaxmlip.validation.validate import Validation, validate
@@ -36,6 +38,8 @@ DT = 0.005 * REDUCED_TIME_FS
 ENSEMBLE = NVT(REDUCED_K, friction_per_ps=4000.0 / REDUCED_TIME_FS)
 NAMES = ["rdf:Ar-Ar:r_max=1.7:bins=34", "potential_energy"]
 TOLERANCES = {"potential_energy": 0.8, NAMES[0]: 0.05}
+pytestmark = pytest.mark.optimised
+
 SHORT = Sampling(time_ps=1.5 * DT, replicas=4, timestep_fs=DT, sample_every_fs=10 * DT)
 
 
@@ -58,7 +62,7 @@ def start() -> Atoms:
 
 def simulated(start: Atoms, epsilon: float, seed: int) -> Run:
     options: dict[str, Any] = {"timestep_fs": DT, "sample_every_fs": 10 * DT, "skin": 0.3, "progress": False}
-    return simulate(fluid(epsilon), start, ENSEMBLE, steps=6400, replicas=4, seed=seed, **options)
+    return simulate(fluid(epsilon), start, ENSEMBLE, steps=2400, replicas=4, seed=seed, **options)
 
 
 @pytest.fixture(scope="module")
@@ -82,28 +86,32 @@ def test_student_equal_to_its_teacher_passes(run: Run) -> None:
 
 
 @pytest.mark.physics
-def test_all_ways_agree_with_the_teachers_own_simulation(run: Run, start: Atoms, agrees) -> None:
-    """Reweighting to ε = 1.02 and a bridge to 1.4, against direct runs; and linear response to 1.02."""
-    for epsilon, way in ((1.02, "reweighting"), (1.4, "bridge")):
-        found = held(run, epsilon)
-        direct = held(
-            run, epsilon, teacher_run=simulated(start, epsilon, 7), sampling=dataclasses.replace(SHORT, bridge=False)
-        )
-        for name in NAMES:
-            assert found.observables[name].method == way
-        energy, own = (each.observables["potential_energy"] for each in (found, direct))
-        assert (own.method, own.answer, energy.answer) == ("direct", "fail", "fail")
-        one, other = energy.teacher, own.teacher
-        assert one is not None
-        assert other is not None
-        quantity = f"Lennard-Jones, 32 atoms, <U> of ε = {epsilon} from ε = 1 by {way}"
-        agrees(quantity, one.value, one.error, float(other), known_error=float(other.error))
-        one, other = (each.observables[NAMES[0]].teacher for each in (found, direct))
-        assert one is not None
-        assert other is not None
-        apart = one - other
-        # Of the sigmas of 34 bins hardly one is beyond 3.5.
-        assert np.abs(apart.sigma_from(0.0))[apart.error > 0].max() < 3.5
+@pytest.mark.parametrize(
+    ("epsilon", "way"), [pytest.param(1.02, "reweighting", marks=pytest.mark.slow), (1.4, "bridge")]
+)
+def test_all_ways_agree_with_the_teachers_own_simulation(
+    epsilon: float, way: str, run: Run, start: Atoms, agrees
+) -> None:
+    """Reweighting to ε = 1.02 and a bridge to 1.4, against direct runs."""
+    found = held(run, epsilon)
+    direct = held(
+        run, epsilon, teacher_run=simulated(start, epsilon, 7), sampling=dataclasses.replace(SHORT, bridge=False)
+    )
+    for name in NAMES:
+        assert found.observables[name].method == way
+    energy, own = (each.observables["potential_energy"] for each in (found, direct))
+    assert (own.method, own.answer, energy.answer) == ("direct", "fail", "fail")
+    one, other = energy.teacher, own.teacher
+    assert one is not None
+    assert other is not None
+    quantity = f"Lennard-Jones, 32 atoms, <U> of ε = {epsilon} from ε = 1 by {way}"
+    agrees(quantity, one.value, one.error, float(other), known_error=float(other.error))
+    one, other = (each.observables[NAMES[0]].teacher for each in (found, direct))
+    assert one is not None
+    assert other is not None
+    apart = one - other
+    # Of the sigmas of 34 bins hardly one is beyond 3.5.
+    assert np.abs(apart.sigma_from(0.0))[apart.error > 0].max() < 3.5
 
 
 @pytest.mark.slow
@@ -158,6 +166,9 @@ def test_cannot_tell_what_no_way_tells(run: Run) -> None:
     assert energy.student is not None
     assert "a simulation of the teacher" in energy.reason
     assert {"reweighting", "bridge", "direct"} <= set(found.refused)
+    told = repr(found).splitlines()
+    assert [line for line in told if line.startswith("no bridge: it is not wanted")]
+    assert [line for line in told if line.startswith(f"{NAMES[1]}: it would take") and "--allow-teacher-md" in line]
 
 
 def test_folder_and_page(start: Atoms, tmp_path: Path) -> None:
@@ -227,6 +238,20 @@ def test_default_observables(start: Atoms) -> None:
     at_pressure = NPT(REDUCED_K, 0.5 / GPA)
     names = [*Task.of(start, one, one, at_pressure, None, None, SHORT).observables]
     assert names == ["rdf:Ar-Ar", "potential_energy", "density"]
+    cluster = start.copy()
+    cluster.pbc = False
+    with pytest.warns(
+        UserWarning, match=r"energies alone are compared: name what matters as observables, such as bond:"
+    ):
+        names = [*Task.of(cluster, one, one, NVT(REDUCED_K), None, None, SHORT).observables]
+    assert names == ["potential_energy"]
+    with warnings.catch_warnings(action="error"):
+        Task.of(cluster, one, one, NVT(REDUCED_K), ["coordination:Ar-Ar:r_0=4"], None, SHORT)
+
+
+def test_bridges_end_with_a_frame() -> None:
+    """So that nobody is warned of a length that nobody chose."""
+    assert [whole_frames(steps, 20) for steps in (285.0, 280.0, 279.9, 3.0)] == [280, 280, 260, 20]
 
 
 def test_published_schema() -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from pydantic import ValidationError
 
 from jaxmlip.figures import figure, picture
 from jaxmlip.files import finite, write_json, write_text
 from jaxmlip.study import correlations
 from jaxmlip.study.clusters_to_bulk.answers import FOLLOWS, with_answers
 from jaxmlip.study.clusters_to_bulk.report import VERDICT_CLASS, columns_of, dig, named_students
-from jaxmlip.study.clusters_to_bulk.summary_file import FORMAT, ComparisonFile
+from jaxmlip.study.clusters_to_bulk.summary_file import FORMAT, ComparisonFile, SummaryFile
 from jaxmlip.study.correlations import STUDY, StudentErrors, students_of
 from jaxmlip.study.pages import template_of, value_and_error
 from jaxmlip.study.plots import readable
@@ -67,6 +68,12 @@ def _summaries(runs: Sequence[str | Path]) -> dict[Path, tuple[dict[str, Any], d
                 )
             if config is None:
                 raise ValueError(f"{path} has no config.json beside it; run its study again, or copy it there.")
+            try:
+                SummaryFile.model_validate(summary)
+            except ValidationError as error:
+                first = error.errors()[0]
+                what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+                raise ValueError(correlations.damaged(path, what)) from None
             if summary not in [each for each, _ in found.values()]:
                 found[path] = summary, config
     return found
