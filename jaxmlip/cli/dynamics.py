@@ -226,23 +226,22 @@ def validate(
 
         chosen = ensemble_of(ensemble, temperature_k, pressure_gpa, cell, friction_per_ps, pressure_time_ps=0.1)
         names = None if observables is None else [name.strip() for name in observables.split(",") if name.strip()]
-        given = None if run is None else load_run(run)
+        sampling = Sampling(time_ps, replicas, timestep_fs, sample_every_fs, seed, not no_bridge, allow_teacher_md)
+        given, others = (None if each is None else load_run(each) for each in (run, teacher_run))
         found = validate_potential(
             last_structure(structure, allow_close=allow_close) if given is None else given,
             load(potential),
             load(against),
             chosen,
             observables=names,
-            sampling=Sampling(
-                time_ps, replicas, timestep_fs, sample_every_fs, seed, bridge=not no_bridge, teacher_md=allow_teacher_md
-            ),
-            teacher_run=None if teacher_run is None else load_run(teacher_run),
+            sampling=sampling,
+            teacher_run=others,
             tolerances=named_values(tolerance or []),
             to=out,
             progress=not quiet,
         )
         said = {"structure": structure, "potential": potential, "against": against, "run": run, "seed": seed}
-        length = (time_ps, replicas) if given is None else (given.time_fs[-1] / 1000.0, given.n_replicas)
-        write_validation(out, found, said | {"ensemble": str(chosen), "time_ps": length[0], "replicas": length[1]})
+        time_ps, replicas = (time_ps, replicas) if given is None else (given.time_fs[-1] / 1e3, given.n_replicas)
+        write_validation(out, found, said | {"ensemble": str(chosen), "time_ps": time_ps, "replicas": replicas})
         typer.echo(found)
         typer.echo(f"Wrote {out / 'verdict.json'} and {out / 'report.html'}.")

@@ -143,6 +143,44 @@ def launched(
 
         return pl.BlockSpec(tuple(sizes.get(axis, axis) for axis in axes), place)
 
+    specs, made, shape = _arrays(spec, target, how, shapes, (atoms, slots, programs))
+
+    def kernel(neighbors: Any, matrices: Any, *refs: Any) -> None:
+        *five, result = refs
+        five.insert(target, result)
+        KERNELS[target](Refs(neighbors, matrices, *five), how, tile)
+
+    by_slots, by_channels = slots // tile.slots, channels // tile.channels
+    return pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct(shape, four[0].dtype),
+        grid=(systems * programs, by_slots if shares_slots else 1, by_channels if shares_channels else 1),
+        in_specs=[spec("system", "atom", "slots"), spec(*how.matrices.shape), *specs],
+        out_specs=made,
+        interpret=interpret,
+        # Loads ahead of a loop would take more shared memory than there is.
+        compiler_params=None if interpret else triton.CompilerParams(num_warps=4, num_stages=1),
+        name=f"messages_{NAMES[target]}",
+    )(neighbors, jnp.asarray(how.matrices, four[0].dtype), *four)
+
+
+def _arrays(
+    spec: Callable[..., pl.BlockSpec],
+    target: int,
+    how: Coupling,
+    shapes: list[tuple[int, ...]],
+    numbers: tuple[int, int, int],
+) -> tuple[list[pl.BlockSpec], pl.BlockSpec, tuple[int, ...]]:
+    """Blocks of the four arrays that are given and of the one that is made, and its shape.
+
+    Args:
+        spec: a block by its axes.
+        target: what is made.
+        how: see `coupling`.
+        shapes: of all five.
+        numbers: of atoms, slots and programs.
+    """
+    atoms, slots, programs = numbers
     specs = [
         spec("system", "atom", how.rows, "slots"),
         spec("system", "atom", "slots", shapes[HIDDEN][-1]),
@@ -157,24 +195,7 @@ def launched(
     elif target == FINAL:
         made = spec("system", "part", *shape[1:3], "channels")
         shape[1:1] = [programs]
-
-    def kernel(neighbors: Any, matrices: Any, *refs: Any) -> None:
-        *five, result = refs
-        five.insert(target, result)
-        KERNELS[target](Refs(neighbors, matrices, *five), how, tile)
-
-    by_slots, by_channels = slots // tile.slots, channels // tile.channels
-    return pl.pallas_call(
-        kernel,
-        out_shape=jax.ShapeDtypeStruct(tuple(shape), four[0].dtype),
-        grid=(systems * programs, by_slots if shares_slots else 1, by_channels if shares_channels else 1),
-        in_specs=[spec("system", "atom", "slots"), spec(*how.matrices.shape), *specs],
-        out_specs=made,
-        interpret=interpret,
-        # Loads ahead of a loop would take more shared memory than there is.
-        compiler_params=None if interpret else triton.CompilerParams(num_warps=4, num_stages=1),
-        name=f"messages_{NAMES[target]}",
-    )(neighbors, jnp.asarray(how.matrices, four[0].dtype), *four)
+    return specs, made, tuple(shape)
 
 
 def _dot(a: Array, b: Array, over: tuple[int, int] = (1, 0)) -> Array:

@@ -244,4 +244,5 @@ def _kept(path: Path, like: Potential) -> tuple[Potential, dict[str, Any]]:
     if sizes["bins"] is not None:
         number, most = sizes["bins"]
         sizes["bins"] = Bins(tuple(number), most)
+    sizes["elements"] = tuple(sizes.get("elements", (0, 0)))  # earlier versions did not say
     return like.with_params(params), {"heights": tuple(room["heights"]), "capacity": Capacity(**sizes)}

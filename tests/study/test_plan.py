@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,10 @@ LABELS = {"clusters_5.0A": 600, "clusters_4.0A": 3, "clusters_5.5A": 3, "cluster
 
 LEVELS = ("MatPES-PBE-2025.1.json.gz", "MatPES-R2SCAN-2025.1.json.gz")
 
+CRYSTAL = "clusters_to_bulk/carbon_dioxide.extxyz"
+
 SAID = {
+    "clusters_to_bulk/carbon_dioxide.yaml": ["24 stages, 0 done", "2 replicas of 96 atoms, 160 steps"],
     "clusters_to_bulk/desk.yaml": [
         "88 stages, 0 done",
         "direct.energy_forces and 25 more",
@@ -90,6 +94,9 @@ def place(tmp_path, monkeypatch, inputs):
     monkeypatch.setenv("JAXMLIP_DATA", str(inputs))
     monkeypatch.setenv("MATPES", str(inputs))
     write_frames("labelled.xyz", water(6))
+    crystal = tmp_path / "experiments" / CRYSTAL
+    crystal.parent.mkdir(parents=True)
+    shutil.copy(EXPERIMENTS / CRYSTAL, crystal)
     return tmp_path
 
 
@@ -112,7 +119,7 @@ def test_plans_of_the_experiments(name, place):
         assert words in done.output
     assert re.search(r"Estimated time: \d.*An estimate, good to a factor", done.output)
     assert "experiments/benchmarks/results/dry_run_rates.md" in done.output
-    assert [path.name for path in place.iterdir()] == ["labelled.xyz"]
+    assert sorted(path.name for path in place.iterdir()) == ["experiments", "labelled.xyz"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +140,7 @@ def test_missing_files_are_named(name, lacking, said, place, monkeypatch):
     assert refused.exit_code == 1
     assert said in refused.output
     assert len(refused.output.strip().splitlines()) == 1
-    assert not [*place.iterdir()]
+    assert [path.name for path in place.iterdir()] == ["experiments"]
 
 
 def test_wrong_configurations_are_refused(place):
