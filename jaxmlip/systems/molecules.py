@@ -7,7 +7,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 from jaxtyping import Float, Int
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, shortest_path
 
 from jaxmlip.systems.graph import check_structure, periodic_cell
@@ -84,8 +84,17 @@ def molecules_in(atoms: Atoms) -> tuple[Molecule, ...]:
     Raises:
         ValueError: as `covalent_bonds`, or if bonds lead from an atom to its own image.
     """
-    bonds = covalent_bonds(atoms)
-    links = coo_array((np.ones(len(bonds)), (bonds[:, 0], bonds[:, 1])), shape=(len(atoms), len(atoms))).tocsr()
+    return _molecules(atoms, covalent_bonds(atoms))
+
+
+def _links(atoms: Atoms, bonds: np.ndarray) -> csr_array:
+    """The bonds as a sparse matrix of atoms."""
+    return coo_array((np.ones(len(bonds)), (bonds[:, 0], bonds[:, 1])), shape=(len(atoms), len(atoms))).tocsr()
+
+
+def _molecules(atoms: Atoms, bonds: np.ndarray) -> tuple[Molecule, ...]:
+    """What the bonds connect; see `molecules_in`."""
+    links = _links(atoms, bonds)
     _, member_of = connected_components(links, directed=False)
     found = []
     for first in np.unique(member_of, return_index=True)[1]:
@@ -104,10 +113,11 @@ def centred_molecules(atoms: Atoms) -> list[CentredMolecule]:
     Raises:
         ValueError: as `molecules_in`; for hydrogen and oxygen that are not water, as `molecules_of`.
     """
-    if set(atoms.symbols) == {"H", "O"}:
-        molecules_of(atoms)
-    molecules, bonds = molecules_in(atoms), covalent_bonds(atoms)
-    links = coo_array((np.ones(len(bonds)), (bonds[:, 0], bonds[:, 1])), shape=(len(atoms), len(atoms))).tocsr()
+    hydrogens, oxygens = (np.count_nonzero(atoms.numbers == number) for number in (1, 8))
+    if hydrogens != 2 * oxygens and hydrogens * oxygens > 0 and hydrogens + oxygens == len(atoms):
+        molecules_of(atoms)  # says which molecule is broken
+    bonds = covalent_bonds(atoms)
+    molecules, links = _molecules(atoms, bonds), _links(atoms, bonds)
     cell, masses, found = periodic_cell(atoms), atoms.get_masses(), []
     inverse = np.linalg.pinv(cell)
     for molecule in molecules:

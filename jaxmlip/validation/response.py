@@ -257,6 +257,8 @@ def _shares(
     """All splits that are wanted; `pairs` has reach and knots of the pair forces."""
     energies, names, knots, fitted = {}, {}, np.zeros(0), None
     refused = dict.fromkeys([what for what in get_args(By) if what not in by], "that was not asked for")
+    if not by:
+        return _Shares(energies, names, knots, fitted, refused)
     frames = frame_states(run, potential=student)
     if {"atoms", "elements", "motions"} & {*by}:
         energies, names, why = _splits(run, student, teacher, frames, change)

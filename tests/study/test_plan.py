@@ -28,7 +28,7 @@ LABELS = {"clusters_5.0A": 600, "clusters_4.0A": 3, "clusters_5.5A": 3, "cluster
 
 LEVELS = ("MatPES-PBE-2025.1.json.gz", "MatPES-R2SCAN-2025.1.json.gz")
 
-CRYSTAL = "clusters_to_bulk/carbon_dioxide.extxyz"
+CRYSTAL = "clusters_to_bulk/carbon_dioxide.cif"
 
 SAID = {
     "clusters_to_bulk/carbon_dioxide.yaml": ["24 stages, 0 done", "2 replicas of 96 atoms, 160 steps"],
